@@ -1,0 +1,3 @@
+from openmemory_migrations.environment import run
+
+run()

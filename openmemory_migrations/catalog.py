@@ -1,0 +1,165 @@
+"""Read-only questions to the catalogs, answered with small frozen objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .database import Database
+from .target import OWN_COMMENT, quote
+
+
+@dataclass(frozen=True)
+class Extension:
+    schema: str
+    version: tuple[int, ...]
+
+    def names(self) -> dict[str, str]:
+        return {"ext": quote(self.schema)}
+
+
+@dataclass(frozen=True)
+class Column:
+    """`type` as format_type gives it without the modifier's parentheses; `dimensions` None where it has none."""
+
+    name: str
+    type: str
+    is_vector: bool
+    dimensions: int | None
+    ours: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    oid: int
+    kind: str  # pg_class.relkind
+    owner: str
+    owned: bool  # by this role, or by one that it is a member of
+    has_children: bool
+    rows_hidden: bool  # row-level security applies to this role
+    key: tuple[str, ...]  # columns of the primary key
+    columns: dict[str, Column]
+
+
+@dataclass(frozen=True)
+class Index:
+    """`key` is the name of its one column, or its expression as pg_get_indexdef prints it."""
+
+    name: str
+    table_oid: int
+    valid: bool
+    method: str
+    opclass: str
+    key: str
+    options: frozenset[str]  # as in pg_class.reloptions: name=value
+    partial: bool
+    size: int  # bytes
+
+
+def server_version(db: Database) -> int:
+    return int(db.value("SELECT current_setting('server_version_num')"))
+
+
+def extension(db: Database) -> Extension | None:
+    row = db.run(
+        """
+        SELECT n.nspname, e.extversion
+        FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+        WHERE e.extname = 'vector'
+        """
+    ).one_or_none()
+    return row and Extension(row[0], tuple(int(part) for part in row[1].split(".") if part.isdigit()))
+
+
+def extension_available(db: Database) -> bool:
+    return bool(db.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name = 'vector')"))
+
+
+def schema_exists(db: Database, schema: str) -> bool:
+    return bool(
+        db.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = :schema)", {"schema": schema})
+    )
+
+
+def table(db: Database, schema: str, name: str) -> Table | None:
+    found = db.run(
+        """
+        SELECT c.oid, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner),
+               pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+               EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
+               pg_catalog.row_security_active(c.oid),
+               ARRAY(SELECT a.attname::text
+                     FROM pg_catalog.pg_index k, unnest(k.indkey) WITH ORDINALITY AS p(attnum, position)
+                          JOIN pg_catalog.pg_attribute a USING (attnum)
+                     WHERE k.indrelid = c.oid AND k.indisprimary AND a.attrelid = c.oid
+                     ORDER BY p.position)
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = :schema AND c.relname = :name
+        """,
+        {"schema": schema, "name": name},
+    ).one_or_none()
+    if found is None:
+        return None
+    oid, kind, owner, owned, has_children, rows_hidden, key = found
+    columns = db.rows(
+        """
+        SELECT a.attname, pg_catalog.format_type(a.atttypid, NULL), t.typname = 'vector' AND e.oid IS NOT NULL,
+               a.atttypmod, pg_catalog.col_description(a.attrelid, a.attnum)
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+             LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace
+        WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
+        ORDER BY a.attnum
+        """,
+        {"oid": oid},
+    )
+    return Table(
+        oid=oid,
+        kind=kind,
+        owner=owner,
+        owned=owned,
+        has_children=has_children,
+        rows_hidden=rows_hidden,
+        key=tuple(key),
+        columns={
+            name: Column(
+                name=name,
+                type=type_name,
+                is_vector=is_vector,
+                dimensions=typmod if is_vector and typmod > 0 else None,
+                ours=is_vector and (comment or "").startswith(OWN_COMMENT),
+            )
+            for name, type_name, is_vector, typmod, comment in columns
+        },
+    )
+
+
+def indexes(db: Database, schema: str, *names: str) -> dict[str, Index]:
+    """The indexes of that schema under these names, on whatever table they are."""
+    rows = db.rows(
+        """
+        SELECT c.relname, i.indrelid, i.indisvalid AND i.indisready, am.amname, op.opcname,
+               coalesce(a.attname, pg_catalog.pg_get_indexdef(c.oid, 1, false)), coalesce(c.reloptions, '{{}}'),
+               i.indpred IS NOT NULL, pg_catalog.pg_relation_size(c.oid)
+        FROM pg_catalog.pg_class c
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
+             JOIN pg_catalog.pg_am am ON am.oid = c.relam
+             JOIN pg_catalog.pg_opclass op ON op.oid = i.indclass[0]
+             LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
+        WHERE n.nspname = :schema AND c.relname = ANY (:names)
+        """,
+        {"schema": schema, "names": list(names)},
+    )
+    return {
+        name: Index(name, table_oid, valid, method, opclass, key, frozenset(options), partial, size)
+        for name, table_oid, valid, method, opclass, key, options, partial, size in rows
+    }
+
+
+def trigger_enabled(db: Database, table_oid: int, name: str) -> bool:
+    return bool(
+        db.value(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = :oid AND tgname = :name"
+            " AND NOT tgisinternal AND tgenabled <> 'D')",
+            {"oid": table_oid, "name": name},
+        )
+    )

@@ -1,0 +1,101 @@
+"""How many dimensions the vectors have: configured, or agreed by the rows. Looks at lengths only, never at values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from .database import Database
+from .errors import MigrationError
+from .settings import MAX_DIMENSIONS
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Rows by the length of `v` in bytes, and rows whose vector has no `v` beside it, by dimensions."""
+
+    octets: Counter[int]
+    sourceless: Counter[int]
+
+    def votes(self) -> Counter[int]:
+        found = Counter(
+            {octets // 4: rows for octets, rows in self.octets.items() if problem(octets, None) is None}
+        )
+        return found + self.sourceless
+
+    def histogram(self) -> str:
+        parts = [f"{length(octets)}: {rows:,}" for octets, rows in sorted(self.octets.items())]
+        parts += [f"vectors of {size:,} dimensions without v: {rows:,}" for size, rows in sorted(self.sourceless.items())]
+        return "Rows by length: " + "; ".join(parts) + "."
+
+
+def length(octets: int) -> str:
+    if octets and octets % 4 == 0:
+        return f"{octets // 4:,} dimensions"
+    return f"{octets:,} bytes"
+
+
+def problem(octets: int, dimensions: int | None) -> str | None:
+    """Why `octets` bytes can't become a vector of `dimensions` (None: of any), or None if they can."""
+    if octets == 0:
+        return "empty"
+    if octets % 4:
+        return "length not a multiple of 4"
+    if octets // 4 > MAX_DIMENSIONS:
+        return f"more than {MAX_DIMENSIONS:,} dimensions"
+    if dimensions is not None and octets != 4 * dimensions:
+        return "other dimension"
+    return None
+
+
+def survey(db: Database, vector: str | None = None, **names: str) -> Survey:
+    """Two passes over the table at most; `vector` is a quoted column whose values may have no source."""
+    # octet_length reads the length of a value out of line without fetching it
+    octets = db.rows(
+        "SELECT octet_length({source}), count(*) FROM {table} WHERE {source} IS NOT NULL GROUP BY 1"
+    )
+    sourceless = (
+        db.rows(
+            """
+            SELECT {ext}.vector_dims({which}), count(*) FROM {table}
+            WHERE {source} IS NULL AND {which} IS NOT NULL GROUP BY 1
+            """,
+            which=vector,
+            **names,
+        )
+        if vector
+        else []
+    )
+    return Survey(Counter({row[0]: row[1] for row in octets}), Counter({row[0]: row[1] for row in sourceless}))
+
+
+def resolve(configured: int | None, found: Survey) -> int | None:
+    """The dimensions of the column, or None where nothing is configured and no row says.
+
+    Raises MigrationError with the histogram where the rows don't agree, or none has the configured dimensions.
+    """
+    votes = found.votes()
+    if configured is None:
+        if len(votes) > 1:
+            raise MigrationError(
+                "the rows hold vectors of different dimensions",
+                detail=found.histogram(),
+                hint=f"Set OM_VEC_DIM to the one to keep, such as OM_VEC_DIM={votes.most_common(1)[0][0]};"
+                " rows of another length are skipped and reported.",
+            )
+        return next(iter(votes), None)
+    if (found.octets or found.sourceless) and configured not in votes:
+        raise MigrationError(
+            f"no row holds a vector of {configured:,} dimensions, as OM_VEC_DIM or OM_TIER says",
+            detail=found.histogram(),
+            hint="Correct OM_VEC_DIM, or leave it and OM_TIER unset to take the dimensions from the rows.",
+        )
+    foreign = {size: rows for size, rows in found.sourceless.items() if size != configured}
+    if foreign:
+        raise MigrationError(
+            f"{sum(foreign.values()):,} vectors of other than {configured:,} dimensions have no v beside them"
+            " and would be lost",
+            detail=found.histogram(),
+            hint="Fill v in those rows, or delete them, then run the same command again.",
+        )
+    return configured

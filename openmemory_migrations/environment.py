@@ -1,0 +1,107 @@
+"""What env.py calls: a database that is configured, one run at a time, our own version table."""
+
+from __future__ import annotations
+
+from logging.config import fileConfig
+from typing import Any
+
+from alembic import context
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from . import catalog, expand, locks, log
+from .database import Database, as_migration_error, engine_for, url_of
+from .errors import MigrationError
+from .ops import require_column
+from .settings import Settings, refuse_unknown
+from .target import Target, quote
+
+VERSION_TABLE = "openmemory_alembic_version"
+
+
+def run() -> None:
+    """Runs the migrations of the command that Alembic is at. Raises MigrationError before anything is connected."""
+    if context.config.config_file_name and context.config.file_config.has_section("loggers"):
+        fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+    arguments = context.get_x_argument(as_dictionary=True)
+    refuse_unknown(arguments)
+    settings = Settings.load(arguments)
+    if context.is_offline_mode():
+        raise MigrationError(
+            "offline mode (--sql) is not available in this version", hint="Run it with a database, without --sql."
+        )
+    if settings.database_url is None and settings.metadata_backend == "sqlite":
+        log.notice("OM_METADATA_BACKEND is sqlite: there is no Postgres to migrate, nothing to do")
+        return
+    url = url_of(settings)
+    if url is None:
+        raise MigrationError(
+            "no database is configured",
+            hint="Set OM_DATABASE_URL=postgresql://user:password@host/database, or OM_PG_HOST with OM_PG_PORT, OM_PG_DB,"
+            " OM_PG_USER and OM_PG_PASSWORD as OpenMemory has them.",
+        )
+    engine = engine_for(url)
+    try:
+        if url.get_backend_name() == "sqlite":
+            with engine.connect() as connection:
+                _migrate(connection, settings)
+        else:
+            _run_postgres(engine, settings)
+    except DBAPIError as error:
+        if error.connection_invalidated or error.statement is None:
+            raise as_migration_error(error, "database connection") from error
+        raise as_migration_error(error, "migration") from error
+    finally:
+        engine.dispose()
+
+
+def _run_postgres(engine: Engine, settings: Settings) -> None:
+    what = f"the chain of {quote(settings.pg_schema)}.{quote(VERSION_TABLE)}"
+    # before Alembic reads the version: who comes second must see what the first has stamped
+    with locks.exclusive(engine, what, "chain", settings.pg_schema), engine.connect() as connection:
+        target = Target.of(settings)
+        db = Database(connection, target.names())
+        if not catalog.schema_exists(db, settings.pg_schema):
+            raise MigrationError(
+                f"schema {quote(settings.pg_schema)} does not exist",
+                hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
+            )
+        db.commit()
+        if not _migrate(connection, settings) and not context.get_context().opts.get("dont_mutate"):
+            _check_stamp(db, target, settings)
+
+
+def _migrate(connection: Connection, settings: Settings) -> int:
+    """Runs the steps, each committed with its stamp; returns how many there were."""
+    steps = 0
+
+    def applied(**_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        # one transaction for all would lose the stamp of a finished step to the failure of a later one
+        connection.connection.dbapi_connection.commit()  # type: ignore[union-attr]
+
+    context.configure(
+        connection=connection,
+        version_table=VERSION_TABLE,
+        version_table_schema=None if connection.dialect.name == "sqlite" else settings.pg_schema,
+        on_version_apply=applied,
+    )
+    # not transaction_per_migration: a first step that refuses leaves not even an empty version table
+    with context.begin_transaction():
+        context.run_migrations()
+    return steps
+
+
+def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
+    """Nothing was left to run: that must not hide that the configured table was never migrated."""
+    stamped = context.get_context().get_current_heads()
+    if not stamped:
+        return
+    table = expand.require_table(db, target)
+    if not table.columns[target.source].is_vector:
+        require_column(table, target, settings)
+    db.rollback()
+
+
+__all__ = ["VERSION_TABLE", "run"]

@@ -1,0 +1,22 @@
+"""The one error that this package raises on purpose: PostgreSQL's manner, shown by Alembic without a traceback."""
+
+from __future__ import annotations
+
+from alembic.util import CommandError
+
+
+class MigrationError(CommandError):
+    """Something that the operator can mend.
+
+    A `CommandError`, because that is what Alembic's command line prints as `FAILED: …` and turns into its exit code;
+    any other exception reaches the operator as a traceback.
+    """
+
+    def __init__(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        self.message, self.detail, self.hint = message, detail, hint
+        lines = [message]
+        if detail:
+            lines.append(f"DETAIL:  {detail}")
+        if hint:
+            lines.append(f"HINT:  {hint}")
+        super().__init__("\n".join(lines))

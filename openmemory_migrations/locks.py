@@ -1,0 +1,141 @@
+"""Who may run when: advisory locks between runs, and short tries for locks on the table.
+
+The advisory locks are transaction-level ones on a connection of their own, so that they hold behind a pooler in
+transaction mode, and polled: a waiter inside a blocking lock call deadlocks with CREATE INDEX CONCURRENTLY. The idle
+READ COMMITTED transaction that holds them has no snapshot, so CONCURRENTLY doesn't wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from . import log
+from .database import LOCK_NOT_AVAILABLE, Database, as_migration_error, sqlstate
+from .errors import MigrationError
+
+TRIES = 30
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
+POLL = 0.5  # seconds between two looks at an advisory lock
+REMIND = 30.0  # seconds between two lines of a waiter
+
+T = TypeVar("T")
+
+
+def key_of(*parts: str) -> int:
+    """An advisory lock's key: the same for the same names, in whatever process."""
+    digest = hashlib.sha256("\0".join(("openmemory_migrations", *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+@contextmanager
+def exclusive(engine: Engine, what: str, *parts: str) -> Iterator[None]:
+    """Holds the advisory lock of `parts` alone; waits for whoever has it and says for whom."""
+    with _held(engine, what, "pg_try_advisory_xact_lock", *parts):
+        yield
+
+
+@contextmanager
+def shared(engine: Engine, what: str, *parts: str) -> Iterator[None]:
+    """Holds the advisory lock of `parts` beside others that share it."""
+    with _held(engine, what, "pg_try_advisory_xact_lock_shared", *parts):
+        yield
+
+
+@contextmanager
+def _held(engine: Engine, what: str, function: str, *parts: str) -> Iterator[None]:
+    key = key_of(*parts)
+    # a pool of the same make: the engine's own may have room for one connection only, and that one is at work
+    with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
+        connection = connection.execution_options(isolation_level="READ COMMITTED")
+        said = None
+        while True:
+            connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+            if connection.execute(sa.text(f"SELECT {function}(:key)"), {"key": key}).scalar():
+                break
+            if said is None or time.monotonic() - said >= REMIND:
+                said = time.monotonic()
+                log.notice(f"waiting for another run on {what}", detail=_holders(connection, key))
+            connection.rollback()
+            time.sleep(POLL)
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                connection.rollback()
+
+
+def _holders(connection: Connection, key: int) -> str:
+    rows = connection.execute(
+        sa.text(
+            """
+            SELECT a.pid, a.application_name, a.backend_start
+            FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+            WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+              AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+              AND (l.classid::bigint << 32) + l.objid::bigint = :key
+            """
+        ),
+        {"key": key},
+    )
+    found = [f'process {pid} ("{name}", connected since {since:%H:%M:%S %Z})' for pid, name, since in rows]
+    return ("Held by " + ", ".join(found) if found else "Its holder has just finished") + "."
+
+
+def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Callable[[], T]) -> T:
+    """Runs `change` in a transaction of its own under a short lock_timeout, up to 30 tries with growing pauses.
+
+    Whoever queues behind a waiting ACCESS EXCLUSIVE lock waits no longer than that timeout. Raises MigrationError,
+    naming who holds the table, when no try got its locks.
+    """
+    pause = FIRST_PAUSE
+    for attempt in range(1, TRIES + 1):
+        try:
+            with db.transaction():
+                db.run("SELECT set_config('lock_timeout', :timeout, true)", {"timeout": f"{timeout_ms}ms"})
+                return change()
+        except DBAPIError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise as_migration_error(error, what) from error
+        holders = _table_holders(db, table_oid)
+        if attempt == TRIES:
+            break
+        log.notice(
+            f"{what}: no lock within {timeout_ms:,} ms, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders
+        )
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+    raise MigrationError(
+        f"{what}: no lock on the table in {TRIES} tries of {timeout_ms:,} ms",
+        detail=holders,
+        hint="Run the same command again when that transaction is over; nothing was changed by this step.",
+    )
+
+
+def _table_holders(db: Database, table_oid: int) -> str:
+    """Who holds a lock on the table: process, application and since when; never the text of its query."""
+    with db.transaction():
+        rows = db.rows(
+            """
+            SELECT DISTINCT a.pid, a.application_name, a.usename, coalesce(a.query_start, a.xact_start), a.state
+            FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+            WHERE l.relation = :oid AND l.granted AND l.pid <> pg_backend_pid()
+              AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+            ORDER BY 4 NULLS LAST LIMIT 5
+            """,
+            {"oid": table_oid},
+        )
+    found = [
+        f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
+        + (f", query started {since:%H:%M:%S %Z})" if since else ")")
+        for pid, name, user, since, state in rows
+    ]
+    return ("Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished") + "."

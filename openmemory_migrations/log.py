@@ -1,0 +1,44 @@
+"""Log lines in PostgreSQL's manner.
+
+The logger is a child of `alembic`: a stock env.py calls `fileConfig`, which disables every logger that exists already
+and isn't named in alembic.ini, and `alembic` is named there.
+"""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("alembic.openmemory_migrations")
+
+
+def notice(message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+    _write(logging.INFO, "NOTICE", message, detail, hint)
+
+
+def warning(message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+    _write(logging.WARNING, "WARNING", message, detail, hint)
+
+
+def server_message(text: str) -> None:
+    """Passes a NOTICE or WARNING of the server on; it arrives as `NOTICE:  …` already."""
+    level = logging.WARNING if text.startswith("WARNING") else logging.INFO
+    for line in text.rstrip().splitlines():
+        logger.log(level, "%s", line)
+
+
+def _write(level: int, word: str, message: str, detail: str | None, hint: str | None) -> None:
+    logger.log(level, "%s:  %s", word, message)
+    if detail:
+        logger.log(level, "DETAIL:  %s", detail)
+    if hint:
+        logger.log(level, "HINT:  %s", hint)
+
+
+def duration(seconds: float) -> str:
+    """`4 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

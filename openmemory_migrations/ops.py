@@ -1,0 +1,181 @@
+"""What revisions call: one function up and one down for each step.
+
+Each takes its connection from Alembic's `op`, its settings from keyword arguments (the `-x` names) over `-x` over OM_*.
+The first thing that it changes is preceded by a commit on the driver's connection, so whatever the same Alembic run has
+done before is committed then; all checks come before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from alembic import context, op
+from sqlalchemy.exc import DBAPIError
+
+from . import backfill, catalog, expand, finalize, locks, log
+from .catalog import Extension, Table
+from .database import Database, as_migration_error, refuse_foreign_transaction
+from .errors import MigrationError
+from .settings import Settings
+from .target import Target, quote
+
+__all__ = [
+    "downgrade_backfill",
+    "downgrade_expand",
+    "downgrade_finalize",
+    "upgrade_backfill",
+    "upgrade_expand",
+    "upgrade_finalize",
+]
+
+
+def upgrade_expand(**settings: Any) -> None:
+    """Adds the extension, `v_vector` and the trigger that keeps it in step. Raises MigrationError."""
+    with _step("upgrade of om_20240107_pgvector", settings) as step:
+        if step:
+            with step.alone():
+                expand.upgrade(step.db, step.target, step.settings)
+
+
+def downgrade_expand(**settings: Any) -> None:
+    """Takes trigger, functions and `v_vector` away; `v` and the extension stay. Raises MigrationError."""
+    with _step("downgrade of om_20240107_pgvector", settings) as step:
+        if step:
+            with step.alone():
+                expand.downgrade(step.db, step.target, step.settings)
+
+
+def upgrade_backfill(**settings: Any) -> None:
+    """Streams `v` into `v_vector` in batches, each committed by itself. Raises MigrationError."""
+    with _step("upgrade of om_20240107_backfill", settings) as step:
+        if step:
+            with step.beside_others():
+                _backfill(step)
+
+
+def downgrade_backfill(**settings: Any) -> None:
+    """Nothing to undo: the column goes with the revision below."""
+    log.notice("nothing to undo: the vectors go with their column in the next downgrade")
+
+
+def upgrade_finalize(**settings: Any) -> None:
+    """Checks the result and builds the index CONCURRENTLY; an index that can't be had is a NOTICE."""
+    with _step("upgrade of om_20240108_finalize", settings) as step:
+        if step:
+            with step.alone():
+                ready = step.prepared()
+                if ready:
+                    finalize.upgrade(step.db, step.target, step.settings, *ready)
+
+
+def downgrade_finalize(**settings: Any) -> None:
+    """Drops the index CONCURRENTLY."""
+    with _step("downgrade of om_20240108_finalize", settings) as step:
+        if step:
+            with step.alone():
+                finalize.downgrade(step.db, step.target)
+
+
+@dataclass(frozen=True)
+class _Step:
+    db: Database
+    target: Target
+    settings: Settings
+
+    def alone(self) -> AbstractContextManager[None]:
+        return locks.exclusive(self.db.connection.engine, str(self.target), *self._lock)
+
+    def beside_others(self) -> AbstractContextManager[None]:
+        return locks.shared(self.db.connection.engine, str(self.target), *self._lock)
+
+    @property
+    def _lock(self) -> tuple[str, str, str]:
+        return "table", self.target.schema, self.target.table
+
+    def prepared(self) -> tuple[Table, Extension] | None:
+        """The table with its column of ours, everything before it committed; None where `v` is a vector already."""
+        with self.db.reading():
+            table = expand.require_table(self.db, self.target)
+            if expand.already_vector(table, self.target):
+                return None
+            require_column(table, self.target, self.settings)
+            extension = catalog.extension(self.db)
+        self.db.commit()
+        assert extension is not None  # there is a column of its type
+        return table, extension
+
+
+def require_column(table: Table, target: Target, settings: Settings) -> None:
+    """Raises MigrationError where the stamp says that there is a column of ours and there is none."""
+    column = table.columns.get(target.vector)
+    if column is None or not column.ours:
+        raise MigrationError(
+            f"this database is stamped as migrated, but {target} has no column {quote(target.vector)} of this package",
+            detail="The stamp was made for another table or schema, or by hand.",
+            hint="Correct OM_PG_SCHEMA and OM_VECTOR_TABLE; or, if this is the table: alembic stamp base, then alembic"
+            " upgrade head.",
+        )
+    expand.agree(column, settings, target)
+
+
+def _backfill(step: _Step) -> None:
+    ready = step.prepared()
+    if ready is None:
+        return
+    db, target, settings, (table, extension) = step.db, step.target, step.settings, ready
+    left = backfill.run(db, target, settings, table, extension)
+    if target.adopted in table.columns:
+        backfill.carry_over(db, target, settings, table)
+    if left.dim_differs:
+        log.notice(f"column dim disagrees with the bytes in {left.dim_differs:,} rows of {target}; the bytes decided")
+    if left.convertible:
+        log.warning(
+            f"{left.convertible:,} rows of {target} were written during the backfill and have no vector",
+            detail="OM_SYNC_TRIGGER is off, so nothing converts what the application writes.",
+        )
+    if left.skipped:
+        message = f"{left.skipped:,} rows of {target} can't be converted and were skipped"
+        hint = (
+            f"Mend {quote(target.source)} in those rows; the trigger, or UPDATE … SET {quote(target.source)} ="
+            f" {quote(target.source)}, then fills {quote(target.vector)}."
+        )
+        if settings.on_bad_rows == "fail":
+            raise MigrationError(message, detail=f"{left.summary()}. All others are converted.", hint=hint)
+        log.warning(message, detail=f"{left.summary()}.", hint=hint)
+
+
+@contextmanager
+def _step(name: str, overrides: dict[str, Any]) -> Iterator[_Step | None]:
+    """What a step works with, or None where there is nothing to do for it."""
+    if op.get_context().as_sql:
+        raise MigrationError(
+            f"{name}: offline mode (--sql) is not available in this version",
+            hint="Run it with a database, without --sql.",
+        )
+    connection = op.get_bind()
+    if connection.dialect.name == "sqlite":
+        log.notice(f"{name}: SQLite keeps vectors as bytes, nothing to do")
+        yield None
+        return
+    if connection.dialect.name != "postgresql":
+        raise MigrationError(f'{name}: "{connection.dialect.name}" is not PostgreSQL')
+    settings = Settings.load({**_arguments(), **overrides})
+    target = Target.of(settings)
+    refuse_foreign_transaction(connection)
+    db = Database(connection, target.names())
+    try:
+        with db.session():
+            yield _Step(db, target, settings)
+    except DBAPIError as error:
+        raise as_migration_error(error, name) from error
+
+
+def _arguments() -> dict[str, str]:
+    """The -x arguments, where Alembic runs with an environment."""
+    try:
+        return context.get_x_argument(as_dictionary=True)
+    except NameError:  # a MigrationContext made by hand
+        return {}
