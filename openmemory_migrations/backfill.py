@@ -50,8 +50,7 @@ FROM pg_temp.{stage} AS s WHERE t.ctid = s.tid AND t.xmin = s.version
 """
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
 CARRY_OVER = (
-    "UPDATE ONLY {table} SET {vector} = {adopted}"
-    " WHERE ctid >= '({page},0)' AND ctid < '({end},0)' AND " + ADOPTED_ONLY
+    "UPDATE ONLY {table} SET {vector} = {adopted} WHERE ctid >= '({page},0)' AND ctid < '({end},0)' AND " + ADOPTED_ONLY
 )
 NOT_FINITE = "NaN or infinite values"
 STAGE = {"stage": quote("openmemory_migrations_stage")}
@@ -108,7 +107,8 @@ class Leftovers:
 
     def summary(self) -> str:
         return "; ".join(
-            f"{reason}: {rows:,} (such as {', '.join(self.examples[reason])})" if self.examples.get(reason)
+            f"{reason}: {rows:,} (such as {', '.join(self.examples[reason])})"
+            if self.examples.get(reason)
             # a row can change its place while we look
             else f"{reason}: {rows:,}"
             for reason, rows in self.reasons.most_common()
@@ -176,9 +176,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     )
 
 
-def convert(
-    db: Database, scan: Scan, extension: Extension, progress: Progress
-) -> Iterator[tuple[int, int]]:
+def convert(db: Database, scan: Scan, extension: Extension, progress: Progress) -> Iterator[tuple[int, int]]:
     """Yields the rows converted and skipped of each batch, after its commit."""
     while scan.more:
         with db.transaction():
@@ -210,7 +208,9 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
                 db.run(PLAN, {"progress": f"{APPLICATION_NAME} carrying values over"})
                 moved += db.run(CARRY_OVER, page=str(page), end=str(min(page + PAGES_A_CARRY, last_page))).rowcount
     if moved:
-        log.notice(f"{moved:,} values without source in {quote(target.source)} carried over from {quote(target.adopted)}")
+        log.notice(
+            f"{moved:,} values without source in {quote(target.source)} carried over from {quote(target.adopted)}"
+        )
     locks.retried(
         db,
         settings.lock_timeout_ms,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .database import Database
 from .target import OWN_COMMENT, quote
@@ -60,7 +61,7 @@ def server_version(db: Database) -> int:
 
 
 def extension(db: Database) -> Extension | None:
-    row = db.run(
+    row: Any = db.run(
         """
         SELECT n.nspname, e.extversion
         FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
@@ -81,7 +82,7 @@ def schema_exists(db: Database, schema: str) -> bool:
 
 
 def table(db: Database, schema: str, name: str) -> Table | None:
-    found = db.run(
+    found: Any = db.run(
         """
         SELECT c.oid, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner),
                pg_catalog.pg_has_role(c.relowner, 'USAGE'),

@@ -30,15 +30,13 @@ _ROW_START = [
 
 @dataclass(frozen=True)
 class Batch:
-    """`payload` is what COPY … FROM STDIN (FORMAT binary) takes, columns tid, xid, vector; `bad_tids` are the first few."""
+    """`payload` is what COPY … FROM STDIN (FORMAT binary) takes (tid, xid, vector); `bad_tids` are the first few."""
 
     payload: bytes
     rows_read: int
     rows_good: int
     last_tid: tuple[int, int] | None
     bad_tids: list[str]
-    rows_nan: int
-    rows_infinite: int
 
 
 def convert(copied: bytes | memoryview, dimensions: int) -> Batch:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, CursorResult, Engine, Row
+from sqlalchemy.engine import URL, Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -111,31 +111,31 @@ class Database:
     def sql(self, template: str, **more: str) -> str:
         return template.format_map({**self.names, **more})
 
-    def run(self, template: str, parameters: Mapping[str, Any] | None = None, **names: str) -> CursorResult[Any]:
+    def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
         # a colon inside a quoted name is not a parameter
         escaped = {name: value.replace(":", r"\:") for name, value in {**self.names, **names}.items()}
         return self.connection.execute(sa.text(template.format_map(escaped)), parameters or {})
 
-    def rows(self, template: str, parameters: Mapping[str, Any] | None = None, **names: str) -> Sequence[Row[Any]]:
+    def rows(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Sequence[Any]:
         return self.run(template, parameters, **names).all()
 
-    def value(self, template: str, parameters: Mapping[str, Any] | None = None, **names: str) -> Any:
+    def value(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Any:
         return self.run(template, parameters, **names).scalar()
 
-    def copy_out(self, template: str, **names: str) -> memoryview:
+    def copy_out(self, template: str, /, **names: str) -> memoryview:
         """What COPY (`template`) TO STDOUT (FORMAT binary) gives, whole."""
         received = io.BytesIO()
         with self._driver.cursor() as cursor:
-            cursor.copy_expert(
-                f"COPY ({self.sql(template, **names)}) TO STDOUT (FORMAT binary)", received, COPY_BUFFER
-            )
+            cursor.copy_expert(f"COPY ({self.sql(template, **names)}) TO STDOUT (FORMAT binary)", received, COPY_BUFFER)
         return received.getbuffer()
 
-    def copy_in(self, template: str, data: bytes, **names: str) -> None:
+    def copy_in(self, template: str, data: bytes, /, **names: str) -> None:
         """COPY `template` (a table) FROM STDIN (FORMAT binary)."""
         with self._driver.cursor() as cursor:
             cursor.copy_expert(
-                f"COPY {self.sql(template, **names)} FROM STDIN (FORMAT binary)", io.BytesIO(data), COPY_BUFFER
+                f"COPY {self.sql(template, **names)} FROM STDIN (FORMAT binary)",
+                io.BytesIO(data),
+                COPY_BUFFER,
             )
 
     # -- transactions

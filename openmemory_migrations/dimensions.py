@@ -18,14 +18,14 @@ class Survey:
     sourceless: Counter[int]
 
     def votes(self) -> Counter[int]:
-        found = Counter(
-            {octets // 4: rows for octets, rows in self.octets.items() if problem(octets, None) is None}
-        )
+        found = Counter({octets // 4: rows for octets, rows in self.octets.items() if problem(octets, None) is None})
         return found + self.sourceless
 
     def histogram(self) -> str:
         parts = [f"{length(octets)}: {rows:,}" for octets, rows in sorted(self.octets.items())]
-        parts += [f"vectors of {size:,} dimensions without v: {rows:,}" for size, rows in sorted(self.sourceless.items())]
+        parts += [
+            f"vectors of {size:,} dimensions without v: {rows:,}" for size, rows in sorted(self.sourceless.items())
+        ]
         return "Rows by length: " + "; ".join(parts) + "."
 
 
@@ -51,9 +51,7 @@ def problem(octets: int, dimensions: int | None) -> str | None:
 def survey(db: Database, vector: str | None = None, **names: str) -> Survey:
     """Two passes over the table at most; `vector` is a quoted column whose values may have no source."""
     # octet_length reads the length of a value out of line without fetching it
-    octets = db.rows(
-        "SELECT octet_length({source}), count(*) FROM {table} WHERE {source} IS NOT NULL GROUP BY 1"
-    )
+    octets = db.rows("SELECT octet_length({source}), count(*) FROM {table} WHERE {source} IS NOT NULL GROUP BY 1")
     sourceless = (
         db.rows(
             """

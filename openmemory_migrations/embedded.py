@@ -87,9 +87,7 @@ class Server:
 
 
 @contextmanager
-def temporary(
-    version: int = 18, bin: Path | None = None, options: Mapping[str, str] | None = None
-) -> Iterator[Server]:
+def temporary(version: int = 18, bin: Path | None = None, options: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run a server in a temporary folder, and leave nothing of it behind."""
     programs = bin or binaries(version)
     with tempfile.TemporaryDirectory(prefix="om-data-", ignore_cleanup_errors=True) as folder:

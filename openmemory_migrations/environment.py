@@ -20,7 +20,7 @@ VERSION_TABLE = "openmemory_alembic_version"
 
 
 def run() -> None:
-    """Runs the migrations of the command that Alembic is at. Raises MigrationError before anything is connected."""
+    """Runs the migrations of Alembic's current command. Raises MigrationError before anything is connected."""
     if context.config.config_file_name and context.config.file_config.has_section("loggers"):
         fileConfig(context.config.config_file_name, disable_existing_loggers=False)
     arguments = context.get_x_argument(as_dictionary=True)
@@ -28,7 +28,8 @@ def run() -> None:
     settings = Settings.load(arguments)
     if context.is_offline_mode():
         raise MigrationError(
-            "offline mode (--sql) is not available in this version", hint="Run it with a database, without --sql."
+            "offline mode (--sql) is not available in this version",
+            hint="Run it with a database, without --sql.",
         )
     if settings.database_url is None and settings.metadata_backend == "sqlite":
         log.notice("OM_METADATA_BACKEND is sqlite: there is no Postgres to migrate, nothing to do")
@@ -37,8 +38,8 @@ def run() -> None:
     if url is None:
         raise MigrationError(
             "no database is configured",
-            hint="Set OM_DATABASE_URL=postgresql://user:password@host/database, or OM_PG_HOST with OM_PG_PORT, OM_PG_DB,"
-            " OM_PG_USER and OM_PG_PASSWORD as OpenMemory has them.",
+            hint="Set OM_DATABASE_URL=postgresql://user:password@host/database, or OM_PG_HOST with OM_PG_PORT,"
+            " OM_PG_DB, OM_PG_USER and OM_PG_PASSWORD as OpenMemory has them.",
         )
     engine = engine_for(url)
     try:
@@ -75,7 +76,7 @@ def _migrate(connection: Connection, settings: Settings) -> int:
     """Runs the steps, each committed with its stamp; returns how many there were."""
     steps = 0
 
-    def applied(**_: Any) -> None:
+    def applied(*_: Any, **__: Any) -> None:
         nonlocal steps
         steps += 1
         # one transaction for all would lose the stamp of a finished step to the failure of a later one

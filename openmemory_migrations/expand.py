@@ -1,4 +1,4 @@
-"""First step: the extension, the column, the trigger. Quick whatever the size of the table, and nothing is rewritten."""
+"""First step: the extension, the column, the trigger. Quick whatever the table's size, and nothing is rewritten."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
             synctrigger.create_trigger(db, size, **names)
 
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
+    log.notice(
+        f"column {quote(target.vector)} of {target} is in place, {vector_type(extension, size)}"
+        + ("" if column is not None and column.ours else f", dimensions {_origin(settings)}" if size else "")
+        + (f", trigger {quote(target.sync)} keeps it in step" if settings.sync_trigger else ", without a trigger")
+    )
     if column is not None and not column.ours:
         log.notice(
             f"column {quote(target.vector)} of {target} existed already and is filled anew from {quote(target.source)}",
@@ -82,8 +87,14 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
                 db.run("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}")
 
     locks.retried(db, settings.lock_timeout_ms, table.oid, f"removing {quote(target.vector)} from {target}", change)
+    if column is not None and column.ours and not restored:
+        log.notice(f"column {quote(target.vector)} of {target} dropped, {quote(target.source)} is as it was")
     if restored:
         log.notice(f"column {quote(target.vector)} of {target}, which the upgrade had set aside, is back as it was")
+
+
+def _origin(settings: Settings) -> str:
+    return "as configured" if settings.dimensions else "as the rows have them"
 
 
 def vector_type(extension: Extension, size: int | None) -> str:
@@ -93,14 +104,12 @@ def vector_type(extension: Extension, size: int | None) -> str:
 def require_table(db: Database, target: Target) -> Table:
     """The table, fit to be migrated. Raises MigrationError naming what is missing or different."""
     if (version := catalog.server_version(db)) < OLDEST_SERVER:
-        raise MigrationError(
-            f"PostgreSQL {version // 10_000} is too old", hint="PostgreSQL 14 or newer is needed."
-        )
+        raise MigrationError(f"PostgreSQL {version // 10_000} is too old", hint="PostgreSQL 14 or newer is needed.")
     table = catalog.table(db, target.schema, target.table)
     if table is None:
         raise MigrationError(
             f"table {target} does not exist",
-            hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them, and start OpenMemory once if it never ran.",
+            hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them; it creates the table at its first start.",
         )
     if table.kind != "r" or table.has_children:
         what = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "p": "a partitioned table"}
@@ -123,7 +132,7 @@ def require_table(db: Database, target: Target) -> Table:
     if table.rows_hidden:
         raise MigrationError(
             f"row-level security of {target} would hide rows from this role",
-            hint="Connect as a role that bypasses it: the table's owner (without FORCE), one with BYPASSRLS, or a superuser.",
+            hint="Connect as a role that bypasses it: the owner (without FORCE), one with BYPASSRLS, a superuser.",
         )
     return table
 
@@ -141,7 +150,7 @@ def _require_rights(db: Database, target: Target, table: Table, settings: Settin
     if not table.owned:
         raise MigrationError(
             f"role {quote(role)} does not own table {target}",
-            detail=f"A column and a trigger can only be added by its owner, {quote(table.owner)}, or a member of that role.",
+            detail=f"Only its owner, {quote(table.owner)}, or a member of that role can add a column and a trigger.",
             hint=f"Connect as {quote(table.owner)}, or: GRANT {quote(table.owner)} TO {quote(role)};",
         )
     if settings.sync_trigger and not db.value(
@@ -195,7 +204,7 @@ def _dimensions(
         if target.adopted in table.columns:
             raise MigrationError(
                 f"{target} has both {quote(target.vector)} and {quote(target.adopted)}, neither made by this package",
-                hint=f"Rename or drop {quote(target.adopted)}: this package sets the existing column aside under that name.",
+                hint=f"Rename or drop {quote(target.adopted)}: the existing column is set aside under that name.",
             )
         assert extension is not None
         found = dimensions.survey(db, db.names["vector"], **extension.names())

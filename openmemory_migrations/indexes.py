@@ -45,6 +45,7 @@ class Plan:
     options: str
     memory_kb: int
     query: str
+    probes: int  # for ivfflat, √lists as pgvector's README advises
 
     def matches(self, index: Index) -> bool:
         names = {option.partition("=")[0] for option in index.options}
@@ -115,6 +116,7 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         options=", ".join(f"{name} = {value}" for name, value in options.items()),
         memory_kb=math.ceil(memory / 1024),
         query=f"ORDER BY {vector}{cast} OPERATOR({ext}.{OPERATORS[settings.index_metric]}) $1{cast}",
+        probes=math.isqrt(options.get("lists", 0)),
     )
 
 
@@ -131,7 +133,7 @@ def _ivfflat_memory(lists: int, dimensions: int, item: int) -> int:
 
 
 def _hnsw_memory(rows: int, m: int, item: int) -> int:
-    """Bytes of the graph in memory, about: the vector, 2 × m neighbours on the lowest layer, and the element itself."""
+    """Bytes of the graph in memory, about: the vector, 2 * m neighbours on the lowest layer, and the element itself."""
     return rows * (item + 2 * m * 24 + 200)
 
 
@@ -141,7 +143,7 @@ def _key(text: str) -> str:
     return f"{found[1]}::halfvec({found[2]})" if found else text
 
 
-def ensure(db: Database, target: Target, settings: Settings, extension: Extension, table: Table, wanted: Plan) -> None:
+def ensure(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> None:
     """Leaves the wanted index in place, valid, once; or says in the log why it can't."""
     found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
     db.commit()
@@ -152,7 +154,7 @@ def ensure(db: Database, target: Target, settings: Settings, extension: Extensio
             del found[index.name]
     present = found.get(target.index)
     if present is None:
-        if not _build(db, target, settings, extension, table, wanted):
+        if not _build(db, target, settings, wanted):
             return
     elif present.table_oid != table.oid:
         log.warning(
@@ -183,9 +185,7 @@ def drop(db: Database, name: str) -> None:
         db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
 
 
-def _build(
-    db: Database, target: Target, settings: Settings, extension: Extension, table: Table, wanted: Plan
-) -> bool:
+def _build(db: Database, target: Target, settings: Settings, wanted: Plan) -> bool:
     memory_kb = _memory(db, settings, wanted)
     log.notice(
         f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"

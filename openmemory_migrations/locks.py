@@ -109,7 +109,8 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         if attempt == TRIES:
             break
         log.notice(
-            f"{what}: no lock within {timeout_ms:,} ms, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders
+            f"{what}: no lock within {timeout_ms:,} ms, try {attempt} of {TRIES}, again in {pause:.1f} s",
+            detail=holders,
         )
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(pause * 1.5, LONGEST_PAUSE)
@@ -138,4 +139,6 @@ def _table_holders(db: Database, table_oid: int) -> str:
         + (f", query started {since:%H:%M:%S %Z})" if since else ")")
         for pid, name, user, since, state in rows
     ]
-    return ("Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished") + "."
+    return (
+        "Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished"
+    ) + "."

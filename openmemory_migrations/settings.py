@@ -113,9 +113,7 @@ def _url() -> tuple[Callable[[str], URL], str]:
 class Settings:
     """One run's settings; dimensions, rows and milliseconds as the names say, memory in kilobytes."""
 
-    database_url: URL | None = _option(
-        "OM_DATABASE_URL", _url(), None, "database; wins over OM_PG_*", repr=False
-    )
+    database_url: URL | None = _option("OM_DATABASE_URL", _url(), None, "database; wins over OM_PG_*", repr=False)
     pg_host: str | None = _option("OM_PG_HOST", _text(), None, "host, or the directory of a unix socket")
     pg_port: int = _option("OM_PG_PORT", _whole(1, 65535), 5432, "port")
     pg_db: str = _option("OM_PG_DB", _text(), "openmemory", "database name")
@@ -148,15 +146,13 @@ class Settings:
     on_bad_rows: str = _option(
         "OM_ON_BAD_ROWS", _choice("skip", "fail"), "skip", "fail: convert the rest, then fail the revision"
     )
-    sync_trigger: bool = _option(
-        "OM_SYNC_TRIGGER", _switch(), True, "the trigger that keeps v_vector in step with v"
-    )
+    sync_trigger: bool = _option("OM_SYNC_TRIGGER", _switch(), True, "the trigger that keeps v_vector in step with v")
     index: str = _option("OM_INDEX", _choice("ivfflat", "hnsw", "none"), "ivfflat", "kind of vector index")
     index_metric: str = _option("OM_INDEX_METRIC", _choice("l2", "cosine", "ip"), "l2", "distance of the index")
     index_lists: int | None = _option("OM_INDEX_LISTS", _whole(1, 32_768), None, "ivfflat; unset: from the rows")
     index_m: int = _option("OM_INDEX_M", _whole(2, 100), 16, "hnsw: connections a layer")
     index_ef_construction: int = _option(
-        "OM_INDEX_EF_CONSTRUCTION", _whole(4, 1000), 64, "hnsw: candidates at build, at least 2 × m"
+        "OM_INDEX_EF_CONSTRUCTION", _whole(4, 1000), 64, "hnsw: candidates at build, at least twice m"
     )
     index_memory: int | None = _option(
         "OM_INDEX_MEMORY", _memory(), None, "maintenance_work_mem of the index build; unset: estimated"
@@ -164,9 +160,7 @@ class Settings:
     lock_timeout_ms: int = _option(
         "OM_LOCK_TIMEOUT_MS", _whole(1, 600_000), 500, "milliseconds a try waits for a lock; 30 tries"
     )
-    accept_loss: int = _option(
-        "OM_ACCEPT_LOSS", _whole(0, 2**63 - 1), 0, "number of values that a downgrade may drop"
-    )
+    accept_loss: int = _option("OM_ACCEPT_LOSS", _whole(0, 2**63 - 1), 0, "number of values that a downgrade may drop")
 
     def __post_init__(self) -> None:
         if self.index_ef_construction < 2 * self.index_m:
@@ -187,9 +181,7 @@ class Settings:
         return self.vec_dim or (TIER_DIMENSIONS[self.tier] if self.tier else None)
 
     @classmethod
-    def load(
-        cls, arguments: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
-    ) -> Settings:
+    def load(cls, arguments: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
         """Settings from `arguments` (-x names) over `environ` (default: this process's) over the defaults.
 
         Raises MigrationError for the first value that isn't allowed. Names in `arguments` that aren't ours are left

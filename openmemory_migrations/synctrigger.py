@@ -58,7 +58,7 @@ $function$
 """
 
 CREATE_TRIGGER = """
-CREATE TRIGGER {sync} BEFORE INSERT OR UPDATE OF {source} ON {table}
+CREATE OR REPLACE TRIGGER {sync} BEFORE INSERT OR UPDATE OF {source} ON {table}
 FOR EACH ROW EXECUTE FUNCTION {sync_function}()
 """
 
@@ -71,7 +71,6 @@ def create_trigger(db: Database, dimensions: int | None, **names: str) -> None:
     """One statement each, inside the caller's transaction; SHARE ROW EXCLUSIVE on the table."""
     db.run(CREATE_SYNC, dimensions="NULL" if dimensions is None else str(dimensions), **names)
     db.run("REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC")
-    db.run("DROP TRIGGER IF EXISTS {sync} ON {table}")
     db.run(CREATE_TRIGGER, **names)
     db.run("COMMENT ON TRIGGER {sync} ON {table} IS {comment}")
 
@@ -88,5 +87,3 @@ def drop_trigger(db: Database) -> None:
     )
     if not used:
         db.run("DROP FUNCTION IF EXISTS {convert}(bytea, integer)")
-
-
