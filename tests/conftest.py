@@ -1,0 +1,68 @@
+"""One real server for each process of the tests, one fresh database for each test.
+
+OM_TEST_SERVER chooses it: 18 or 16, both with pgvector 0.8, or 16-0.6.2, which has pgvector 0.6.2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from openmemory_migrations import embedded
+
+from .helpers import ROOT, Database, create_database, drop_database
+
+CHOICE = os.environ.get("OM_TEST_SERVER") or "18"
+OPTIONS = {"fsync": "off", "max_connections": "100"}
+
+# a shared machine pauses a process now and then
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
+
+
+def programs() -> Path:
+    if CHOICE in ("16", "18"):
+        return embedded.binaries(int(CHOICE))
+    folder = ROOT / f".cache/pgserver-{CHOICE.removeprefix('16-')}/pgserver/pginstall/bin"
+    if not folder.exists():
+        raise pytest.UsageError(f"OM_TEST_SERVER={CHOICE}: no {folder}; 18 and 16 need none, .ci/run gets 16-0.6.2")
+    return folder
+
+
+def pytest_report_header() -> str:
+    postgres = subprocess.run([programs() / "postgres", "--version"], capture_output=True, text=True, check=True)
+    control = (programs().parent / "share/postgresql/extension/vector.control").read_text()
+    (pgvector,) = re.findall("default_version = '(.*)'", control)
+    return f"server: {postgres.stdout.strip()}, pgvector {pgvector}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "server" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[embedded.Server]:
+    with embedded.temporary(bin=programs(), options=OPTIONS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def names() -> Iterator[int]:
+    return itertools.count()
+
+
+@pytest.fixture
+def database(server: embedded.Server, names: Iterator[int]) -> Iterator[Database]:
+    """An empty database: not even the extension is in it."""
+    database = create_database(server, f"test_{next(names)}")
+    yield database
+    drop_database(server, database.name)
