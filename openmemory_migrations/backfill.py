@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+from sqlalchemy.exc import DBAPIError
 
 from . import catalog, codec, dimensions, locks, log
 from .catalog import Extension, Table
 from .codec import Batch
-from .database import APPLICATION_NAME, Database
+from .database import APPLICATION_NAME, Database, as_migration_error, sqlstate
 from .errors import MigrationError
+from .pace import Pace
 from .settings import Settings
 from .target import Target, literal, quote
 
@@ -34,7 +37,7 @@ SHOWN_KEYS = 5
 PLAN = """
 SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true), set_config('max_parallel_workers_per_gather', '0', true),
-       set_config('application_name', :progress, true)
+       set_config('application_name', :progress, true), set_config('lock_timeout', :lock_timeout, true)
 """
 READ = """
 SELECT ctid, xmin, {source} FROM ONLY {table}
@@ -120,7 +123,7 @@ class Scan:
 
     def __init__(self, dimensions: int, most_rows: int, last_page: int) -> None:
         self.dimensions = dimensions
-        self.rows = max(1, min(most_rows, BATCH_BYTES // (4 * dimensions)))
+        self.most_rows = self.rows = max(1, min(most_rows, BATCH_BYTES // (4 * dimensions)))
         self.last_page = last_page
         self.position = (0, 0)  # the last tid that is done with: page, item
 
@@ -148,6 +151,11 @@ class Scan:
         # fewer rows than asked for: nothing is left before the end of what was looked at
         full = batch.rows_read == self.rows and batch.last_tid is not None
         self.position = batch.last_tid if full and batch.last_tid else (self._end, 0)
+        self.rows = min(2 * self.rows, self.most_rows)
+
+    def shrink(self) -> None:
+        """A batch has failed for a reason that may pass: half as many rows meet half as many locks."""
+        self.rows = max(1, self.rows // 2)
 
 
 def run(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Leftovers:
@@ -156,15 +164,17 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     Without the trigger a busy application leaves new rows behind for ever, so then two passes are all.
     """
     fixed = table.columns[target.vector].dimensions
-    followed = catalog.trigger_enabled(db, table.oid, target.sync)
-    db.commit()
+    with db.transaction():
+        followed = catalog.trigger_enabled(db, table.oid, target.sync)
+        pace = Pace(db, settings)
     for attempt in range(1, 1000):
         for size in [fixed] if fixed else _sizes(db):
             with db.transaction():
                 progress = Progress(f"backfill {target.table}", _pending(db, size))
                 scan = Scan(size, settings.backfill_batch, _pages(db))
-            for converted, skipped in convert(db, scan, extension, progress):
+            for converted, skipped in convert(db, settings, scan, extension, progress):
                 progress.add(converted, skipped)
+                pace.rest(progress.what)
             if progress.total or attempt == 1:
                 log.notice(str(progress))
         left = leftovers(db, table, fixed, settings.backfill_batch)
@@ -176,15 +186,44 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     )
 
 
-def convert(db: Database, scan: Scan, extension: Extension, progress: Progress) -> Iterator[tuple[int, int]]:
+def convert(
+    db: Database, settings: Settings, scan: Scan, extension: Extension, progress: Progress
+) -> Iterator[tuple[int, int]]:
     """Yields the rows converted and skipped of each batch, after its commit."""
-    while scan.more:
+
+    def batch() -> tuple[Batch, int]:
         with db.transaction():
-            db.run(PLAN, {"progress": progress.application_name})
-            batch = scan.read(db)
-            written = write(db, batch, extension) if batch.rows_good else 0
-        scan.advance(batch)
-        yield written, batch.rows_read - batch.rows_good
+            _plan(db, progress.application_name, f"{settings.lock_timeout_ms}ms")
+            found = scan.read(db)
+            return found, write(db, found, extension) if found.rows_good else 0
+
+    while scan.more:
+        found, written = _retried(db, scan, progress.what, batch)
+        scan.advance(found)
+        yield written, found.rows_read - found.rows_good
+
+
+def _retried(db: Database, scan: Scan, what: str, batch: Callable[[], tuple[Batch, int]]) -> tuple[Batch, int]:
+    """Tries a batch again, smaller, when a lock, a deadlock or a timeout of the role's was in its way."""
+    for attempt, pause in enumerate(locks.pauses(), 1):
+        try:
+            return batch()
+        except DBAPIError as error:
+            problem, state = as_migration_error(error, what), sqlstate(error)
+            if state not in locks.PASSING:
+                raise problem from error
+        scan.shrink()
+        log.notice(f"{problem.message}, try {attempt} of {locks.TRIES}, again with {scan.rows:,} rows")
+        db.stop.sleep(pause)
+    raise MigrationError(
+        f"{what}: a batch has failed {locks.TRIES} times; what is committed is kept",
+        detail=f"The last time: {problem.message}.",
+        hint="Run the same command again to continue.",
+    )
+
+
+def _plan(db: Database, application_name: str, lock_timeout: str) -> None:
+    db.run(PLAN, {"progress": application_name, "lock_timeout": lock_timeout})
 
 
 def write(db: Database, batch: Batch, extension: Extension) -> int:
@@ -205,7 +244,7 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
             last_page = _pages(db)
         for page in range(0, last_page, PAGES_A_CARRY):
             with db.transaction():
-                db.run(PLAN, {"progress": f"{APPLICATION_NAME} carrying values over"})
+                _plan(db, f"{APPLICATION_NAME} carrying values over", f"{settings.lock_timeout_ms}ms")
                 moved += db.run(CARRY_OVER, page=str(page), end=str(min(page + PAGES_A_CARRY, last_page))).rowcount
     if moved:
         log.notice(
@@ -227,6 +266,7 @@ def leftovers(db: Database, table: Table, fixed: int | None, most_rows: int) -> 
     convertible = 0
     with db.transaction():
         db.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        db.set_local("statement_timeout", "0")
         last_page = _pages(db)
         lengths: dict[str, list[int]] = {}
         pending = db.rows(
@@ -240,7 +280,7 @@ def leftovers(db: Database, table: Table, fixed: int | None, most_rows: int) -> 
                 lengths.setdefault(reason, []).append(octets)
         for reason, found in lengths.items():
             examples[reason] = _keys(db, table, "octet_length({source}) = ANY (:values)", found)
-        db.run(PLAN, {"progress": f"{APPLICATION_NAME} looking at what is left"})
+        _plan(db, f"{APPLICATION_NAME} looking at what is left", "0")
         for octets, _ in pending:
             if dimensions.problem(octets, fixed):
                 continue

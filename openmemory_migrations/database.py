@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,16 +17,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from . import log
-from .errors import MigrationError
+from .errors import ConnectionLost, MigrationError
 from .settings import Settings
+from .signals import Stop, listening
 
 APPLICATION_NAME = "openmemory-migrations"
 DRIVERS = ("psycopg2",)
 NO_VERIFICATION = "/nonexistent/openmemory-migrations"
 COPY_BUFFER = 64 * 1024
 
-LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED = "55P03", "40P01", "57014"
-INSUFFICIENT_PRIVILEGE = "42501"
+LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
 
 
 def url_of(settings: Settings) -> URL | None:
@@ -65,6 +65,13 @@ def engine_for(url: URL) -> Engine:
     return sa.create_engine(url, poolclass=NullPool, connect_args=arguments)
 
 
+@contextmanager
+def second_connection(engine: Engine) -> Iterator[Connection]:
+    """A connection beside the one at work, from a pool of the same make: the engine's own may have room for one only."""
+    with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
+        yield connection
+
+
 def sqlstate(error: DBAPIError) -> str | None:
     return getattr(error.orig, "pgcode", None)
 
@@ -72,7 +79,12 @@ def sqlstate(error: DBAPIError) -> str | None:
 def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
     """The server's or the driver's own words as our error, without the statement and its parameters."""
     diagnostics = getattr(error.orig, "diag", None)
-    message = getattr(diagnostics, "message_primary", None) or str(error.orig).strip().replace("\n", " ")
+    message = getattr(diagnostics, "message_primary", None) or " ".join(str(error.orig).split())
+    if error.connection_invalidated:
+        return ConnectionLost(
+            f"{doing}: the connection was lost: {message}",
+            hint="Run the same command again to continue; what is committed is kept.",
+        )
     state = sqlstate(error)
     return MigrationError(
         f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
@@ -97,6 +109,7 @@ class Database:
     def __init__(self, connection: Connection, names: Mapping[str, str]) -> None:
         self.connection = connection
         self.names = dict(names)
+        self.stop = Stop()
 
     @property
     def _driver(self) -> Any:
@@ -104,7 +117,13 @@ class Database:
 
     @property
     def usable(self) -> bool:
-        return not self._driver.closed
+        """Whether the connection is still there."""
+        return not self.connection.invalidated and not self._driver.closed
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler such as PgBouncer stands between: it tells clients of another process than the server's."""
+        return bool(self._driver.get_backend_pid() != self.value("SELECT pg_backend_pid()"))
 
     # -- statements
 
@@ -114,7 +133,8 @@ class Database:
     def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
         # a colon inside a quoted name is not a parameter
         escaped = {name: value.replace(":", r"\:") for name, value in {**self.names, **names}.items()}
-        return self.connection.execute(sa.text(template.format_map(escaped)), parameters or {})
+        with self._heeding_signals():
+            return self.connection.execute(sa.text(template.format_map(escaped)), parameters or {})
 
     def rows(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Sequence[Any]:
         return self.run(template, parameters, **names).all()
@@ -125,50 +145,75 @@ class Database:
     def copy_out(self, template: str, /, **names: str) -> memoryview:
         """What COPY (`template`) TO STDOUT (FORMAT binary) gives, whole."""
         received = io.BytesIO()
-        with self._driver.cursor() as cursor:
-            cursor.copy_expert(f"COPY ({self.sql(template, **names)}) TO STDOUT (FORMAT binary)", received, COPY_BUFFER)
+        self._copy(f"COPY ({self.sql(template, **names)}) TO STDOUT (FORMAT binary)", received)
         return received.getbuffer()
 
     def copy_in(self, template: str, data: bytes, /, **names: str) -> None:
         """COPY `template` (a table) FROM STDIN (FORMAT binary)."""
-        with self._driver.cursor() as cursor:
-            cursor.copy_expert(
-                f"COPY {self.sql(template, **names)} FROM STDIN (FORMAT binary)",
-                io.BytesIO(data),
-                COPY_BUFFER,
-            )
+        self._copy(f"COPY {self.sql(template, **names)} FROM STDIN (FORMAT binary)", io.BytesIO(data))
+
+    def _copy(self, statement: str, stream: io.BytesIO) -> None:
+        with self._heeding_signals(), self._wrapping_errors("COPY"), self._driver.cursor() as cursor:
+            cursor.copy_expert(statement, stream, COPY_BUFFER)
+
+    @contextmanager
+    def _wrapping_errors(self, statement: str) -> Iterator[None]:
+        """Makes of the driver's errors what SQLAlchemy makes of them."""
+        driver = self._driver
+        try:
+            yield
+        except self.connection.dialect.loaded_dbapi.Error as error:
+            raise DBAPIError(statement, None, error, connection_invalidated=driver.closed != 0) from error
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if sqlstate(error) == CANCELED:
+                self.stop.check()
+            raise
 
     # -- transactions
 
     def commit(self) -> None:
-        self._driver.commit()
+        with self._wrapping_errors("COMMIT"):
+            self._driver.commit()
 
     def rollback(self) -> None:
         if self.usable:
-            self._driver.rollback()
+            with self._wrapping_errors("ROLLBACK"):
+                self._driver.rollback()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Looks at rows inside the transaction that is open already, and leaves its settings as they were."""
-        before = self.value("SELECT current_setting('row_security')")
-        self._see_all_rows()
+        with self.local("row_security", "off"), self.local("statement_timeout", "0"):
+            yield
+
+    @contextmanager
+    def local(self, name: str, value: str) -> Iterator[None]:
+        """Sets `name` inside the transaction and puts it back; after an error the rollback does that."""
+        before = self.value("SELECT current_setting(:name)", {"name": name})
+        self.set_local(name, value)
         yield
-        self.run("SELECT set_config('row_security', :before, true)", {"before": before})
+        self.set_local(name, before)
+
+    def set_local(self, name: str, value: str) -> None:
+        self.run("SELECT set_config(:name, :value, true)", {"name": name, "value": value})
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Commits at the end, rolls back on any exception; what was open before must have been committed."""
+        self.stop.check()
         try:
-            self._see_all_rows()
+            # an error instead of a partial result where a policy would hide rows from this role
+            self.run("SET LOCAL row_security = off")
             yield
             self.commit()
         except BaseException:
             self.rollback()
             raise
-
-    def _see_all_rows(self) -> None:
-        # an error instead of a partial result where a policy would hide rows from this role
-        self.run("SET LOCAL row_security = off")
 
     @contextmanager
     def autocommit(self) -> Iterator[None]:
@@ -187,14 +232,20 @@ class Database:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Makes the connection fit for transactions of ours while it lasts: notices logged, no autocommit."""
+        """Makes the connection fit for our work while it lasts: notices logged, signals heeded, no autocommit."""
         dialect, driver = self.connection.dialect, self._driver
         autocommit, notices = driver.autocommit, driver.notices
         driver.notices = _Notices()
         if autocommit:
             dialect.set_isolation_level(driver, "READ COMMITTED")
+
+        def cancel() -> None:
+            with suppress(Exception):  # the connection may be gone already
+                driver.cancel()
+
         try:
-            yield
+            with listening(self.stop, cancel):
+                yield
         finally:
             if self.usable:
                 driver.notices = notices

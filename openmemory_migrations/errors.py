@@ -20,3 +20,7 @@ class MigrationError(CommandError):
         if hint:
             lines.append(f"HINT:  {hint}")
         super().__init__("\n".join(lines))
+
+
+class ConnectionLost(MigrationError):
+    """The server or the network took the connection away; what is committed is kept."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import backfill, catalog, indexes, log
+from . import backfill, building, catalog, indexes, log
 from .catalog import Extension, Table
 from .database import Database
 from .indexes import NoIndex, Plan
@@ -41,7 +41,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     if isinstance(wanted, NoIndex):
         log.notice(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
     else:
-        indexes.ensure(db, target, settings, table, wanted)
+        building.ensure(db, target, settings, table, wanted)
         _advise(target, wanted)
     where = {"table_schema": target.schema, "table_name": target.table, "column_name": target.vector}
     log.notice(
@@ -65,7 +65,7 @@ def downgrade(db: Database, target: Target) -> None:
         if table is not None and index.table_oid == table.oid and index.method in indexes.DEFAULTS
     ]
     for index in ours:
-        indexes.drop(db, index.name)
+        building.drop(db, index.name)
         log.notice(f"index {quote(index.name)} of {target} dropped")
     if not ours:
         log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
@@ -74,8 +74,8 @@ def downgrade(db: Database, target: Target) -> None:
 def _advise(target: Target, wanted: Plan) -> None:
     if wanted.method == "hnsw":
         hint = (
-            "With a filter beside the ORDER BY, hnsw may return fewer rows than LIMIT asks for; mend that with"
-            " SET hnsw.iterative_scan = strict_order (pgvector 0.8.0). SET hnsw.ef_search = 100 finds more, more slowly."
+            "With a filter beside the ORDER BY, hnsw may return fewer rows than LIMIT asks for; mend that"
+            " with SET hnsw.iterative_scan = strict_order (pgvector 0.8.0). SET hnsw.ef_search = 100 finds more, slower."
         )
     elif wanted.probes > 1:
         hint = (

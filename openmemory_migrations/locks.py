@@ -19,15 +19,27 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from . import log
-from .database import LOCK_NOT_AVAILABLE, Database, as_migration_error, sqlstate
+from .database import (
+    CANCELED,
+    DEADLOCK,
+    LOCK_NOT_AVAILABLE,
+    SERIALIZATION_FAILURE,
+    Database,
+    as_migration_error,
+    second_connection,
+    sqlstate,
+)
 from .errors import MigrationError
 
 TRIES = 30
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
 POLL = 0.5  # seconds between two looks at an advisory lock
 REMIND = 30.0  # seconds between two lines of a waiter
+# what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
+PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
 
 T = TypeVar("T")
+Sleep = Callable[[float], None]
 
 
 def key_of(*parts: str) -> int:
@@ -37,24 +49,23 @@ def key_of(*parts: str) -> int:
 
 
 @contextmanager
-def exclusive(engine: Engine, what: str, *parts: str) -> Iterator[None]:
+def exclusive(engine: Engine, what: str, *parts: str, sleep: Sleep = time.sleep) -> Iterator[None]:
     """Holds the advisory lock of `parts` alone; waits for whoever has it and says for whom."""
-    with _held(engine, what, "pg_try_advisory_xact_lock", *parts):
+    with _held(engine, what, "pg_try_advisory_xact_lock", parts, sleep):
         yield
 
 
 @contextmanager
-def shared(engine: Engine, what: str, *parts: str) -> Iterator[None]:
+def shared(engine: Engine, what: str, *parts: str, sleep: Sleep = time.sleep) -> Iterator[None]:
     """Holds the advisory lock of `parts` beside others that share it."""
-    with _held(engine, what, "pg_try_advisory_xact_lock_shared", *parts):
+    with _held(engine, what, "pg_try_advisory_xact_lock_shared", parts, sleep):
         yield
 
 
 @contextmanager
-def _held(engine: Engine, what: str, function: str, *parts: str) -> Iterator[None]:
+def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], sleep: Sleep) -> Iterator[None]:
     key = key_of(*parts)
-    # a pool of the same make: the engine's own may have room for one connection only, and that one is at work
-    with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
+    with second_connection(engine) as connection:
         connection = connection.execution_options(isolation_level="READ COMMITTED")
         said = None
         while True:
@@ -65,7 +76,7 @@ def _held(engine: Engine, what: str, function: str, *parts: str) -> Iterator[Non
                 said = time.monotonic()
                 log.notice(f"waiting for another run on {what}", detail=_holders(connection, key))
             connection.rollback()
-            time.sleep(POLL)
+            sleep(POLL)
         try:
             yield
         finally:
@@ -96,29 +107,31 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
     Whoever queues behind a waiting ACCESS EXCLUSIVE lock waits no longer than that timeout. Raises MigrationError,
     naming who holds the table, when no try got its locks.
     """
-    pause = FIRST_PAUSE
-    for attempt in range(1, TRIES + 1):
+    for attempt, pause in enumerate(pauses(), 1):
         try:
             with db.transaction():
-                db.run("SELECT set_config('lock_timeout', :timeout, true)", {"timeout": f"{timeout_ms}ms"})
+                db.set_local("lock_timeout", f"{timeout_ms}ms")
                 return change()
         except DBAPIError as error:
-            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+            if sqlstate(error) not in PASSING:
                 raise as_migration_error(error, what) from error
+            problem = as_migration_error(error, what)
         holders = _table_holders(db, table_oid)
-        if attempt == TRIES:
-            break
-        log.notice(
-            f"{what}: no lock within {timeout_ms:,} ms, try {attempt} of {TRIES}, again in {pause:.1f} s",
-            detail=holders,
-        )
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(pause * 1.5, LONGEST_PAUSE)
+        log.notice(f"{problem.message}, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders)
+        db.stop.sleep(pause)
     raise MigrationError(
-        f"{what}: no lock on the table in {TRIES} tries of {timeout_ms:,} ms",
-        detail=holders,
+        f"{what}: no success in {TRIES} tries of {timeout_ms:,} ms",
+        detail=f"{problem.message}. {holders}",
         hint="Run the same command again when that transaction is over; nothing was changed by this step.",
     )
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to rest after each of the tries: growing, and with jitter, so that two runs don't meet for ever."""
+    pause = FIRST_PAUSE
+    for _ in range(TRIES):
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(pause * 1.5, LONGEST_PAUSE)
 
 
 def _table_holders(db: Database, table_oid: int) -> str:

@@ -86,10 +86,10 @@ class _Step:
     settings: Settings
 
     def alone(self) -> AbstractContextManager[None]:
-        return locks.exclusive(self.db.connection.engine, str(self.target), *self._lock)
+        return locks.exclusive(self.db.connection.engine, str(self.target), *self._lock, sleep=self.db.stop.sleep)
 
     def beside_others(self) -> AbstractContextManager[None]:
-        return locks.shared(self.db.connection.engine, str(self.target), *self._lock)
+        return locks.shared(self.db.connection.engine, str(self.target), *self._lock, sleep=self.db.stop.sleep)
 
     @property
     def _lock(self) -> tuple[str, str, str]:

@@ -143,6 +143,12 @@ class Settings:
     backfill_batch: int = _option(
         "BACKFILL_BATCH", _whole(1, 100_000), 1000, "rows a batch and commit, also bounded to about 8 MiB"
     )
+    backfill_pause_ms: int = _option(
+        "OM_BACKFILL_PAUSE_MS", _whole(0, 600_000), 0, "milliseconds of rest after each batch"
+    )
+    backfill_max_lag: int | None = _option(
+        "OM_BACKFILL_MAX_LAG", _whole(1, 86_400), None, "seconds of replica lag above which the backfill waits"
+    )
     on_bad_rows: str = _option(
         "OM_ON_BAD_ROWS", _choice("skip", "fail"), "skip", "fail: convert the rest, then fail the revision"
     )

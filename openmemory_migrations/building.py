@@ -1,0 +1,239 @@
+"""Puts the vector index in place without blocking anybody, and takes it away.
+
+It is built after the rows are there: ivfflat learns its lists from them, and an hnsw graph is built faster than kept.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from . import catalog, log
+from .catalog import Table
+from .database import Database, as_migration_error, second_connection, sqlstate
+from .errors import MigrationError
+from .indexes import DEFAULTS, Plan
+from .settings import Settings
+from .target import Target, quote
+
+# SQLSTATE classes of a server that can't build this index: insufficient resources, limit exceeded, not supported.
+# Anything else (a lock, a cancel, a lost connection) is an error of the run.
+CANNOT_BUILD = ("53", "54", "0A")
+# CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
+LOCK_TIMEOUT = "1h"
+LOG_INTERVAL = 5.0  # seconds between two lines on the build
+
+
+def ensure(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> None:
+    """Leaves the wanted index in place, valid, once; or says in the log why it can't."""
+    found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+    db.commit()
+    for index in list(found.values()):
+        if index.table_oid == table.oid and not index.valid and index.method in DEFAULTS:
+            log.notice(f"index {quote(index.name)} is invalid, left by a build that was interrupted; dropping it")
+            drop(db, index.name)
+            del found[index.name]
+    present = found.get(target.index)
+    if present is None:
+        if not _build(db, target, settings, table, wanted):
+            return
+    elif present.table_oid != table.oid:
+        log.warning(
+            f"no index: the name {quote(target.index)} is taken by an index of another table",
+            hint=f"ALTER INDEX {quote(target.schema)}.{quote(target.index)} RENAME TO …; then alembic downgrade"
+            " om_20240107_backfill and alembic upgrade head.",
+        )
+        return
+    elif not wanted.matches(present):
+        log.warning(
+            f"index {quote(target.index)} exists with another definition and is left as it is",
+            detail=f"It is {present.method} with {present.opclass} on {present.key}"
+            f" ({', '.join(sorted(present.options)) or 'no options'}), wanted is {wanted.method} with {wanted.opclass}"
+            f" on {wanted.key} ({wanted.options}).",
+            hint="For the wanted one: alembic downgrade om_20240107_backfill, then alembic upgrade head.",
+        )
+    else:
+        log.notice(f"index {quote(target.index)} exists already and is as wanted")
+    duplicate = found.get(target.mirrored_index)
+    if duplicate and duplicate.table_oid == table.oid and wanted.matches(duplicate):
+        log.notice(f"index {quote(duplicate.name)} is a duplicate of {quote(target.index)}; dropping it")
+        drop(db, duplicate.name)
+
+
+def drop(db: Database, name: str) -> None:
+    """DROP INDEX CONCURRENTLY; does nothing if it isn't there."""
+    with db.autocommit(), _settings(db, {}):
+        db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
+
+
+def _build(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> bool:
+    memory_kb = _memory(db, settings, wanted)
+    log.notice(
+        f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"
+    )
+    started = time.monotonic()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_progress(db, table.oid, f"index {quote(target.index)}"))
+            stack.enter_context(db.autocommit())
+            stack.enter_context(_settings(db, {"maintenance_work_mem": f"{memory_kb}kB"}))
+            # no IF NOT EXISTS: it would keep an invalid index and say nothing
+            db.run(
+                "CREATE INDEX CONCURRENTLY {index} ON {table} USING {method} ({expression}) WITH ({options})",
+                index=quote(target.index),
+                method=wanted.method,
+                expression=wanted.expression,
+                options=wanted.options,
+            )
+    except BaseException as error:
+        if not db.usable:
+            raise
+        db.rollback()
+        drop(db, target.index)
+        if not isinstance(error, DBAPIError):
+            raise
+        problem = as_migration_error(error, f"index {quote(target.index)} on {target} can't be built")
+        if not (sqlstate(error) or "").startswith(CANNOT_BUILD):
+            raise problem from error
+        log.notice(
+            problem.message,
+            detail=problem.detail,
+            hint="Set OM_INDEX_MEMORY to more, or other OM_INDEX settings, then: alembic downgrade"
+            " om_20240107_backfill, and alembic upgrade head. Searches work without it, by reading every row.",
+        )
+        return False
+    with db.transaction():
+        built = catalog.indexes(db, target.schema, target.index).get(target.index)
+    if built is None or not built.valid:
+        raise MigrationError(
+            f"index {quote(target.index)} on {target} is not valid after its build",
+            hint="Run the same command again: it drops the index and builds it anew.",
+        )
+    seconds = log.duration(time.monotonic() - started)
+    log.notice(f"index {quote(target.index)} is built and valid: {built.size / 1024**2:,.1f} MiB in {seconds}")
+    return True
+
+
+def _memory(db: Database, settings: Settings, wanted: Plan) -> int:
+    """maintenance_work_mem for the build, in kB: what is configured, or what it needs as far as the machine bears it.
+
+    What the machine bears can't be asked; shared_buffers, customarily a quarter of its memory, is the measure.
+    """
+    if settings.index_memory:
+        return settings.index_memory
+    units = "SELECT setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings WHERE name = "
+    given = int(db.value(units + "'maintenance_work_mem'"))
+    bearable = max(given, int(db.value(units + "'shared_buffers'")))
+    db.commit()
+    if wanted.memory_kb > bearable:
+        log.notice(
+            f"the index needs about {_size(wanted.memory_kb)} of memory to build, and gets {_size(bearable)}",
+            hint=f"If the server can spare it: OM_INDEX_MEMORY={math.ceil(wanted.memory_kb / 1024)}MB.",
+        )
+    return max(given, min(wanted.memory_kb, bearable))
+
+
+def _size(kilobytes: int) -> str:
+    return f"{kilobytes / 1024:,.0f} MB"
+
+
+@contextmanager
+def _settings(db: Database, more: Mapping[str, str]) -> Iterator[None]:
+    """Settings of the session for one statement that has no transaction to set them in; put back afterwards.
+
+    Behind a pooler in transaction mode they would stay with a server process that other clients use: there the
+    statement runs with what the role has.
+    """
+    if db.pooled:
+        log.notice(
+            "a pooler such as PgBouncer is in between: CONCURRENTLY runs with the timeouts and memory of the role",
+            hint="A short lock_timeout or statement_timeout of the role's can cancel it; a direct connection is better.",
+        )
+        yield
+        return
+    wanted = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": "0", **more}
+    before = {name: db.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
+    _set(db, wanted)
+    try:
+        yield
+    finally:
+        if db.usable:
+            _set(db, before)
+
+
+def _set(db: Database, values: Mapping[str, str]) -> None:
+    for name, value in values.items():
+        db.run("SELECT set_config(:name, :value, false)", {"name": name, "value": value})
+
+
+@contextmanager
+def _progress(db: Database, table_oid: int, what: str) -> Iterator[None]:
+    """Logs whom the build has to wait for and how far it is, from a connection and a thread of its own."""
+    over = threading.Event()
+
+    def watch() -> None:
+        try:
+            with second_connection(db.connection.engine) as connection:
+                while not over.wait(LOG_INTERVAL):
+                    if line := _phase(connection, table_oid):
+                        log.notice(f"{what}: {line}")
+                    connection.rollback()
+        except SQLAlchemyError as error:
+            # the build goes on without its lines
+            log.notice(f"{what}: progress can't be shown ({type(error).__name__})")
+
+    with second_connection(db.connection.engine) as connection:
+        waits = _waits(connection)
+    if waits:
+        log.notice(f"{what}: has to wait until transactions that are open now are over", detail=waits)
+    thread = threading.Thread(target=watch, name="openmemory-migrations progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _waits(connection: Connection) -> str | None:
+    """The transactions with a snapshot or a write that the build will have to outlive, oldest first."""
+    rows = connection.execute(
+        sa.text(
+            """
+            SELECT pid, application_name, usename, xact_start FROM pg_catalog.pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()
+              AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL) AND xact_start < now() - interval '1 second'
+            ORDER BY xact_start LIMIT 5
+            """
+        )
+    )
+    found = [
+        f'process {pid} ("{name}", role {role}, open since {since:%H:%M:%S %Z})' for pid, name, role, since in rows
+    ]
+    return "; ".join(found) + "." if found else None
+
+
+def _phase(connection: Connection, table_oid: int) -> str | None:
+    row = connection.execute(
+        sa.text(
+            """
+            SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total, lockers_done, lockers_total,
+                   current_locker_pid
+            FROM pg_catalog.pg_stat_progress_create_index WHERE relid = :oid
+            """
+        ),
+        {"oid": table_oid},
+    ).one_or_none()
+    if row is None:
+        return None
+    phase, *counts, locker = row
+    shares = [f"{100 * done // total} %" for done, total in zip(counts[::2], counts[1::2], strict=True) if total]
+    line = f"{phase}, {shares[0]}" if shares else str(phase)
+    return line + (f", waiting for process {locker}" if locker else "")
