@@ -154,7 +154,7 @@ def _settings(db: Database, more: Mapping[str, str]) -> Iterator[None]:
     if db.pooled:
         log.notice(
             "a pooler such as PgBouncer is in between: CONCURRENTLY runs with the timeouts and memory of the role",
-            hint="A short lock_timeout or statement_timeout of the role's can cancel it; a direct connection is better.",
+            hint="A short lock_timeout or statement_timeout of the role's may cancel it; better connect directly.",
         )
         yield
         return

@@ -67,7 +67,7 @@ def engine_for(url: URL) -> Engine:
 
 @contextmanager
 def second_connection(engine: Engine) -> Iterator[Connection]:
-    """A connection beside the one at work, from a pool of the same make: the engine's own may have room for one only."""
+    """A connection beside the one at work, from a pool of the same make: the engine's own may hold one only."""
     with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
         yield connection
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from logging.config import fileConfig
 from typing import Any
 
@@ -11,12 +12,14 @@ from sqlalchemy.exc import DBAPIError
 
 from . import catalog, expand, locks, log
 from .database import Database, as_migration_error, engine_for, url_of
-from .errors import MigrationError
+from .errors import ConnectionLost, MigrationError
 from .ops import require_column
 from .settings import Settings, refuse_unknown
+from .signals import Interrupted
 from .target import Target, quote
 
 VERSION_TABLE = "openmemory_alembic_version"
+RECONNECT_PAUSES = (1, 2, 4, 8, 15, 30)  # seconds: a server that restarts is back within a minute
 
 
 def run() -> None:
@@ -47,13 +50,30 @@ def run() -> None:
             with engine.connect() as connection:
                 _migrate(connection, settings)
         else:
-            _run_postgres(engine, settings)
+            _reconnecting(engine, settings)
     except DBAPIError as error:
-        if error.connection_invalidated or error.statement is None:
-            raise as_migration_error(error, "database connection") from error
-        raise as_migration_error(error, "migration") from error
+        raise as_migration_error(error, "database") from error
+    except KeyboardInterrupt:
+        raise Interrupted("SIGINT") from None
     finally:
         engine.dispose()
+
+
+def _reconnecting(engine: Engine, settings: Settings) -> None:
+    """Begins again, on new connections, when the server or the network took them away; every step continues."""
+    lost = False
+    for pause in RECONNECT_PAUSES:
+        try:
+            return _run_postgres(engine, settings)
+        except (ConnectionLost, DBAPIError) as error:
+            problem = error if isinstance(error, ConnectionLost) else as_migration_error(error, "database")
+            # a database that was never reached is not lost; one that is on its way up refuses for a while
+            lost = lost or isinstance(problem, ConnectionLost)
+            if not lost:
+                raise problem from error
+        log.warning(problem.message, hint=f"Connecting again in {pause} s; what is committed is kept.")
+        time.sleep(pause)
+    return _run_postgres(engine, settings)
 
 
 def _run_postgres(engine: Engine, settings: Settings) -> None:

@@ -45,9 +45,11 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
 
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
     log.notice(
-        f"column {quote(target.vector)} of {target} is in place, {vector_type(extension, size)}"
-        + ("" if column is not None and column.ours else f", dimensions {_origin(settings)}" if size else "")
-        + (f", trigger {quote(target.sync)} keeps it in step" if settings.sync_trigger else ", without a trigger")
+        f"column {quote(target.vector)} of {target} is in place: vector{f'({size})' if size else ''}"
+        + (f", dimensions {_origin(settings)}" if size and (column is None or not column.ours) else ""),
+        detail=f"Trigger {quote(target.sync)} keeps it equal to {quote(target.source)}."
+        if settings.sync_trigger
+        else "Without a trigger: OM_SYNC_TRIGGER is off.",
     )
     if column is not None and not column.ours:
         log.notice(
@@ -109,7 +111,7 @@ def require_table(db: Database, target: Target) -> Table:
     if table is None:
         raise MigrationError(
             f"table {target} does not exist",
-            hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them; it creates the table at its first start.",
+            hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them; it creates the table when it starts.",
         )
     if table.kind != "r" or table.has_children:
         what = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "p": "a partitioned table"}

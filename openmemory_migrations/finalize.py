@@ -75,7 +75,7 @@ def _advise(target: Target, wanted: Plan) -> None:
     if wanted.method == "hnsw":
         hint = (
             "With a filter beside the ORDER BY, hnsw may return fewer rows than LIMIT asks for; mend that"
-            " with SET hnsw.iterative_scan = strict_order (pgvector 0.8.0). SET hnsw.ef_search = 100 finds more, slower."
+            " with SET hnsw.iterative_scan = strict_order (pgvector 0.8.0). SET hnsw.ef_search = 100 finds more."
         )
     elif wanted.probes > 1:
         hint = (

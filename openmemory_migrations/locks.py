@@ -11,7 +11,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -80,7 +80,7 @@ def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], slee
         try:
             yield
         finally:
-            if not connection.invalidated:
+            with suppress(DBAPIError):  # its server process may be gone, and with it the lock
                 connection.rollback()
 
 
