@@ -1,0 +1,110 @@
+"""The README's claims: its settings are the package's, its commands run, its sample output is what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from openmemory_migrations.settings import OPTIONS, Settings
+
+from .helpers import ROOT, Database, alembic, create_table, environment, load, mismatches, real_rows
+
+README = (ROOT / "README.md").read_text()
+
+
+def settings_table() -> str:
+    """The README's table, from the options themselves; run this module to have it printed."""
+    defaults: dict[str, object] = {field.name: field.default for field in dataclasses.fields(Settings)}
+    lines = ["| variable | default | allowed | meaning |", "|---|---|---|---|"]
+    for name, option in OPTIONS.items():
+        default = defaults[name]
+        if isinstance(default, bool):
+            default = "on" if default else "off"
+        lines.append(
+            f"| `{option.variable}` | {'–' if default is None else default} | {option.allowed} | {option.meaning} |"
+        )
+    return "\n".join(lines)
+
+
+def block(marker: str) -> str:
+    """The lines that follow `<!-- marker -->`, without the fence."""
+    after = README.split(f"<!-- {marker} -->\n")[1]
+    return after.split("\n\n")[0].replace("```\n", "").replace("\n```", "")
+
+
+def shape(line: str) -> str:
+    """A line with what differs from run to run taken out."""
+    return re.sub(r"[\d,.]+", "#", line)
+
+
+def test_settings_are_the_packages_own() -> None:
+    assert block("table: settings") == settings_table()
+
+
+def test_make_has_the_targets_that_are_named() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^\$ make ([a-z-]+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_named_files_exist() -> None:
+    for path in re.findall(r"\]\(([^):]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_demo_ends_well() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "demo"], cwd=ROOT, env=environment(None, {}), capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Everything is as it should be" in done.stdout
+    assert "NOT TRUE" not in done.stdout
+
+
+def test_sample_output_is_what_is_printed(database: Database) -> None:
+    create_table(database)
+    load(database, real_rows(256))
+
+    printed = alembic(database, "upgrade", "head").stderr
+
+    missing = [line for line in block("sample: upgrade").splitlines() if shape(line) not in shape(printed)]
+    assert not missing, printed
+
+
+def test_project_of_two_files_migrates_as_shown(database: Database, tmp_path: Path) -> None:
+    ini, env = re.search(r"```ini\n(.*?)```\s*```python\n(.*?)```", README, re.DOTALL).groups()  # type: ignore[union-attr]
+    (tmp_path / "alembic").mkdir()
+    (tmp_path / "alembic.ini").write_text(ini)
+    (tmp_path / "alembic" / "env.py").write_text(env)
+    create_table(database)
+    load(database, real_rows(256))
+
+    for command in re.findall(r"^\$ (alembic \w+ \w+)", README, re.MULTILINE):
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()],
+            cwd=tmp_path,
+            env=environment(database, {}),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "upgrade" in command:
+            assert not mismatches(database)
+    assert not database.rows("SELECT FROM information_schema.columns WHERE column_name = 'v_vector'")
+
+
+@pytest.mark.parametrize("version", re.findall(r"PostgreSQL (\d\d) or newer", README))
+def test_oldest_server_is_the_one_that_is_checked(version: str) -> None:
+    from openmemory_migrations import expand
+
+    assert int(version) * 10_000 == expand.OLDEST_SERVER
+
+
+if __name__ == "__main__":
+    print(settings_table())
