@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from demo.openmemory import environment
 from openmemory_migrations.settings import OPTIONS, Settings
 
-from .helpers import ROOT, Database, alembic, create_table, environment, load, mismatches, real_rows
+from .helpers import ROOT, Database, alembic, create_table, load, mismatches, real_rows
 
 README = (ROOT / "README.md").read_text()
 
@@ -26,7 +27,7 @@ def settings_table() -> str:
         if isinstance(default, bool):
             default = "on" if default else "off"
         lines.append(
-            f"| `{option.variable}` | {'–' if default is None else default} | {option.allowed} | {option.meaning} |"
+            f"| `{option.variable}` | {'unset' if default is None else default} | {option.allowed} | {option.meaning} |"
         )
     return "\n".join(lines)
 
