@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError
@@ -41,6 +42,11 @@ def url_of(settings: Settings) -> URL | None:
         tls["sslrootcert"] = NO_VERIFICATION
     elif settings.pg_ssl == "verify-full":
         # node uses the system's authorities when OpenMemory names none; libpq has a word for it since 16
+        if not settings.pg_ssl_ca and psycopg2.extensions.libpq_version() < 160_000:
+            raise MigrationError(
+                "OM_PG_SSL is verify-full without OM_PG_SSL_CA, and this libpq can't use the system's authorities",
+                hint="Set OM_PG_SSL_CA to a file with the CA's certificate, or update psycopg2-binary.",
+            )
         tls["sslrootcert"] = settings.pg_ssl_ca or "system"
     return URL.create(
         "postgresql+psycopg2",
@@ -61,8 +67,10 @@ def engine_for(url: URL) -> Engine:
             f'driver "{url.get_driver_name()}" is not supported',
             hint="Use postgresql:// or postgresql+psycopg2:// in OM_DATABASE_URL.",
         )
-    arguments = {} if "application_name" in url.query else {"application_name": APPLICATION_NAME}
-    return sa.create_engine(url, poolclass=NullPool, connect_args=arguments)
+    # a lock's connection is idle for hours, and what stands between forgets idle connections within minutes
+    arguments = {"application_name": APPLICATION_NAME, "keepalives_idle": "60"}
+    own = {name: value for name, value in arguments.items() if name not in url.query}
+    return sa.create_engine(url, poolclass=NullPool, connect_args=own)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         column = table.columns.get(target.vector)
         restored = target.adopted in table.columns
         if column is not None and column.ours and not restored:
-            _refuse_loss(db, target, settings)
+            _refuse_loss(db, column, target, settings)
     db.commit()
     if column is None:
         log.notice(f"column {quote(target.vector)} of {target} does not exist, skipping")
@@ -225,16 +225,17 @@ def agree(column: Column, settings: Settings, target: Target) -> None:
         )
 
 
-def _refuse_loss(db: Database, target: Target, settings: Settings) -> None:
+def _refuse_loss(db: Database, column: Column, target: Target, settings: Settings) -> None:
     extension = catalog.extension(db)
     assert extension is not None  # there is a column of its type
+    # vector_dims would fetch every value that is out of line; a column with dimensions needn't be asked
+    size = str(column.dimensions) if column.dimensions else db.sql("{ext}.vector_dims({vector})", **extension.names())
     lost = db.value(
         """
         SELECT count(*) FROM {table}
-        WHERE {vector} IS NOT NULL
-          AND ({source} IS NULL OR octet_length({source}) <> 4 * {ext}.vector_dims({vector}))
+        WHERE {vector} IS NOT NULL AND ({source} IS NULL OR octet_length({source}) <> 4 * {size})
         """,
-        **extension.names(),
+        size=size,
     )
     if lost > settings.accept_loss:
         raise MigrationError(
