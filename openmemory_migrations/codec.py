@@ -47,11 +47,13 @@ def convert(copied: bytes | memoryview, dimensions: int) -> Batch:
     """
     source = np.dtype([*_ROW_START, ("value", "<f4", (dimensions,))])
     body = memoryview(copied)[len(_HEADER) : -len(_TRAILER)]
-    if len(body) % source.itemsize or bytes(copied[: len(_HEADER)]) != _HEADER:
+    framed = bytes(copied[: len(_HEADER)]) == _HEADER and bytes(copied[-len(_TRAILER) :]) == _TRAILER
+    if not framed or len(copied) < len(_HEADER) + len(_TRAILER) or len(body) % source.itemsize:
         raise ValueError(f"unexpected COPY data for {dimensions} dimensions: {len(copied)} bytes")
     rows = np.frombuffer(body, source)
-    if not (rows["size"] == 4 * dimensions).all():
-        raise ValueError(f"a row does not hold {dimensions} dimensions")
+    expected = {"fields": 3, "tid_size": 6, "xmin_size": 4, "size": 4 * dimensions}
+    if not all((rows[name] == value).all() for name, value in expected.items()):
+        raise ValueError(f"a row is not a tid, an xmin and {dimensions} dimensions")
 
     finite = np.isfinite(rows["value"]).all(axis=1)
     good, bad = (rows, rows[:0]) if finite.all() else (rows[finite], rows[~finite])

@@ -7,11 +7,12 @@ transaction under any env.py, while SQLAlchemy's and Alembic's transaction objec
 from __future__ import annotations
 
 import io
+import os
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import psycopg2.extensions
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError
@@ -25,6 +26,8 @@ from .signals import Stop, listening
 APPLICATION_NAME = "openmemory-migrations"
 DRIVERS = ("psycopg2",)
 NO_VERIFICATION = "/nonexistent/openmemory-migrations"
+# Debian, Red Hat, Alpine and macOS
+AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 COPY_BUFFER = 64 * 1024
 
 LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
@@ -41,13 +44,7 @@ def url_of(settings: Settings) -> URL | None:
         # libpq verifies under `require` too as soon as ~/.postgresql/root.crt exists; OpenMemory's `require` doesn't
         tls["sslrootcert"] = NO_VERIFICATION
     elif settings.pg_ssl == "verify-full":
-        # node uses the system's authorities when OpenMemory names none; libpq has a word for it since 16
-        if not settings.pg_ssl_ca and psycopg2.extensions.libpq_version() < 160_000:
-            raise MigrationError(
-                "OM_PG_SSL is verify-full without OM_PG_SSL_CA, and this libpq can't use the system's authorities",
-                hint="Set OM_PG_SSL_CA to a file with the CA's certificate, or update psycopg2-binary.",
-            )
-        tls["sslrootcert"] = settings.pg_ssl_ca or "system"
+        tls["sslrootcert"] = settings.pg_ssl_ca or _system_authorities()
     return URL.create(
         "postgresql+psycopg2",
         username=settings.pg_user,
@@ -59,8 +56,17 @@ def url_of(settings: Settings) -> URL | None:
     )
 
 
+def _system_authorities() -> str:
+    """The file of authorities that this machine trusts, where OpenMemory names none.
+
+    libpq's own word for it, `system`, finds none in psycopg2-binary: its OpenSSL looks in a folder that nobody has.
+    """
+    found = (ssl.get_default_verify_paths().cafile, *AUTHORITIES)
+    return next((path for path in found if path and os.path.isfile(path)), "system")
+
+
 def engine_for(url: URL) -> Engine:
-    if url.get_backend_name() == "sqlite":
+    if url.get_driver_name() == "pysqlite":
         return sa.create_engine(url, poolclass=NullPool)
     if url.get_driver_name() not in DRIVERS:
         raise MigrationError(

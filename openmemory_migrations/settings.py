@@ -67,7 +67,11 @@ def _switch() -> tuple[Callable[[str], bool], str]:
 
 
 def _text() -> tuple[Callable[[str], str], str]:
-    return str, "any text"
+    def parse(text: str) -> str:
+        text.encode()  # bytes that aren't UTF-8 arrive as lone surrogates, which no driver takes
+        return text
+
+    return parse, "any text"
 
 
 def _identifier() -> tuple[Callable[[str], str], str]:
@@ -94,10 +98,13 @@ def _memory() -> tuple[Callable[[str], int], str]:
 
 def _url() -> tuple[Callable[[str], URL], str]:
     def parse(text: str) -> URL:
+        text.encode()
         try:
             url = make_url(text)
         except (ArgumentError, ValueError) as error:
             raise ValueError from error
+        if "@" in (url.host or ""):  # the rest of a password whose @ isn't written %40
+            raise ValueError
         if url.get_backend_name() in ("postgres", "postgresql"):
             # by name: plain postgresql:// is psycopg2 in SQLAlchemy 2.0 and psycopg 3 in 2.1
             driver = url.drivername.partition("+")[2] or "psycopg2"
@@ -106,7 +113,7 @@ def _url() -> tuple[Callable[[str], URL], str]:
             raise ValueError
         return url
 
-    return parse, "a postgresql://, postgres:// or sqlite:// URL"
+    return parse, "a postgresql://, postgres:// or sqlite:// URL, with @ and / in a password as %40 and %2F"
 
 
 @dataclass(frozen=True)

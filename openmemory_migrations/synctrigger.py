@@ -12,7 +12,7 @@ from .database import Database
 # as the same query in LANGUAGE sql (measured, 256 dimensions); `|| ''` fetches a value out of line once, not per byte.
 CREATE_CONVERT = """
 CREATE OR REPLACE FUNCTION {convert}(source bytea, dimensions integer) RETURNS {ext}.vector
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS {tag}
 DECLARE
   wanted CONSTANT integer := coalesce(dimensions, octet_length(source) / 4);
   bytes bytea;
@@ -39,14 +39,14 @@ BEGIN
   END IF;
   RETURN elements::{ext}.vector;
 END
-$function$
+{tag}
 """
 
 # the writer may lack rights on the extension's schema, hence SECURITY DEFINER; no EXCEPTION block: it would cost every
 # write a subtransaction. A vector that the writer has set itself stays.
 CREATE_SYNC = """
 CREATE OR REPLACE FUNCTION {sync_function}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {tag}
 BEGIN
   IF NEW.{vector} IS NULL
      OR (TG_OP = 'UPDATE' AND {ext}.vector_send(NEW.{vector}) IS NOT DISTINCT FROM {ext}.vector_send(OLD.{vector})) THEN
@@ -54,7 +54,7 @@ BEGIN
   END IF;
   RETURN NEW;
 END
-$function$
+{tag}
 """
 
 CREATE_TRIGGER = """
@@ -63,13 +63,22 @@ FOR EACH ROW EXECUTE FUNCTION {sync_function}()
 """
 
 
+def _tag(db: Database, names: dict[str, str]) -> str:
+    """A dollar quote that no name inside the function can end."""
+    tag = "$function$"
+    while any(tag in name for name in (*db.names.values(), *names.values())):
+        tag = f"{tag[:-1]}_$"
+    return tag
+
+
 def create_convert(db: Database, **names: str) -> None:
-    db.run(CREATE_CONVERT, **names)
+    db.run(CREATE_CONVERT, tag=_tag(db, names), **names)
 
 
 def create_trigger(db: Database, dimensions: int | None, **names: str) -> None:
     """One statement each, inside the caller's transaction; SHARE ROW EXCLUSIVE on the table."""
-    db.run(CREATE_SYNC, dimensions="NULL" if dimensions is None else str(dimensions), **names)
+    size = "NULL" if dimensions is None else str(dimensions)
+    db.run(CREATE_SYNC, dimensions=size, tag=_tag(db, names), **names)
     db.run("REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC")
     db.run(CREATE_TRIGGER, **names)
     db.run("COMMENT ON TRIGGER {sync} ON {table} IS {comment}")
