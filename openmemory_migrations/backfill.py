@@ -56,7 +56,7 @@ CARRY_OVER = (
     "UPDATE ONLY {table} SET {vector} = {adopted} WHERE ctid >= '({page},0)' AND ctid < '({end},0)' AND " + ADOPTED_ONLY
 )
 NOT_FINITE = "NaN or infinite values"
-STAGE = {"stage": quote("openmemory_migrations_stage")}
+STAGE = "openmemory_migrations_stage"
 
 
 @dataclass
@@ -228,10 +228,10 @@ def _plan(db: Database, application_name: str, lock_timeout: str) -> None:
 
 def write(db: Database, batch: Batch, extension: Extension) -> int:
     """Gives the rows of the batch their vectors, but for those that have changed since; returns how many it gave."""
-    db.run(CREATE_STAGE, **STAGE, **extension.names())
-    db.run(STAGE_INLINE, **STAGE)
-    db.copy_in("pg_temp.{stage}", batch.payload, **STAGE)
-    return db.run(WRITE, **STAGE).rowcount
+    db.run(CREATE_STAGE, stage=quote(STAGE), **extension.names())
+    db.run(STAGE_INLINE, stage=quote(STAGE))
+    db.copy_in(STAGE, batch.payload)
+    return db.run(WRITE, stage=quote(STAGE)).rowcount
 
 
 def carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
@@ -264,9 +264,7 @@ def leftovers(db: Database, table: Table, fixed: int | None, most_rows: int) -> 
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     convertible = 0
-    with db.transaction():
-        db.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        db.set_local("statement_timeout", "0")
+    with db.transaction(snapshot=True):
         last_page = _pages(db)
         lengths: dict[str, list[int]] = {}
         pending = db.rows(

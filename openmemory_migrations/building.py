@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import catalog, log
 from .catalog import Table
-from .database import Database, as_migration_error, second_connection, sqlstate
+from .database import Database, as_migration_error, in_thread, second_connection, sqlstate
 from .errors import MigrationError
 from .indexes import DEFAULTS, Plan
 from .settings import Settings
@@ -33,8 +33,8 @@ LOG_INTERVAL = 5.0  # seconds between two lines on the build
 
 def ensure(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> None:
     """Leaves the wanted index in place, valid, once; or says in the log why it can't."""
-    found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-    db.commit()
+    with db.transaction():
+        found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
     for index in list(found.values()):
         if index.table_oid == table.oid and not index.valid and index.method in DEFAULTS:
             log.notice(f"index {quote(index.name)} is invalid, left by a build that was interrupted; dropping it")
@@ -160,17 +160,14 @@ def _settings(db: Database, more: Mapping[str, str]) -> Iterator[None]:
         return
     wanted = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": "0", **more}
     before = {name: db.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
-    _set(db, wanted)
+    for name, value in wanted.items():
+        db.set_session(name, value)
     try:
         yield
     finally:
         if db.usable:
-            _set(db, before)
-
-
-def _set(db: Database, values: Mapping[str, str]) -> None:
-    for name, value in values.items():
-        db.run("SELECT set_config(:name, :value, false)", {"name": name, "value": value})
+            for name, value in before.items():
+                db.set_session(name, value)
 
 
 @contextmanager
@@ -178,9 +175,11 @@ def _progress(db: Database, table_oid: int, what: str) -> Iterator[None]:
     """Logs whom the build has to wait for and how far it is, from a connection and a thread of its own."""
     over = threading.Event()
 
+    engine = db.connection.engine
+
     def watch() -> None:
         try:
-            with second_connection(db.connection.engine) as connection:
+            with second_connection(engine) as connection:
                 while not over.wait(LOG_INTERVAL):
                     if line := _phase(connection, table_oid):
                         log.notice(f"{what}: {line}")
@@ -189,11 +188,13 @@ def _progress(db: Database, table_oid: int, what: str) -> Iterator[None]:
             # the build goes on without its lines
             log.notice(f"{what}: progress can't be shown ({type(error).__name__})")
 
-    with second_connection(db.connection.engine) as connection:
+    with second_connection(engine) as connection:
         waits = _waits(connection)
     if waits:
         log.notice(f"{what}: has to wait until transactions that are open now are over", detail=waits)
-    thread = threading.Thread(target=watch, name="openmemory-migrations progress", daemon=True)
+    thread = threading.Thread(
+        target=in_thread, args=(engine, watch), name="openmemory-migrations progress", daemon=True
+    )
     thread.start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""URL, TLS, and the one place that knows the driver: COPY, server notices, commit, autocommit.
+"""URL and TLS, and a connection that somebody else opened, with our own transactions on it.
 
 Statements go through SQLAlchemy's `text()`, commits through the driver's own connection: that ends the server's
 transaction under any env.py, while SQLAlchemy's and Alembic's transaction objects stay as they are.
@@ -6,10 +6,10 @@ transaction under any env.py, while SQLAlchemy's and Alembic's transaction objec
 
 from __future__ import annotations
 
-import io
+import asyncio
 import os
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,16 +19,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from . import log
+from .drivers import DRIVERS, driver_of
 from .errors import ConnectionLost, MigrationError
 from .settings import Settings
 from .signals import Stop, listening
 
 APPLICATION_NAME = "openmemory-migrations"
-DRIVERS = ("psycopg2",)
 NO_VERIFICATION = "/nonexistent/openmemory-migrations"
 # Debian, Red Hat, Alpine and macOS
 AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-COPY_BUFFER = 64 * 1024
+READ_COMMITTED: Any = "READ COMMITTED"
 
 LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
 
@@ -68,15 +68,20 @@ def _system_authorities() -> str:
 def engine_for(url: URL) -> Engine:
     if url.get_driver_name() == "pysqlite":
         return sa.create_engine(url, poolclass=NullPool)
-    if url.get_driver_name() not in DRIVERS:
+    if (url.get_driver_name(), False) not in DRIVERS:
         raise MigrationError(
-            f'driver "{url.get_driver_name()}" is not supported',
-            hint="Use postgresql:// or postgresql+psycopg2:// in OM_DATABASE_URL.",
+            f'driver "{url.get_driver_name()}" is not supported here',
+            hint="Use postgresql+psycopg2:// or postgresql+psycopg:// in OM_DATABASE_URL.",
         )
     # a lock's connection is idle for hours, and what stands between forgets idle connections within minutes
     arguments = {"application_name": APPLICATION_NAME, "keepalives_idle": "60"}
     own = {name: value for name, value in arguments.items() if name not in url.query}
-    return sa.create_engine(url, poolclass=NullPool, connect_args=own)
+    try:
+        return sa.create_engine(url, poolclass=NullPool, connect_args=own)
+    except ModuleNotFoundError as error:
+        raise MigrationError(
+            f'driver "{url.get_driver_name()}" is not installed', hint=f'pip install "{error.name}"'
+        ) from error
 
 
 @contextmanager
@@ -86,14 +91,25 @@ def second_connection(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+def in_thread(engine: Engine, work: Callable[[], None]) -> None:
+    """Runs `work` in a thread that isn't the engine's: an async driver needs an event loop of its own there."""
+    if engine.dialect.is_async:
+        asyncio.run(sa.util.greenlet_spawn(work))
+    else:
+        work()
+
+
 def sqlstate(error: DBAPIError) -> str | None:
-    return getattr(error.orig, "pgcode", None)
+    return getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
 
 
 def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
     """The server's or the driver's own words as our error, without the statement and its parameters."""
+    # psycopg keeps the server's message in parts as `diag`; asyncpg's error has them itself, behind SQLAlchemy's
     diagnostics = getattr(error.orig, "diag", None)
-    message = getattr(diagnostics, "message_primary", None) or " ".join(str(error.orig).split())
+    own = error.orig if hasattr(error.orig, "detail") else getattr(error.orig, "__cause__", None)
+    message = getattr(diagnostics, "message_primary", None) or getattr(own, "message", None)
+    message = message or " ".join(str(error.orig).split())
     if error.connection_invalidated:
         return ConnectionLost(
             f"{doing}: the connection was lost: {message}",
@@ -102,20 +118,13 @@ def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
     state = sqlstate(error)
     return MigrationError(
         f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
-        detail=getattr(diagnostics, "message_detail", None),
-        hint=getattr(diagnostics, "message_hint", None),
+        detail=getattr(diagnostics, "message_detail", None) or getattr(own, "detail", None),
+        hint=getattr(diagnostics, "message_hint", None) or getattr(own, "hint", None),
     )
 
 
-class _Notices:
-    """Stands in for psycopg2's list of notices: SQLAlchemy empties the list after each statement, unread."""
-
-    def append(self, text: str) -> None:
-        log.server_message(text)
-
-
 class Database:
-    """A connection that somebody else opened, with our own transactions on it.
+    """Statements, transactions and COPY on one connection.
 
     SQL texts name our objects as `{table}`, `{vector}` …; `names` holds those, quoted. Values are `:parameters`.
     """
@@ -124,20 +133,24 @@ class Database:
         self.connection = connection
         self.names = dict(names)
         self.stop = Stop()
+        self.driver = driver_of(connection)
+        self._errors: tuple[Any, ...] = (*self.driver.errors, connection.dialect.loaded_dbapi.Error)
+        self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
+        self._isolation: Any = None  # to put back
 
     @property
-    def _driver(self) -> Any:
+    def _raw(self) -> Any:
         return self.connection.connection.dbapi_connection
 
     @property
     def usable(self) -> bool:
         """Whether the connection is still there."""
-        return not self.connection.invalidated and not self._driver.closed
+        return not self.connection.invalidated and not self.driver.closed
 
     @property
     def pooled(self) -> bool:
         """Whether a pooler such as PgBouncer stands between: it tells clients of another process than the server's."""
-        return bool(self._driver.get_backend_pid() != self.value("SELECT pg_backend_pid()"))
+        return bool(self.driver.pid != self.value("SELECT pg_backend_pid()"))
 
     # -- statements
 
@@ -156,28 +169,24 @@ class Database:
     def value(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Any:
         return self.run(template, parameters, **names).scalar()
 
-    def copy_out(self, template: str, /, **names: str) -> memoryview:
-        """What COPY (`template`) TO STDOUT (FORMAT binary) gives, whole."""
-        received = io.BytesIO()
-        self._copy(f"COPY ({self.sql(template, **names)}) TO STDOUT (FORMAT binary)", received)
-        return received.getbuffer()
+    def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
+        """What COPY (`template`) TO STDOUT (FORMAT binary) gives, whole. Never the first statement of a transaction."""
+        with self._heeding_signals(), self._wrapping_errors("COPY"):
+            return self.driver.copy_out(self.sql(template, **names))
 
-    def copy_in(self, template: str, data: bytes, /, **names: str) -> None:
-        """COPY `template` (a table) FROM STDIN (FORMAT binary)."""
-        self._copy(f"COPY {self.sql(template, **names)} FROM STDIN (FORMAT binary)", io.BytesIO(data))
-
-    def _copy(self, statement: str, stream: io.BytesIO) -> None:
-        with self._heeding_signals(), self._wrapping_errors("COPY"), self._driver.cursor() as cursor:
-            cursor.copy_expert(statement, stream, COPY_BUFFER)
+    def copy_in(self, table: str, data: bytes) -> None:
+        """COPY FROM STDIN (FORMAT binary) into a temporary table. Never the first statement of a transaction."""
+        with self._heeding_signals(), self._wrapping_errors("COPY"):
+            self.driver.copy_in(table, data)
 
     @contextmanager
     def _wrapping_errors(self, statement: str) -> Iterator[None]:
         """Makes of the driver's errors what SQLAlchemy makes of them."""
-        driver = self._driver
         try:
             yield
-        except self.connection.dialect.loaded_dbapi.Error as error:
-            raise DBAPIError(statement, None, error, connection_invalidated=driver.closed != 0) from error
+        except self._errors as error:
+            lost = self.driver.closed
+            raise DBAPIError(statement, None, error, connection_invalidated=lost) from error
 
     @contextmanager
     def _heeding_signals(self) -> Iterator[None]:
@@ -190,14 +199,34 @@ class Database:
 
     # -- transactions
 
+    def take_over(self) -> None:
+        """Ends the transaction that Alembic has open, by a commit, and makes READ COMMITTED of what follows.
+
+        A role or search_path that was set for that transaction only (SET LOCAL in a host's env.py) is kept for ours.
+        """
+        dialect = self.connection.dialect
+        local = self._role_and_path()
+        self.commit()
+        isolation = dialect.get_isolation_level(self._raw)
+        self.commit()
+        if isolation != READ_COMMITTED:
+            dialect.set_isolation_level(self._raw, READ_COMMITTED)
+            self._isolation = self._isolation or isolation
+        now = self._role_and_path()
+        self._lent = {name: value for name, value in local.items() if now[name] != value}
+        self.commit()
+
+    def _role_and_path(self) -> dict[str, str]:
+        return {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in ("role", "search_path")}
+
     def commit(self) -> None:
         with self._wrapping_errors("COMMIT"):
-            self._driver.commit()
+            self._raw.commit()
 
     def rollback(self) -> None:
         if self.usable:
             with self._wrapping_errors("ROLLBACK"):
-                self._driver.rollback()
+                self._raw.rollback()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -217,55 +246,73 @@ class Database:
         self.run("SELECT set_config(:name, :value, true)", {"name": name, "value": value})
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commits at the end, rolls back on any exception; what was open before must have been committed."""
+    def transaction(self, *, snapshot: bool = False) -> Iterator[None]:
+        """Commits at the end, rolls back on any exception; what was open before must have been committed.
+
+        With `snapshot` all its statements see the table as the first one does, however long they take; read-only.
+        """
         self.stop.check()
         try:
+            if snapshot:
+                self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                self.run("SET LOCAL statement_timeout = 0")
             # an error instead of a partial result where a policy would hide rows from this role
             self.run("SET LOCAL row_security = off")
+            self._borrow()
             yield
             self.commit()
         except BaseException:
             self.rollback()
             raise
 
+    def _borrow(self) -> None:
+        for name, value in self._lent.items():
+            self.set_local(name, value)
+
     @contextmanager
     def autocommit(self) -> Iterator[None]:
-        """For statements that refuse a transaction; puts the isolation level back as it was."""
-        dialect, driver = self.connection.dialect, self._driver
+        """For statements that refuse a transaction; what was local to the host's transaction is set and reset."""
         self.commit()
-        before = None if driver.autocommit else dialect.get_isolation_level(driver)
-        self.commit()
-        if before:
-            dialect.set_isolation_level(driver, "AUTOCOMMIT")
+        self.connection.dialect.set_isolation_level(self._raw, "AUTOCOMMIT")
+        before = self._role_and_path() if self._lent else {}
         try:
+            for name, value in self._lent.items():
+                self.set_session(name, value)
             yield
         finally:
-            if before and self.usable:
-                dialect.set_isolation_level(driver, before)
+            if self.usable:
+                for name in self._lent:
+                    self.set_session(name, before[name])
+                self.connection.dialect.set_isolation_level(self._raw, READ_COMMITTED)
+
+    def set_session(self, name: str, value: str) -> None:
+        self.run("SELECT set_config(:name, :value, false)", {"name": name, "value": value})
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Makes the connection fit for our work while it lasts: notices logged, signals heeded, no autocommit."""
-        dialect, driver = self.connection.dialect, self._driver
-        autocommit, notices = driver.autocommit, driver.notices
-        driver.notices = _Notices()
-        if autocommit:
-            dialect.set_isolation_level(driver, "READ COMMITTED")
+        """Makes the connection fit for our work while it lasts: notices logged, signals heeded, no autocommit.
+
+        Afterwards isolation level, autocommit, role and search_path are as they were.
+        """
+        dialect = self.connection.dialect
+        if self._raw.autocommit:
+            self._isolation = "AUTOCOMMIT"
+            dialect.set_isolation_level(self._raw, READ_COMMITTED)
 
         def cancel() -> None:
             with suppress(Exception):  # the connection may be gone already
-                driver.cancel()
+                self.driver.cancel()
 
         try:
-            with listening(self.stop, cancel):
+            with self.driver.notices(log.server_message), listening(self.stop, cancel):
                 yield
         finally:
             if self.usable:
-                driver.notices = notices
-                if autocommit:
-                    driver.rollback()
-                    dialect.set_isolation_level(driver, "AUTOCOMMIT")
+                if self._isolation:
+                    self.rollback()
+                    dialect.set_isolation_level(self._raw, self._isolation)
+                if self._isolation != "AUTOCOMMIT":
+                    self._borrow()
 
 
 def refuse_foreign_transaction(connection: Connection) -> None:

@@ -26,7 +26,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         if extension is None:
             _require_available(db)
         size = _dimensions(db, target, settings, table, extension)
-    db.commit()
+    db.take_over()
 
     if extension is None:
         extension = _create_extension(db)
@@ -75,7 +75,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         restored = target.adopted in table.columns
         if column is not None and column.ours and not restored:
             _refuse_loss(db, column, target, settings)
-    db.commit()
+    db.take_over()
     if column is None:
         log.notice(f"column {quote(target.vector)} of {target} does not exist, skipping")
     elif not column.ours:

@@ -58,7 +58,7 @@ def downgrade(db: Database, target: Target) -> None:
     with db.reading():
         table = catalog.table(db, target.schema, target.table)
         found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-    db.commit()
+    db.take_over()
     ours = [
         index
         for index in found.values()

@@ -69,8 +69,10 @@ def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], slee
         connection = connection.execution_options(isolation_level="READ COMMITTED")
         said = None
         while True:
-            connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             if connection.execute(sa.text(f"SELECT {function}(:key)"), {"key": key}).scalar():
+                # last, as a statement without a snapshot: psycopg 3 leaves the portal of the one before open, whose
+                # snapshot CONCURRENTLY would wait for
+                connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
                 break
             if said is None or time.monotonic() - said >= REMIND:
                 said = time.monotonic()

@@ -103,7 +103,7 @@ class _Step:
                 return None
             require_column(table, self.target, self.settings)
             extension = catalog.extension(self.db)
-        self.db.commit()
+        self.db.take_over()
         assert extension is not None  # there is a column of its type
         return table, extension
 
