@@ -30,6 +30,7 @@ from .target import Target, literal, quote
 BATCH_BYTES = 8 * 1024**2
 PAGES_A_READ = 32_768  # 256 MiB of heap: how far one statement looks when there is little to find
 PAGES_A_CARRY = 64  # at most some 14,000 rows, as short a lock on them as a batch's
+LOOK_ROWS = 1000  # at once, where nothing is written
 LOG_INTERVAL = 5.0  # seconds
 SHOWN_KEYS = 5
 
@@ -177,7 +178,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
                 pace.rest(progress.what)
             if progress.total or attempt == 1:
                 log.notice(str(progress))
-        left = leftovers(db, table, fixed, settings.backfill_batch)
+        left = leftovers(db, target, table)
         if not left.convertible or (attempt >= 2 and not followed):
             return left
     raise MigrationError(
@@ -259,8 +260,9 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
     )
 
 
-def leftovers(db: Database, table: Table, fixed: int | None, most_rows: int) -> Leftovers:
+def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
     """Looks at every row without a vector, in one snapshot: what moves meanwhile is neither missed nor seen twice."""
+    fixed = table.columns[target.vector].dimensions
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     convertible = 0
@@ -282,7 +284,7 @@ def leftovers(db: Database, table: Table, fixed: int | None, most_rows: int) -> 
         for octets, _ in pending:
             if dimensions.problem(octets, fixed):
                 continue
-            scan = Scan(octets // 4, most_rows, last_page)
+            scan = Scan(octets // 4, LOOK_ROWS, last_page)
             bad: list[str] = []
             while scan.more:
                 batch = scan.read(db)
@@ -293,7 +295,7 @@ def leftovers(db: Database, table: Table, fixed: int | None, most_rows: int) -> 
             if bad:
                 examples.setdefault(NOT_FINITE, []).extend(_keys(db, table, "ctid = ANY (CAST(:values AS tid[]))", bad))
         differs = 0
-        if (dim := table.columns.get("dim")) and dim.type in ("smallint", "integer", "bigint"):
+        if target.source == "v" and (dim := table.columns.get("dim")) and dim.type in ("smallint", "integer", "bigint"):
             differs = db.value(
                 "SELECT count(*) FROM ONLY {table} WHERE octet_length({source}) <> 4 * CAST(dim AS bigint)"
             )

@@ -18,7 +18,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
             f"column {quote(target.vector)} of {target} has no dimensions (typmod), so it can't be indexed",
             hint="Set OM_VEC_DIM or OM_TIER, then run alembic downgrade base and alembic upgrade head.",
         )
-    left = backfill.leftovers(db, table, size, settings.backfill_batch)
+    left = backfill.leftovers(db, target, table)
     if left.convertible:
         log.warning(
             f"{left.convertible:,} rows of {target} have {quote(target.source)} but no {quote(target.vector)}",

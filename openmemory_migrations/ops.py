@@ -1,19 +1,25 @@
-"""What revisions call: one function up and one down for each step.
+"""What revisions call, ours and a host application's: one function up and one down for each step.
 
-Each takes its connection from Alembic's `op`, its settings from keyword arguments (the `-x` names) over `-x` over OM_*.
-The first thing that it changes is preceded by a commit on the driver's connection, so whatever the same Alembic run has
-done before is committed then; all checks come before that.
+    from openmemory_migrations import ops
+
+    def upgrade(**kw): ops.upgrade_expand(schema="app", table="chunks", column="embedding", dimensions=384)
+    def downgrade(**kw): ops.downgrade_expand(schema="app", table="chunks", column="embedding", dimensions=384)
+
+Each takes its connection from Alembic's `op`. What isn't given as an argument comes from `-x` over OM_* over the default,
+so the same arguments belong in each of the six calls. A step commits on the driver's connection before its first change,
+and with that whatever the same Alembic run has done before; all its checks come before that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from alembic import context, op
 from sqlalchemy.exc import DBAPIError
+from typing_extensions import Unpack
 
 from . import backfill, catalog, expand, finalize, locks, log
 from .catalog import Extension, Table
@@ -23,6 +29,7 @@ from .settings import Settings
 from .target import Target, quote
 
 __all__ = [
+    "Options",
     "downgrade_backfill",
     "downgrade_expand",
     "downgrade_finalize",
@@ -32,38 +39,72 @@ __all__ = [
 ]
 
 
-def upgrade_expand(**settings: Any) -> None:
-    """Adds the extension, `v_vector` and the trigger that keeps it in step. Raises MigrationError."""
-    with _step("upgrade of om_20240107_pgvector", settings) as step:
+class Options(TypedDict, total=False):
+    """What a step may be told instead of asking -x and OM_*; each is described in the README's table of settings."""
+
+    schema: str  # OM_PG_SCHEMA
+    table: str  # OM_VECTOR_TABLE
+    column: str  # of bytes, float32 little-endian; "v"
+    vector_column: str  # "v_vector"
+    dimensions: int  # OM_VEC_DIM
+    sync_trigger: bool
+    batch: int  # rows, BACKFILL_BATCH
+    pause_ms: int  # OM_BACKFILL_PAUSE_MS
+    max_lag: int  # seconds, OM_BACKFILL_MAX_LAG
+    on_bad_rows: Literal["skip", "fail"]
+    index: Literal["ivfflat", "hnsw", "none"]
+    index_metric: Literal["l2", "cosine", "ip"]
+    index_lists: int
+    index_m: int
+    index_ef_construction: int
+    index_memory: str  # such as "512MB"
+    lock_timeout_ms: int
+    accept_loss: int  # values that a downgrade may drop
+
+
+# the options whose name isn't the -x name
+SETTING = {
+    "schema": "pg_schema",
+    "table": "vector_table",
+    "dimensions": "vec_dim",
+    "batch": "backfill_batch",
+    "pause_ms": "backfill_pause_ms",
+    "max_lag": "backfill_max_lag",
+}
+
+
+def upgrade_expand(**options: Unpack[Options]) -> None:
+    """Adds the extension, the vector column and the trigger that keeps it in step. Raises MigrationError."""
+    with _step("expand", options) as step:
         if step:
             with step.alone():
                 expand.upgrade(step.db, step.target, step.settings)
 
 
-def downgrade_expand(**settings: Any) -> None:
-    """Takes trigger, functions and `v_vector` away; `v` and the extension stay. Raises MigrationError."""
-    with _step("downgrade of om_20240107_pgvector", settings) as step:
+def downgrade_expand(**options: Unpack[Options]) -> None:
+    """Takes trigger, functions and vector column away; the bytes and the extension stay. Raises MigrationError."""
+    with _step("downgrade of expand", options) as step:
         if step:
             with step.alone():
                 expand.downgrade(step.db, step.target, step.settings)
 
 
-def upgrade_backfill(**settings: Any) -> None:
-    """Streams `v` into `v_vector` in batches, each committed by itself. Raises MigrationError."""
-    with _step("upgrade of om_20240107_backfill", settings) as step:
+def upgrade_backfill(**options: Unpack[Options]) -> None:
+    """Streams the bytes into the vector column in batches, each committed by itself. Raises MigrationError."""
+    with _step("backfill", options) as step:
         if step:
             with step.beside_others():
                 _backfill(step)
 
 
-def downgrade_backfill(**settings: Any) -> None:
-    """Nothing to undo: the column goes with the revision below."""
+def downgrade_backfill(**options: Unpack[Options]) -> None:
+    """Nothing to undo: the vectors go with their column."""
     log.notice("nothing to undo: the vectors go with their column in the next downgrade")
 
 
-def upgrade_finalize(**settings: Any) -> None:
+def upgrade_finalize(**options: Unpack[Options]) -> None:
     """Checks the result and builds the index CONCURRENTLY; an index that can't be had is a NOTICE."""
-    with _step("upgrade of om_20240108_finalize", settings) as step:
+    with _step("finalize", options) as step:
         if step:
             with step.alone():
                 ready = step.prepared()
@@ -71,9 +112,9 @@ def upgrade_finalize(**settings: Any) -> None:
                     finalize.upgrade(step.db, step.target, step.settings, *ready)
 
 
-def downgrade_finalize(**settings: Any) -> None:
+def downgrade_finalize(**options: Unpack[Options]) -> None:
     """Drops the index CONCURRENTLY."""
-    with _step("downgrade of om_20240108_finalize", settings) as step:
+    with _step("downgrade of finalize", options) as step:
         if step:
             with step.alone():
                 finalize.downgrade(step.db, step.target)
@@ -148,7 +189,7 @@ def _backfill(step: _Step) -> None:
 
 
 @contextmanager
-def _step(name: str, overrides: dict[str, Any]) -> Iterator[_Step | None]:
+def _step(name: str, options: Options) -> Iterator[_Step | None]:
     """What a step works with, or None where there is nothing to do for it."""
     if op.get_context().as_sql:
         raise MigrationError(
@@ -162,8 +203,7 @@ def _step(name: str, overrides: dict[str, Any]) -> Iterator[_Step | None]:
         return
     if connection.dialect.name != "postgresql":
         raise MigrationError(f'{name}: "{connection.dialect.name}" is not PostgreSQL')
-    settings = Settings.load({**_arguments(), **overrides})
-    target = Target.of(settings)
+    settings, target = configured(options)
     refuse_foreign_transaction(connection)
     db = Database(connection, target.names())
     try:
@@ -171,6 +211,19 @@ def _step(name: str, overrides: dict[str, Any]) -> Iterator[_Step | None]:
             yield _Step(db, target, settings)
     except DBAPIError as error:
         raise as_migration_error(error, name) from error
+
+
+def configured(options: Mapping[str, Any]) -> tuple[Settings, Target]:
+    """Settings and target from a call's options over -x over the environment. Raises MigrationError."""
+    given = dict(options)
+    unknown = [name for name in given if name not in Options.__annotations__]
+    if unknown:
+        raise MigrationError(
+            f'unknown option "{unknown[0]}"', hint="Allowed: " + ", ".join(Options.__annotations__) + "."
+        )
+    columns = (given.pop("column", "v"), given.pop("vector_column", "v_vector"))
+    settings = Settings.load({**_arguments(), **{SETTING.get(name, name): value for name, value in given.items()}})
+    return settings, Target(settings.pg_schema, settings.vector_table, *columns)
 
 
 def _arguments() -> dict[str, str]:

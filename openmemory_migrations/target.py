@@ -24,13 +24,16 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def derived(table: str, suffix: str) -> str:
-    """`<table><suffix>`, cut and hashed where PostgreSQL would cut it at 63 bytes and two tables could collide."""
-    if len((table + suffix).encode()) <= 63:
-        return table + suffix
-    digest = "_" + hashlib.sha256(table.encode()).hexdigest()[:8]
+def derived(name: str, suffix: str) -> str:
+    """`<name><suffix>`, cut and hashed where PostgreSQL would cut it at 63 bytes and two names could collide."""
+    whole = name + suffix
+    if len(whole.encode()) <= 63:
+        return whole
+    digest = "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
     room = 63 - len((digest + suffix).encode())
-    return table.encode()[:room].decode(errors="ignore") + digest + suffix
+    if room < 8:  # a suffix as long as that is hashed as well
+        return whole.encode()[:54].decode(errors="ignore") + "_" + hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return name.encode()[:room].decode(errors="ignore") + digest + suffix
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,24 @@ class Target:
     def adopted(self) -> str:
         return derived(self.vector, "_adopted")
 
+    def _own(self, suffix: str) -> str:
+        """The name that OpenMemory's SQL gives, or one by the column: a host's table may have several."""
+        kind = "_vvector" if self.vector == "v_vector" else f"_{self.vector}"
+        return derived(self.table, kind + suffix)
+
     @property
     def index(self) -> str:
-        return derived(self.table, "_vvector_idx")
+        return self._own("_idx")
 
     @property
     def mirrored_index(self) -> str:
         """The second name, under which OpenMemory's finalize SQL makes a duplicate."""
-        return derived(self.table, "_vvector_ivfflat_idx")
+        return self._own("_ivfflat_idx")
 
     @property
     def sync(self) -> str:
         """Trigger and its function."""
-        return derived(self.table, "_vvector_sync")
+        return self._own("_sync")
 
     @property
     def comment(self) -> str:
