@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from logging.config import fileConfig
 from typing import Any
 
@@ -30,10 +31,8 @@ def run() -> None:
     refuse_unknown(arguments)
     settings = Settings.load(arguments)
     if context.is_offline_mode():
-        raise MigrationError(
-            "offline mode (--sql) is not available in this version",
-            hint="Run it with a database, without --sql.",
-        )
+        _print(settings)
+        return
     if settings.database_url is None and settings.metadata_backend == "sqlite":
         log.notice("OM_METADATA_BACKEND is sqlite: there is no Postgres to migrate, nothing to do")
         return
@@ -57,6 +56,19 @@ def run() -> None:
         raise Interrupted("SIGINT") from None
     finally:
         engine.dispose()
+
+
+def _print(settings: Settings) -> None:
+    """Prints the script for --sql, which needs no database."""
+    context.configure(
+        dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},
+        literal_binds=True,
+        version_table=VERSION_TABLE,
+        version_table_schema=settings.pg_schema,
+    )
+    with nullcontext() if settings.single_transaction else context.begin_transaction():
+        context.run_migrations()
 
 
 def _reconnecting(engine: Engine, settings: Settings) -> None:

@@ -5,15 +5,15 @@
     def upgrade(**kw): ops.upgrade_expand(schema="app", table="chunks", column="embedding", dimensions=384)
     def downgrade(**kw): ops.downgrade_expand(schema="app", table="chunks", column="embedding", dimensions=384)
 
-Each takes its connection from Alembic's `op`. What isn't given as an argument comes from `-x` over OM_* over the default,
-so the same arguments belong in each of the six calls. A step commits on the driver's connection before its first change,
-and with that whatever the same Alembic run has done before; all its checks come before that.
+Each takes its connection from Alembic's `op`. What isn't given as an argument comes from `-x` over OM_* over the
+default, so the same ones belong in each of the six calls. A step commits on the driver's connection before its first
+change, and with that whatever the same Alembic run has done before; all its checks come before that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -25,6 +25,7 @@ from . import backfill, catalog, expand, finalize, locks, log
 from .catalog import Extension, Table
 from .database import Database, as_migration_error, refuse_foreign_transaction
 from .errors import MigrationError
+from .offline import Script
 from .settings import Settings
 from .target import Target, quote
 
@@ -75,6 +76,9 @@ SETTING = {
 
 def upgrade_expand(**options: Unpack[Options]) -> None:
     """Adds the extension, the vector column and the trigger that keeps it in step. Raises MigrationError."""
+    if script := _script(options):
+        script.upgrade_expand()
+        return
     with _step("expand", options) as step:
         if step:
             with step.alone():
@@ -83,6 +87,9 @@ def upgrade_expand(**options: Unpack[Options]) -> None:
 
 def downgrade_expand(**options: Unpack[Options]) -> None:
     """Takes trigger, functions and vector column away; the bytes and the extension stay. Raises MigrationError."""
+    if script := _script(options):
+        script.downgrade_expand()
+        return
     with _step("downgrade of expand", options) as step:
         if step:
             with step.alone():
@@ -91,6 +98,10 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
 
 def upgrade_backfill(**options: Unpack[Options]) -> None:
     """Streams the bytes into the vector column in batches, each committed by itself. Raises MigrationError."""
+    if script := _script(options):
+        with _outside_transaction(script):
+            script.upgrade_backfill()
+        return
     with _step("backfill", options) as step:
         if step:
             with step.beside_others():
@@ -99,11 +110,16 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
 
 def downgrade_backfill(**options: Unpack[Options]) -> None:
     """Nothing to undo: the vectors go with their column."""
-    log.notice("nothing to undo: the vectors go with their column in the next downgrade")
+    if not op.get_context().as_sql:
+        log.notice("nothing to undo: the vectors go with their column in the next downgrade")
 
 
 def upgrade_finalize(**options: Unpack[Options]) -> None:
     """Checks the result and builds the index CONCURRENTLY; an index that can't be had is a NOTICE."""
+    if script := _script(options):
+        with _outside_transaction(script):
+            script.upgrade_finalize()
+        return
     with _step("finalize", options) as step:
         if step:
             with step.alone():
@@ -114,6 +130,10 @@ def upgrade_finalize(**options: Unpack[Options]) -> None:
 
 def downgrade_finalize(**options: Unpack[Options]) -> None:
     """Drops the index CONCURRENTLY."""
+    if script := _script(options):
+        with _outside_transaction(script):
+            script.downgrade_finalize()
+        return
     with _step("downgrade of finalize", options) as step:
         if step:
             with step.alone():
@@ -191,11 +211,6 @@ def _backfill(step: _Step) -> None:
 @contextmanager
 def _step(name: str, options: Options) -> Iterator[_Step | None]:
     """What a step works with, or None where there is nothing to do for it."""
-    if op.get_context().as_sql:
-        raise MigrationError(
-            f"{name}: offline mode (--sql) is not available in this version",
-            hint="Run it with a database, without --sql.",
-        )
     connection = op.get_bind()
     if connection.dialect.name == "sqlite":
         log.notice(f"{name}: SQLite keeps vectors as bytes, nothing to do")
@@ -211,6 +226,25 @@ def _step(name: str, options: Options) -> Iterator[_Step | None]:
             yield _Step(db, target, settings)
     except DBAPIError as error:
         raise as_migration_error(error, name) from error
+
+
+def _script(options: Mapping[str, Any]) -> Script | None:
+    """What writes the step to Alembic's script in offline mode (--sql), or None online."""
+    migration = op.get_context()
+    if not migration.as_sql:
+        return None
+    if migration.dialect.name != "postgresql":
+        raise MigrationError(f'"{migration.dialect.name}" is not PostgreSQL')
+    settings, target = configured(options)
+    if settings.dimensions is None:
+        raise MigrationError(
+            "a script (--sql) needs to know the dimensions", hint="Set OM_VEC_DIM or OM_TIER, or -x vec_dim=1536."
+        )
+    return Script(target, settings, settings.dimensions, migration.impl.static_output)
+
+
+def _outside_transaction(script: Script) -> AbstractContextManager[None]:
+    return nullcontext() if script.settings.single_transaction else op.get_context().autocommit_block()
 
 
 def configured(options: Mapping[str, Any]) -> tuple[Settings, Target]:

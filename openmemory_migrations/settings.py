@@ -173,6 +173,9 @@ class Settings:
     lock_timeout_ms: int = _option(
         "OM_LOCK_TIMEOUT_MS", _whole(1, 600_000), 500, "milliseconds a try waits for a lock; 30 tries"
     )
+    single_transaction: bool = _option(
+        "OM_SINGLE_TRANSACTION", _switch(), False, "with --sql: no COMMIT and no CONCURRENTLY in the script"
+    )
     accept_loss: int = _option("OM_ACCEPT_LOSS", _whole(0, 2**63 - 1), 0, "number of values that a downgrade may drop")
 
     def __post_init__(self) -> None:

@@ -5,6 +5,8 @@ OpenMemory writes only `v`. These texts are frozen with the first release: a lat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .database import Database
 
 # float32 from its bytes: sign, exponent and 23 bits, in float8, where every float32 is exact (denormals and -0 too).
@@ -63,22 +65,22 @@ FOR EACH ROW EXECUTE FUNCTION {sync_function}()
 """
 
 
-def _tag(db: Database, names: dict[str, str]) -> str:
+def tag(names: Iterable[str]) -> str:
     """A dollar quote that no name inside the function can end."""
-    tag = "$function$"
-    while any(tag in name for name in (*db.names.values(), *names.values())):
-        tag = f"{tag[:-1]}_$"
-    return tag
+    found = "$function$"
+    while any(found in name for name in names):
+        found = f"{found[:-1]}_$"
+    return found
 
 
 def create_convert(db: Database, **names: str) -> None:
-    db.run(CREATE_CONVERT, tag=_tag(db, names), **names)
+    db.run(CREATE_CONVERT, tag=tag([*db.names.values(), *names.values()]), **names)
 
 
 def create_trigger(db: Database, dimensions: int | None, **names: str) -> None:
     """One statement each, inside the caller's transaction; SHARE ROW EXCLUSIVE on the table."""
     size = "NULL" if dimensions is None else str(dimensions)
-    db.run(CREATE_SYNC, dimensions=size, tag=_tag(db, names), **names)
+    db.run(CREATE_SYNC, dimensions=size, tag=tag([*db.names.values(), *names.values()]), **names)
     db.run("REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC")
     db.run(CREATE_TRIGGER, **names)
     db.run("COMMENT ON TRIGGER {sync} ON {table} IS {comment}")
