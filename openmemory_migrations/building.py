@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from . import catalog, log
 from .catalog import Table
 from .database import Database, as_migration_error, in_thread, second_connection, sqlstate
-from .errors import MigrationError
+from .errors import INDEX_ANEW, MigrationError
 from .indexes import DEFAULTS, Plan
 from .settings import Settings
 from .target import Target, quote
@@ -47,8 +47,7 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, wante
     elif present.table_oid != table.oid:
         log.warning(
             f"no index: the name {quote(target.index)} is taken by an index of another table",
-            hint=f"ALTER INDEX {quote(target.schema)}.{quote(target.index)} RENAME TO …; then alembic downgrade"
-            " om_20240107_backfill and alembic upgrade head.",
+            hint=f"ALTER INDEX {quote(target.schema)}.{quote(target.index)} RENAME TO …; then {INDEX_ANEW}.",
         )
         return
     elif not wanted.matches(present):
@@ -57,7 +56,7 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, wante
             detail=f"It is {present.method} with {present.opclass} on {present.key}"
             f" ({', '.join(sorted(present.options)) or 'no options'}), wanted is {wanted.method} with {wanted.opclass}"
             f" on {wanted.key} ({wanted.options}).",
-            hint="For the wanted one: alembic downgrade om_20240107_backfill, then alembic upgrade head.",
+            hint=f"For the wanted one: {INDEX_ANEW}.",
         )
     else:
         log.notice(f"index {quote(target.index)} exists already and is as wanted")
@@ -105,8 +104,8 @@ def _build(db: Database, target: Target, settings: Settings, table: Table, wante
         log.notice(
             problem.message,
             detail=problem.detail,
-            hint="Set OM_INDEX_MEMORY to more, or other OM_INDEX settings, then: alembic downgrade"
-            " om_20240107_backfill, and alembic upgrade head. Searches work without it, by reading every row.",
+            hint=f"Set OM_INDEX_MEMORY to more, or other OM_INDEX settings, then: {INDEX_ANEW}."
+            " Searches work without it, by reading every row.",
         )
         return False
     with db.transaction():

@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 from . import catalog, dimensions, locks, log, synctrigger
 from .catalog import Column, Extension, Table
 from .database import Database, as_migration_error
-from .errors import MigrationError
+from .errors import ANEW, MigrationError
 from .settings import Settings
 from .target import Target, quote
 
@@ -60,7 +60,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
     if size is None:
         log.notice(
             f"no row of {target} says how many dimensions its vectors have, so {quote(target.vector)} has none",
-            hint="For an index, set OM_VEC_DIM or OM_TIER, then run alembic downgrade base and alembic upgrade head.",
+            hint=f"For an index, set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
 
 
@@ -221,7 +221,7 @@ def agree(column: Column, settings: Settings, target: Target) -> None:
         raise MigrationError(
             f"column {quote(target.vector)} of {target} has {column.dimensions:,} dimensions,"
             f" but {settings.dimensions:,} are configured",
-            hint=f"Set OM_VEC_DIM={column.dimensions}, or run alembic downgrade base first to begin anew.",
+            hint=f"Set OM_VEC_DIM={column.dimensions}, or begin anew: {ANEW}.",
         )
 
 

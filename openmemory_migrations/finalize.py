@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import backfill, building, catalog, indexes, log
 from .catalog import Extension, Table
 from .database import Database
+from .errors import ANEW
 from .indexes import NoIndex, Plan
 from .settings import Settings
 from .target import Target, literal, quote
@@ -16,7 +17,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     if size is None:
         log.notice(
             f"column {quote(target.vector)} of {target} has no dimensions (typmod), so it can't be indexed",
-            hint="Set OM_VEC_DIM or OM_TIER, then run alembic downgrade base and alembic upgrade head.",
+            hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
     left = backfill.leftovers(db, target, table)
     if left.convertible:
@@ -31,8 +32,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
         log.warning(
             f"nothing keeps {quote(target.vector)} of {target} in step with {quote(target.source)}",
             detail="The application writes only the latter: rows written from now on have no vector, or a stale one.",
-            hint="alembic downgrade base, then alembic upgrade head with OM_SYNC_TRIGGER=on, unless something of"
-            " yours does it.",
+            hint=f"Unless something of yours does it, set OM_SYNC_TRIGGER=on, then: {ANEW}.",
         )
     if left.skipped:
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from .catalog import Extension, Index
+from .errors import ANEW, INDEX_ANEW
 from .settings import Settings
 from .target import Target, quote
 
@@ -60,7 +61,7 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
     if dimensions is None:
         return NoIndex(
             f"{quote(target.vector)} has no dimensions",
-            "Set OM_VEC_DIM or OM_TIER, then run alembic downgrade base and alembic upgrade head.",
+            f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
     if settings.index == "hnsw" and extension.version < (0, 5):
         return NoIndex("hnsw came with pgvector 0.5.0", "ALTER EXTENSION vector UPDATE;")
@@ -78,8 +79,7 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         if not lists:
             return NoIndex(
                 f"ivfflat needs {ROWS_A_LIST} rows to learn from, there are {rows:,}",
-                "When there are more rows: alembic downgrade om_20240107_backfill, then alembic upgrade head."
-                " Or set OM_INDEX=hnsw, which needs none.",
+                f"When there are more rows: {INDEX_ANEW}. Or set OM_INDEX=hnsw, which needs none.",
             )
         options = {"lists": lists}
         required = set(options) if settings.index_lists else set()
