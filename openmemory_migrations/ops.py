@@ -176,8 +176,8 @@ def require_column(table: Table, target: Target, settings: Settings) -> None:
         raise MigrationError(
             f"this database is stamped as migrated, but {target} has no column {quote(target.vector)} of this package",
             detail="The stamp was made for another table or schema, or by hand.",
-            hint="Correct schema and table (OM_PG_SCHEMA, OM_VECTOR_TABLE). If this is the table, stamp what comes before"
-            " om_20240107_pgvector (in a chain of its own: alembic stamp base), then alembic upgrade head.",
+            hint="Correct schema and table (OM_PG_SCHEMA, OM_VECTOR_TABLE). If this is the table, stamp what comes"
+            " before om_20240107_pgvector (in a chain of its own: alembic stamp base), then alembic upgrade head.",
         )
     expand.agree(column, settings, target)
 
