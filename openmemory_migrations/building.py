@@ -31,25 +31,31 @@ LOCK_TIMEOUT = "1h"
 LOG_INTERVAL = 5.0  # seconds between two lines on the build
 
 
-def ensure(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> None:
-    """Leaves the wanted index in place, valid, once; or says in the log why it can't."""
+def drop_invalid(db: Database, target: Target, table: Table) -> None:
+    """Takes away what an interrupted build has left: it costs every write and serves no search."""
     with db.transaction():
         found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-    for index in list(found.values()):
+    for index in found.values():
         if index.table_oid == table.oid and not index.valid and index.method in DEFAULTS:
             log.notice(f"index {quote(index.name)} is invalid, left by a build that was interrupted; dropping it")
             drop(db, index.name)
-            del found[index.name]
+
+
+def ensure(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> bool:
+    """Leaves the wanted index in place, valid, once, and says whether; where it can't, the log says why."""
+    with db.transaction():
+        found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+        taken = catalog.relation_exists(db, target.schema, target.index)
     present = found.get(target.index)
+    if taken and (present is None or present.table_oid != table.oid or present.method not in DEFAULTS):
+        log.warning(
+            f"no index: the name {quote(target.index)} is taken by something else in schema {quote(target.schema)}",
+            hint=f"Rename that, then: {INDEX_ANEW}.",
+        )
+        return False
     if present is None:
         if not _build(db, target, settings, table, wanted):
-            return
-    elif present.table_oid != table.oid:
-        log.warning(
-            f"no index: the name {quote(target.index)} is taken by an index of another table",
-            hint=f"ALTER INDEX {quote(target.schema)}.{quote(target.index)} RENAME TO …; then {INDEX_ANEW}.",
-        )
-        return
+            return False
     elif not wanted.matches(present):
         log.warning(
             f"index {quote(target.index)} exists with another definition and is left as it is",
@@ -58,12 +64,14 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, wante
             f" on {wanted.key} ({wanted.options}).",
             hint=f"For the wanted one: {INDEX_ANEW}.",
         )
+        return False
     else:
         log.notice(f"index {quote(target.index)} exists already and is as wanted")
     duplicate = found.get(target.mirrored_index)
     if duplicate and duplicate.table_oid == table.oid and wanted.matches(duplicate):
         log.notice(f"index {quote(duplicate.name)} is a duplicate of {quote(target.index)}; dropping it")
         drop(db, duplicate.name)
+    return True
 
 
 def drop(db: Database, name: str) -> None:
@@ -95,7 +103,7 @@ def _build(db: Database, target: Target, settings: Settings, table: Table, wante
         if not db.usable:
             raise
         db.rollback()
-        drop(db, target.index)
+        drop_invalid(db, target, table)
         if not isinstance(error, DBAPIError):
             raise
         problem = as_migration_error(error, f"index {quote(target.index)} on {target} can't be built")

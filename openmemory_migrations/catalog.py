@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .database import Database
-from .target import OWN_COMMENT, quote
+from .target import OWN_COMMENT, SET_ASIDE, quote
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,15 @@ class Column:
     type: str
     is_vector: bool
     dimensions: int | None
-    ours: bool
+    comment: str
+
+    @property
+    def ours(self) -> bool:
+        return self.is_vector and self.comment.startswith(OWN_COMMENT)
+
+    @property
+    def set_aside(self) -> bool:
+        return self.is_vector and self.comment.startswith(SET_ASIDE)
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Table:
     owner: str
     owned: bool  # by this role, or by one that it is a member of
     has_children: bool
+    is_partition: bool
     rows_hidden: bool  # row-level security applies to this role
     key: tuple[str, ...]  # columns of the primary key
     columns: dict[str, Column]
@@ -86,7 +95,7 @@ def table(db: Database, schema: str, name: str) -> Table | None:
         """
         SELECT c.oid, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner),
                pg_catalog.pg_has_role(c.relowner, 'USAGE'),
-               EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
+               EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid), c.relispartition,
                pg_catalog.row_security_active(c.oid),
                ARRAY(SELECT a.attname::text
                      FROM pg_catalog.pg_index k, unnest(k.indkey) WITH ORDINALITY AS p(attnum, position)
@@ -100,7 +109,7 @@ def table(db: Database, schema: str, name: str) -> Table | None:
     ).one_or_none()
     if found is None:
         return None
-    oid, kind, owner, owned, has_children, rows_hidden, key = found
+    oid, kind, owner, owned, has_children, is_partition, rows_hidden, key = found
     columns = db.rows(
         """
         SELECT a.attname, pg_catalog.format_type(a.atttypid, NULL), t.typname = 'vector' AND e.oid IS NOT NULL,
@@ -118,6 +127,7 @@ def table(db: Database, schema: str, name: str) -> Table | None:
         owner=owner,
         owned=owned,
         has_children=has_children,
+        is_partition=is_partition,
         rows_hidden=rows_hidden,
         key=tuple(key),
         columns={
@@ -126,7 +136,7 @@ def table(db: Database, schema: str, name: str) -> Table | None:
                 type=type_name,
                 is_vector=is_vector,
                 dimensions=typmod if is_vector and typmod > 0 else None,
-                ours=is_vector and (comment or "").startswith(OWN_COMMENT),
+                comment=comment or "",
             )
             for name, type_name, is_vector, typmod, comment in columns
         },
@@ -164,3 +174,29 @@ def trigger_enabled(db: Database, table_oid: int, name: str) -> bool:
             {"oid": table_oid, "name": name},
         )
     )
+
+
+def relation_exists(db: Database, schema: str, name: str) -> bool:
+    """Whether the name is taken by a table, view, sequence, index or type of a row."""
+    return bool(
+        db.value(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = :schema AND c.relname = :name)",
+            {"schema": schema, "name": name},
+        )
+    )
+
+
+def views_on(db: Database, table_oid: int, column: str) -> list[str]:
+    """The views that show a column, and so keep it from being dropped."""
+    rows = db.rows(
+        """
+        SELECT DISTINCT CAST(CAST(r.ev_class AS regclass) AS text)
+        FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.classid = CAST('pg_rewrite' AS regclass) AND d.refobjid = :oid AND a.attname = :column
+        ORDER BY 1
+        """,
+        {"oid": table_oid, "column": column},
+    )
+    return [row[0] for row in rows]

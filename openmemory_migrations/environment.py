@@ -11,10 +11,9 @@ from alembic import context
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, expand, locks, log
+from . import catalog, checks, locks, log
 from .database import Database, as_migration_error, engine_for, url_of
 from .errors import ConnectionLost, MigrationError
-from .ops import require_column
 from .settings import Settings, refuse_unknown
 from .signals import Interrupted
 from .target import Target, quote
@@ -99,8 +98,11 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
                 f"schema {quote(settings.pg_schema)} does not exist",
                 hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
             )
+        checks.require_version_table(db, settings.pg_schema, VERSION_TABLE)
         db.commit()
-        if not _migrate(connection, settings) and not context.get_context().opts.get("dont_mutate"):
+        steps = _migrate(connection, settings)
+        # of the functions that Alembic's commands hand over, this is upgrade's
+        if not steps and getattr(context.get_context().opts.get("fn"), "__name__", "") == "upgrade":
             _check_stamp(db, target, settings)
 
 
@@ -131,9 +133,9 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
     stamped = context.get_context().get_current_heads()
     if not stamped:
         return
-    table = expand.require_table(db, target)
+    table = checks.require_table(db, target)
     if not table.columns[target.source].is_vector:
-        require_column(table, target, settings)
+        checks.require_column(table, target, settings, stamped)
     db.rollback()
 
 

@@ -37,11 +37,11 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     if left.skipped:
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")
 
+    building.drop_invalid(db, target, table)
     wanted = indexes.plan(target, settings, extension, size, rows)
     if isinstance(wanted, NoIndex):
         log.notice(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
-    else:
-        building.ensure(db, target, settings, table, wanted)
+    elif building.ensure(db, target, settings, table, wanted):
         _advise(target, wanted)
     where = {"table_schema": target.schema, "table_name": target.table, "column_name": target.vector}
     log.notice(

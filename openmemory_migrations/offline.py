@@ -20,7 +20,7 @@ from .expand import EXTENSIONS_SCHEMA
 from .indexes import NoIndex, Plan
 from .locks import TRIES
 from .settings import MAX_DIMENSIONS, Settings
-from .target import OWN_COMMENT, Target, literal, quote
+from .target import OWN_COMMENT, SET_ASIDE, Target, literal, quote
 
 EXT = '"@extension@"'  # stands, quoted, for the extension's schema until the script knows it
 # always quoted, as the online steps write it: the text of a function is to be the same
@@ -61,6 +61,7 @@ BEGIN
     BEGIN
       IF found.type IS NOT NULL AND NOT found.ours THEN
         EXECUTE {rename};
+        EXECUTE {set_aside} || quote_literal({set_aside_comment} || found.comment);
       END IF;
       EXECUTE replace({add}, {ext}, {quoted});
       EXECUTE {remark};{trigger}
@@ -142,8 +143,8 @@ BEGIN
     EXIT WHEN convertible = 0 OR (passes > 1 AND NOT {sync_trigger});
   END LOOP;
   RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
-  IF EXISTS (SELECT FROM pg_attribute
-             WHERE attrelid = {table_text}::regclass AND attname = {adopted_text} AND NOT attisdropped) THEN
+  {find_aside}
+  IF found.ours THEN
     EXECUTE {carry_over};
     PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
     EXECUTE {drop_adopted};
@@ -180,6 +181,7 @@ DROP_EXPAND = """
 DO {tag}
 DECLARE
   found record;
+  aside record;
   lost bigint;
 BEGIN
   PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
@@ -187,13 +189,12 @@ BEGIN
     RAISE WARNING USING MESSAGE = {no_table};
     RETURN;
   END IF;
+  {find_aside}
+  aside := found;
   {find_column}
   IF found.ours THEN
-    SELECT count(*) INTO lost FROM {table}
-     WHERE {vector} IS NOT NULL AND ({source} IS NULL OR octet_length({source}) <> 4 * {size});
-    IF lost > {accept_loss} AND NOT EXISTS (
-        SELECT FROM pg_attribute
-        WHERE attrelid = {table_text}::regclass AND attname = {adopted_text} AND NOT attisdropped) THEN
+    EXECUTE {count_sourceless} || CASE WHEN aside.ours THEN {not_kept} ELSE '' END INTO lost;
+    IF lost > {accept_loss} THEN
       RAISE EXCEPTION USING MESSAGE = lost || ' values have no source and would be lost',
         HINT = 'Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS=' || lost;
     END IF;
@@ -204,8 +205,8 @@ BEGIN
       {drop_trigger}
       IF found.ours THEN
         EXECUTE {drop_column};
-        IF EXISTS (SELECT FROM pg_attribute
-                   WHERE attrelid = {table_text}::regclass AND attname = {adopted_text} AND NOT attisdropped) THEN
+        IF aside.ours THEN
+          EXECUTE {set_aside} || coalesce(quote_literal(nullif(substr(aside.comment, {set_aside_length}), '')), 'NULL');
           EXECUTE {restore};
         END IF;
       END IF;
@@ -232,7 +233,8 @@ REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
 FIND_EXTENSION = """SELECT nspname INTO extension FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
    WHERE extname = 'vector';"""
 FIND_COLUMN = """SELECT format_type(atttypid, atttypmod) AS type,
-         coalesce(starts_with(col_description(attrelid, attnum), {own}), false) AS ours
+         coalesce(starts_with(col_description(attrelid, attnum), {own}), false) AS ours,
+         coalesce(col_description(attrelid, attnum), '') AS comment
     INTO found FROM pg_attribute
    WHERE attrelid = {table_text}::regclass AND attname = {vector_text} AND NOT attisdropped;"""
 
@@ -370,7 +372,7 @@ class Script:
         inner["tag"] = synctrigger.tag(inner.values())
 
         def sql(template: str) -> str:
-            return literal(template.strip().format_map(inner))
+            return literal(template.strip("\n").format_map(inner))
 
         trigger = [sql(synctrigger.CREATE_CONVERT), sql(synctrigger.CREATE_SYNC)]
         names: dict[str, Any] = {
@@ -409,6 +411,14 @@ class Script:
                 "SELECT count(*) FROM {table} WHERE {source} IS NULL AND {ext}.vector_dims({vector}) <> {size}"
             ),
             "rename": sql("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}"),
+            "count_sourceless": sql(
+                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL"
+                " AND ({source} IS NULL OR octet_length({source}) <> 4 * {size})"
+            ),
+            "not_kept": sql(" AND {vector}::text IS DISTINCT FROM {adopted}::text"),
+            "set_aside": sql("COMMENT ON COLUMN {table}.{adopted} IS "),
+            "set_aside_comment": literal(SET_ASIDE),
+            "set_aside_length": len(SET_ASIDE) + 1,
             "restore": sql("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}"),
             "add": sql("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {vector} {ext}.vector({size})"),
             "remark": sql("COMMENT ON COLUMN {table}.{vector} IS {comment}"),
@@ -444,4 +454,6 @@ class Script:
             ("find_column", FIND_COLUMN),
         ):
             names[name] = part.format_map(names)
+        aside = {"own": literal(SET_ASIDE), "vector_text": names["adopted_text"]}
+        names["find_aside"] = FIND_COLUMN.format_map(names | aside)
         return names

@@ -21,7 +21,7 @@ from alembic import context, op
 from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
-from . import backfill, catalog, expand, finalize, locks, log
+from . import backfill, catalog, checks, expand, finalize, locks, log
 from .catalog import Extension, Table
 from .database import Database, as_migration_error, refuse_foreign_transaction
 from .errors import MigrationError
@@ -159,27 +159,14 @@ class _Step:
     def prepared(self) -> tuple[Table, Extension] | None:
         """The table with its column of ours, everything before it committed; None where `v` is a vector already."""
         with self.db.reading():
-            table = expand.require_table(self.db, self.target)
-            if expand.already_vector(table, self.target):
+            table = checks.require_table(self.db, self.target)
+            if checks.already_vector(table, self.target):
                 return None
-            require_column(table, self.target, self.settings)
+            checks.require_column(table, self.target, self.settings, op.get_context().get_current_heads())
             extension = catalog.extension(self.db)
         self.db.take_over()
         assert extension is not None  # there is a column of its type
         return table, extension
-
-
-def require_column(table: Table, target: Target, settings: Settings) -> None:
-    """Raises MigrationError where the stamp says that there is a column of ours and there is none."""
-    column = table.columns.get(target.vector)
-    if column is None or not column.ours:
-        raise MigrationError(
-            f"this database is stamped as migrated, but {target} has no column {quote(target.vector)} of this package",
-            detail="The stamp was made for another table or schema, or by hand.",
-            hint="Correct schema and table (OM_PG_SCHEMA, OM_VECTOR_TABLE). If this is the table, stamp what comes"
-            " before om_20240107_pgvector (in a chain of its own: alembic stamp base), then alembic upgrade head.",
-        )
-    expand.agree(column, settings, target)
 
 
 def _backfill(step: _Step) -> None:
@@ -188,7 +175,8 @@ def _backfill(step: _Step) -> None:
         return
     db, target, settings, (table, extension) = step.db, step.target, step.settings, ready
     left = backfill.run(db, target, settings, table, extension)
-    if target.adopted in table.columns:
+    aside = table.columns.get(target.adopted)
+    if aside is not None and aside.set_aside:
         backfill.carry_over(db, target, settings, table)
     if left.dim_differs:
         log.notice(f"column dim disagrees with the bytes in {left.dim_differs:,} rows of {target}; the bytes decided")

@@ -13,6 +13,7 @@ from .settings import Settings
 _preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
 
 OWN_COMMENT = "openmemory_migrations: kept equal to "  # on a column of ours; what has it not is adopted
+SET_ASIDE = "openmemory_migrations: set aside; "  # on an adopted column, before the comment that it had
 
 
 def quote(identifier: str) -> str:

@@ -1,0 +1,124 @@
+"""What has to hold before anything is changed; each refusal names the thing, what was expected, and how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import catalog, log
+from .catalog import Column, Table
+from .database import Database
+from .errors import ANEW, MigrationError
+from .settings import Settings
+from .target import Target, quote
+
+OLDEST_SERVER = 140_000  # the backfill reads by ranges of tids, which came with PostgreSQL 14
+
+
+def require_table(db: Database, target: Target) -> Table:
+    """The table, fit to be migrated. Raises MigrationError naming what is missing or different."""
+    if (version := catalog.server_version(db)) < OLDEST_SERVER:
+        raise MigrationError(f"PostgreSQL {version // 10_000} is too old", hint="PostgreSQL 14 or newer is needed.")
+    table = catalog.table(db, target.schema, target.table)
+    if table is None:
+        raise MigrationError(
+            f"table {target} does not exist",
+            hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them; it creates the table when it starts.",
+        )
+    if table.is_partition:
+        raise MigrationError(
+            f"{target} is a partition", hint="Name the table that it is part of; only an ordinary one can be migrated."
+        )
+    if table.kind != "r" or table.has_children:
+        what = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "p": "a partitioned table"}
+        raise MigrationError(
+            f"{target} is {what.get(table.kind, 'a table that others inherit from')}",
+            hint="Only an ordinary table can be migrated.",
+        )
+    source = table.columns.get(target.source)
+    if source is None:
+        raise MigrationError(
+            f"table {target} has no column {quote(target.source)}",
+            detail="Its columns are " + ", ".join(quote(name) for name in table.columns) + ".",
+            hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE to the table that OpenMemory writes its vectors to.",
+        )
+    if source.type != "bytea" and not source.is_vector:
+        raise MigrationError(
+            f"column {quote(target.source)} of {target} is of type {source.type}",
+            hint="Expected bytea (float32, little-endian), as OpenMemory creates it.",
+        )
+    if table.rows_hidden:
+        raise MigrationError(
+            f"row-level security of {target} would hide rows from this role",
+            hint="Connect as a role that bypasses it: the owner (without FORCE), one with BYPASSRLS, a superuser.",
+        )
+    return table
+
+
+def already_vector(table: Table, target: Target) -> bool:
+    """Whether `v` is a vector already, as newer OpenMemory creates it; says so."""
+    if not table.columns[target.source].is_vector:
+        return False
+    log.notice(f"column {quote(target.source)} of {target} is of type vector already, nothing to do")
+    return True
+
+
+def require_rights(db: Database, target: Target, table: Table, settings: Settings) -> None:
+    role = db.value("SELECT current_user")
+    if not table.owned:
+        raise MigrationError(
+            f"role {quote(role)} does not own table {target}",
+            detail=f"Only its owner, {quote(table.owner)}, or a member of that role can add a column and a trigger.",
+            hint=f"Connect as {quote(table.owner)}, or: GRANT {quote(table.owner)} TO {quote(role)};",
+        )
+    if settings.sync_trigger and not db.value(
+        "SELECT has_schema_privilege(:schema, 'CREATE')", {"schema": target.schema}
+    ):
+        raise MigrationError(
+            f"role {quote(role)} may not create functions in schema {quote(target.schema)}",
+            hint=f"GRANT CREATE ON SCHEMA {quote(target.schema)} TO {quote(role)};",
+        )
+
+
+def require_available(db: Database) -> None:
+    if not catalog.extension_available(db):
+        raise MigrationError(
+            'extension "vector" is not available on this server',
+            hint="Have an administrator install pgvector for this PostgreSQL, then: CREATE EXTENSION vector;",
+        )
+
+
+def require_column(table: Table, target: Target, settings: Settings, stamp: Iterable[str]) -> None:
+    """Raises MigrationError where the stamp says that there is a column of ours and there is none."""
+    column = table.columns.get(target.vector)
+    if column is None or not column.ours:
+        raise MigrationError(
+            f"this database is stamped {', '.join(stamp) or 'as migrated'}, but {target} has no column"
+            f" {quote(target.vector)} of this package",
+            detail="The stamp was made for another table or schema, or by hand.",
+            hint="Correct schema and table (OM_PG_SCHEMA, OM_VECTOR_TABLE). If this is the table, stamp what comes"
+            " before om_20240107_pgvector (in a chain of its own: alembic stamp base), then alembic upgrade head.",
+        )
+    agree(column, settings, target)
+
+
+def require_version_table(db: Database, schema: str, name: str) -> None:
+    """Raises MigrationError where Alembic could not create its version table."""
+    if catalog.relation_exists(db, schema, name) or db.value(
+        "SELECT has_schema_privilege(:schema, 'CREATE')", {"schema": schema}
+    ):
+        return
+    role = db.value("SELECT current_user")
+    raise MigrationError(
+        f"role {quote(role)} may not create the version table {quote(name)} in schema {quote(schema)}",
+        hint=f"GRANT CREATE ON SCHEMA {quote(schema)} TO {quote(role)};",
+    )
+
+
+def agree(column: Column, settings: Settings, target: Target) -> None:
+    """Raises MigrationError where our column has other dimensions than are configured."""
+    if column.dimensions and settings.dimensions and column.dimensions != settings.dimensions:
+        raise MigrationError(
+            f"column {quote(target.vector)} of {target} has {column.dimensions:,} dimensions,"
+            f" but {settings.dimensions:,} are configured",
+            hint=f"Set OM_VEC_DIM={column.dimensions}, or begin anew: {ANEW}.",
+        )
