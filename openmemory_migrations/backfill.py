@@ -170,7 +170,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
         pace = Pace(db, settings)
     for attempt in range(1, 1000):
         for size in [fixed] if fixed else _sizes(db):
-            with db.transaction():
+            with db.transaction(snapshot=True):
                 progress = Progress(f"backfill {target.table}", _pending(db, size))
                 scan = Scan(size, settings.backfill_batch, _pages(db))
             for converted, skipped in convert(db, settings, scan, extension, progress):
@@ -239,7 +239,7 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
     """Moves the values without source from the adopted column to ours, then drops the adopted column."""
     moved = 0
     while True:
-        with db.transaction():
+        with db.transaction(snapshot=True):
             if not db.value("SELECT EXISTS (SELECT FROM ONLY {table} WHERE " + ADOPTED_ONLY + ")"):
                 break
             last_page = _pages(db)
@@ -338,7 +338,7 @@ def _pending(db: Database, size: int) -> int:
 
 def _sizes(db: Database) -> list[int]:
     """The dimensions that pending rows have, for a column without dimensions."""
-    with db.transaction():
+    with db.transaction(snapshot=True):
         rows = db.rows(
             "SELECT DISTINCT octet_length({source}) FROM ONLY {table} WHERE {vector} IS NULL AND {source} IS NOT NULL"
         )

@@ -249,7 +249,7 @@ class Database:
     def transaction(self, *, snapshot: bool = False) -> Iterator[None]:
         """Commits at the end, rolls back on any exception; what was open before must have been committed.
 
-        With `snapshot` all its statements see the table as the first one does, however long they take; read-only.
+        With `snapshot`: read-only, all statements see the same rows, and none is too long for a role's statement_timeout.
         """
         self.stop.check()
         try:

@@ -25,7 +25,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
             f"{left.convertible:,} rows of {target} have {quote(target.source)} but no {quote(target.vector)}",
             hint="alembic downgrade om_20240107_pgvector, then alembic upgrade head.",
         )
-    with db.transaction():
+    with db.transaction(snapshot=True):
         followed = catalog.trigger_enabled(db, table.oid, target.sync)
         rows = db.value("SELECT count(*) FROM ONLY {table} WHERE {vector} IS NOT NULL")
     if not followed:
