@@ -168,12 +168,13 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     with db.transaction():
         followed = catalog.trigger_enabled(db, table.oid, target.sync)
         pace = Pace(db, settings)
+        lock_timeout = locks.batch_timeout(db, settings)
     for attempt in range(1, 1000):
         for size in [fixed] if fixed else _sizes(db):
             with db.transaction(snapshot=True):
                 progress = Progress(f"backfill {target.table}", _pending(db, size))
                 scan = Scan(size, settings.backfill_batch, _pages(db))
-            for converted, skipped in convert(db, settings, scan, extension, progress):
+            for converted, skipped in convert(db, scan, extension, progress, lock_timeout):
                 progress.add(converted, skipped)
                 pace.rest(progress.what)
             if progress.total or attempt == 1:
@@ -188,13 +189,13 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
 
 
 def convert(
-    db: Database, settings: Settings, scan: Scan, extension: Extension, progress: Progress
+    db: Database, scan: Scan, extension: Extension, progress: Progress, lock_timeout: str
 ) -> Iterator[tuple[int, int]]:
     """Yields the rows converted and skipped of each batch, after its commit."""
 
     def batch() -> tuple[Batch, int]:
         with db.transaction():
-            _plan(db, progress.application_name, f"{settings.lock_timeout_ms}ms")
+            _plan(db, progress.application_name, lock_timeout)
             found = scan.read(db)
             return found, write(db, found, extension) if found.rows_good else 0
 
@@ -242,10 +243,10 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
         with db.transaction(snapshot=True):
             if not db.value("SELECT EXISTS (SELECT FROM ONLY {table} WHERE " + ADOPTED_ONLY + ")"):
                 break
-            last_page = _pages(db)
+            last_page, lock_timeout = _pages(db), locks.batch_timeout(db, settings)
         for page in range(0, last_page, PAGES_A_CARRY):
             with db.transaction():
-                _plan(db, f"{APPLICATION_NAME} carrying values over", f"{settings.lock_timeout_ms}ms")
+                _plan(db, f"{APPLICATION_NAME} carrying values over", lock_timeout)
                 moved += db.run(CARRY_OVER, page=str(page), end=str(min(page + PAGES_A_CARRY, last_page))).rowcount
     if moved:
         log.notice(

@@ -249,7 +249,7 @@ class Database:
     def transaction(self, *, snapshot: bool = False) -> Iterator[None]:
         """Commits at the end, rolls back on any exception; what was open before must have been committed.
 
-        With `snapshot`: read-only, all statements see the same rows, and none is too long for a role's statement_timeout.
+        With `snapshot`: read-only, all statements see the same rows, and no statement_timeout of a role's ends them.
         """
         self.stop.check()
         try:

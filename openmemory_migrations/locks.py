@@ -30,6 +30,7 @@ from .database import (
     sqlstate,
 )
 from .errors import MigrationError
+from .settings import Settings
 
 TRIES = 30
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
@@ -126,6 +127,15 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         detail=f"{problem.message}. {holders}",
         hint="Run the same command again when that transaction is over; nothing was changed by this step.",
     )
+
+
+def batch_timeout(db: Database, settings: Settings) -> str:
+    """lock_timeout of a batch: short enough that in a deadlock it is the batch that gives way, and not the application.
+
+    The server looks for deadlocks after deadlock_timeout, and its victim is whoever has waited that long first.
+    """
+    deadlock_ms = int(db.value("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'"))
+    return f"{max(1, min(settings.lock_timeout_ms, deadlock_ms // 2))}ms"
 
 
 def pauses() -> Iterator[float]:

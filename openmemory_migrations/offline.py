@@ -23,6 +23,7 @@ from .settings import MAX_DIMENSIONS, Settings
 from .target import OWN_COMMENT, SET_ASIDE, Target, literal, quote
 
 EXT = '"@extension@"'  # stands, quoted, for the extension's schema until the script knows it
+# a host's column may have the name of a variable: that is why every DO block has #variable_conflict
 # always quoted, as the online steps write it: the text of a function is to be the same
 QUOTED = """'"' || replace(extension, '"', '""') || '"'"""
 TAG = "@tag@"  # the dollar quote of a DO block, chosen when its text is known
@@ -31,6 +32,7 @@ LOCK_FAILED = "lock_not_available OR deadlock_detected"
 
 EXPAND = """
 DO {tag}
+#variable_conflict use_column
 DECLARE
   extension text;
   found record;
@@ -51,6 +53,20 @@ BEGIN
   END IF;
   {find_column}
   IF found.type IS NOT NULL AND NOT found.ours THEN
+    IF found.name <> 'vector' THEN
+      RAISE EXCEPTION USING MESSAGE = {other_type} || found.type,
+        HINT = 'Rename or drop that column: this package puts its vectors there.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = {table_text}::regclass AND attname = {adopted_text}
+               AND NOT attisdropped) THEN
+      RAISE EXCEPTION USING MESSAGE = {adopted_taken},
+        HINT = 'Rename or drop the latter: the former is set aside under that name.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_depend JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
+               WHERE classid = 'pg_rewrite'::regclass AND refobjid = {table_text}::regclass
+                 AND attname = {vector_text}) THEN
+      RAISE EXCEPTION USING MESSAGE = {has_views}, HINT = 'Drop them, run the script again, and create them anew.';
+    END IF;
     EXECUTE replace({count_lost}, {ext}, {quoted}) INTO lost;
     IF lost > 0 THEN
       RAISE EXCEPTION USING MESSAGE = lost || {other_dimensions};
@@ -75,16 +91,14 @@ BEGIN
     END;
   END LOOP;
   {find_column}
-  IF found.type NOT LIKE '%vector({size})' THEN
-    RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown} || ' is ' || found.type || ' already',
-      HINT = 'Set OM_VEC_DIM to the dimensions that it has.';
-  END IF;
+  {require_size}
 END
 {tag};
 """
 
 BACKFILL = """
 DO {tag}
+#variable_conflict use_column
 DECLARE
   extension text;
   found record;
@@ -97,6 +111,8 @@ DECLARE
   convertible bigint;
   said timestamptz := clock_timestamp();
   passes integer := 0;
+  skipped text[];
+  line text;
 BEGIN
   PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
   {require_table}
@@ -105,6 +121,7 @@ BEGIN
   IF found.type IS NULL OR NOT found.ours THEN
     RAISE EXCEPTION USING MESSAGE = {no_column};
   END IF;
+  {require_size}
   EXECUTE replace({create_convert}, {ext}, {quoted});
   SELECT count(*) INTO total FROM {table} WHERE {vector} IS NULL AND octet_length({source}) = 4 * {size};
   LOOP
@@ -112,7 +129,7 @@ BEGIN
     page := 0;
     last_page := pg_relation_size({table_text}::regclass) / current_setting('block_size')::integer;
     WHILE page < last_page LOOP
-      PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', '{lock_timeout}ms', true),
+      PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
               set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
               set_config('enable_mergejoin', 'off', true), set_config('max_parallel_workers_per_gather', '0', true);
       FOR attempt IN 1..{tries} LOOP
@@ -144,31 +161,52 @@ BEGIN
   END LOOP;
   RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
   {find_aside}
-  IF found.ours THEN
-    EXECUTE {carry_over};
-    PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
-    EXECUTE {drop_adopted};
-  END IF;{drop_convert}
-  FOR found IN
-    SELECT reason, count(*) AS rows FROM (
+  FOR attempt IN 1..{tries} LOOP
+    EXIT WHEN found.ours IS NOT TRUE;
+    BEGIN
+      PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
+      EXECUTE {carry_over};
+      EXECUTE {drop_adopted};
+      EXIT;
+    EXCEPTION WHEN {lock_failed} THEN
+      IF attempt = {tries} THEN
+        RAISE;
+      END IF;
+      RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
+      PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
+    END;
+  END LOOP;
+  SELECT array_agg(rows || ' rows can''t be converted and were skipped: ' || reason ORDER BY rows DESC)
+         FILTER (WHERE reason <> 'written meanwhile'),
+         sum(rows) FILTER (WHERE reason = 'written meanwhile')
+    INTO skipped, convertible FROM (
       SELECT CASE WHEN octet_length({source}) = 0 THEN 'empty'
                   WHEN octet_length({source}) % 4 <> 0 THEN 'length not a multiple of 4'
-                  WHEN octet_length({source}) > 4 * {most} THEN 'more than {most} dimensions'
+                  WHEN octet_length({source}) > 4 * {most} THEN 'more than {most_shown} dimensions'
                   WHEN octet_length({source}) <> 4 * {size} THEN 'other dimension'
-                  ELSE '{not_finite}' END AS reason
-      FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL) AS left_over
-    GROUP BY 1 ORDER BY 2 DESC
-  LOOP
-    IF {fail} THEN
-      RAISE EXCEPTION USING MESSAGE = found.rows || ' rows can''t be converted: ' || found.reason,
-        DETAIL = 'All others are converted. OM_ON_BAD_ROWS is fail.';
-    END IF;
-    RAISE WARNING USING MESSAGE = found.rows || ' rows can''t be converted and were skipped: ' || found.reason;
+                  WHEN {convert}({source}, {size}) IS NULL THEN '{not_finite}'
+                  ELSE 'written meanwhile' END AS reason, count(*) AS rows
+      FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1) AS left_over;{drop_convert}
+  {commit}
+  IF convertible > 0 THEN
+    RAISE WARNING USING MESSAGE = convertible || ' rows were written during the backfill and have no vector',
+      DETAIL = 'OM_SYNC_TRIGGER is off, so nothing converts what the application writes.';
+  END IF;
+  IF {fail} AND skipped IS NOT NULL THEN
+    RAISE EXCEPTION USING MESSAGE = array_to_string(skipped, '; '),
+      DETAIL = 'All others are converted. OM_ON_BAD_ROWS is fail.';
+  END IF;
+  FOREACH line IN ARRAY coalesce(skipped, '{{}}') LOOP
+    RAISE WARNING USING MESSAGE = line;
   END LOOP;
 END
 {tag};
 """
 
+# unless another table of the schema needs it
+DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN prosrc) > 0) THEN
+        DROP FUNCTION IF EXISTS {convert}(bytea, integer);
+      END IF;"""
 CONVERT_PAGES = """
 WITH batch AS MATERIALIZED (
   SELECT ctid AS tid, xmin AS version, {convert}({source}, {size}) AS vector FROM ONLY {table}
@@ -179,6 +217,7 @@ WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
 
 DROP_EXPAND = """
 DO {tag}
+#variable_conflict use_column
 DECLARE
   found record;
   aside record;
@@ -225,37 +264,52 @@ END
 REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
     RAISE EXCEPTION USING MESSAGE = {no_table};
   END IF;
+  IF EXISTS (SELECT FROM pg_class WHERE oid = {table_text}::regclass AND (relkind <> 'r' OR relispartition))
+     OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = {table_text}::regclass) THEN
+    RAISE EXCEPTION USING MESSAGE = {not_ordinary};
+  END IF;
   SELECT format_type(atttypid, NULL) AS type INTO found FROM pg_attribute
    WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
   IF found.type IS DISTINCT FROM 'bytea' THEN
     RAISE EXCEPTION USING MESSAGE = {no_source} || coalesce(', but of type ' || found.type, '');
   END IF;"""
+REQUIRE_SIZE = """IF found.type NOT LIKE '%vector({size})' THEN
+    RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown} || ' is ' || found.type || ' already',
+      HINT = 'Set OM_VEC_DIM to the dimensions that it has.';
+  END IF;"""
 FIND_EXTENSION = """SELECT nspname INTO extension FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
    WHERE extname = 'vector';"""
-FIND_COLUMN = """SELECT format_type(atttypid, atttypmod) AS type,
-         coalesce(starts_with(col_description(attrelid, attnum), {own}), false) AS ours,
+FIND_COLUMN = """SELECT format_type(atttypid, atttypmod) AS type, typname AS name,
+         typname = 'vector' AND coalesce(starts_with(col_description(attrelid, attnum), {own}), false) AS ours,
          coalesce(col_description(attrelid, attnum), '') AS comment
-    INTO found FROM pg_attribute
+    INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = {table_text}::regclass AND attname = {vector_text} AND NOT attisdropped;"""
 
 
-NO_INDEX = """
+BUILT = """
 DO {tag}
 BEGIN
-  IF to_regclass({index_text}) IS NULL THEN
-    RAISE NOTICE 'no index: too few rows for ivfflat, or a pgvector that is too old for this one';
+  IF EXISTS (SELECT FROM ({ours}) AS found WHERE indexrelid = to_regclass({index_text})) THEN
+    RAISE NOTICE USING MESSAGE = pg_get_indexdef(to_regclass({index_text}));
+  ELSIF to_regclass({index_text}) IS NOT NULL THEN
+    RAISE WARNING USING MESSAGE = {name_taken};
+  ELSE
+    RAISE NOTICE 'no index: too few rows for ivfflat, a pgvector that is too old for this one, or too little memory';
   END IF;
 END
 {tag};
 """
-# what the index is built with, by the rows that are there when the script runs
+# what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
 SIZES = """
-  (SELECT rows, lists, CASE WHEN {lists_unused} THEN rows * ({item} + 2 * {m} * 24 + 200)
-                       ELSE (greatest({rows_a_list} * lists, {samples}) + 2 * lists) * {item} + 4 * lists * {size}
-                            + 4 * greatest({rows_a_list} * lists, {samples}) * (lists + 2) + 8 * lists * lists + 1048576
-                       END / 1024 + 1 AS memory
-   FROM (SELECT rows, {lists} AS lists FROM (SELECT count(*) AS rows FROM {table} WHERE {vector} IS NOT NULL) AS c)
-         AS l)
+  (SELECT lists, needed, CASE WHEN {lists_unused} THEN rows * ({item} + 2 * {m} * 24 + 200)
+                              ELSE needed + 4 * (samples - taken) * (lists + 2) + 8 * lists + 1048576
+                         END / 1024 + 1 AS memory
+   FROM (SELECT *, (samples + 2 * lists) * {item} + 4 * lists * {size} + 4 * taken * (lists + 2) + 8 * lists * lists
+                   AS needed
+         FROM (SELECT *, greatest({rows_a_list} * lists, {samples}) AS samples,
+                      least(rows, greatest({rows_a_list} * lists, {samples})) AS taken
+               FROM (SELECT rows, {lists} AS lists
+                     FROM (SELECT count(*) AS rows FROM {table} WHERE {vector} IS NOT NULL) AS c) AS l) AS s) AS n)
 """
 LISTS = (
     "least(CASE WHEN rows <= 1000000 THEN greatest(1, rows / 1000) ELSE floor(sqrt(rows))::bigint END, rows / {least})"
@@ -269,12 +323,37 @@ CREATE = """
 SELECT replace(replace({statement}, {ext}, {quoted_name}), '@lists@', lists::text)
 FROM {sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
 WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND lists > 0
+  AND ({lists_unused} OR needed <= pg_size_bytes(current_setting('maintenance_work_mem')))
   AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
 """
-DROP_INVALID = """
-SELECT 'DROP INDEX {concurrently}' || indexrelid::regclass FROM pg_index
-WHERE indexrelid = to_regclass({index_text}) AND NOT indisvalid
+EACH = """
+DO {tag}
+#variable_conflict use_column
+DECLARE
+  statement text;
+BEGIN
+  FOREACH statement IN ARRAY ARRAY({query}) LOOP
+    EXECUTE statement;
+  END LOOP;
+END
+{tag};
 """
+# those that may be ours, under either name
+OURS = """
+  SELECT indexrelid, indisvalid, indclass::text, indkey::text, pg_get_expr(indexprs, indrelid) AS expression, reloptions
+  FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_am am ON am.oid = relam
+  WHERE indexrelid IN (to_regclass({index_text}), to_regclass({mirrored_text}))
+    AND indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw')
+"""
+DROP = "SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({ours}) AS found"
+DROP_INVALID = DROP + " WHERE NOT indisvalid"
+DROP_DUPLICATE = (
+    DROP
+    + """ JOIN ({ours}) AS built USING (indclass, indkey)
+WHERE found.indexrelid = to_regclass({mirrored_text}) AND built.indexrelid = to_regclass({index_text})
+  AND found.expression IS NOT DISTINCT FROM built.expression
+  AND ({any_options} OR found.reloptions IS NOT DISTINCT FROM built.reloptions)"""
+)
 
 
 @dataclass(frozen=True)
@@ -311,17 +390,18 @@ class Script:
             self._emit(MEMORY, **names)
         statement = (
             f"CREATE INDEX {self._concurrently}{quote(self.target.index)} ON {self.target.names()['table']}"
-            f" USING {wanted.method} ({wanted.expression}) WITH ({wanted.options})"
+            f" USING {wanted.method} ({wanted.expression})"
+            f" WITH ({'lists = @lists@' if wanted.method == 'ivfflat' else wanted.options})"
         )
-        self._emit_each(DROP_INVALID, concurrently=self._concurrently)
-        self._emit_each(CREATE, **names, statement=literal(statement.replace("lists = 1", "lists = @lists@")))
+        self._emit_each(DROP_INVALID)
+        self._emit_each(CREATE, **names, statement=literal(statement))
+        self._emit_each(DROP_DUPLICATE, any_options=wanted.method == "ivfflat" and not self.settings.index_lists)
         if not single:
             self.write("RESET lock_timeout; RESET statement_timeout; RESET maintenance_work_mem;")
-        self._emit(NO_INDEX)
+        self._emit(BUILT)
 
     def downgrade_finalize(self) -> None:
-        for name in (self.target.index, self.target.mirrored_index):
-            self.write(f"DROP INDEX {self._concurrently}IF EXISTS {quote(self.target.schema)}.{quote(name)};")
+        self._emit_each(DROP)
 
     @property
     def _concurrently(self) -> str:
@@ -339,7 +419,7 @@ class Script:
         hnsw = settings.index == "hnsw"
         lists = settings.index_lists or (1 if hnsw else LISTS.format(least=indexes.ROWS_A_LIST))
         return {
-            "lists": lists,
+            "lists": f"{lists}::bigint" if isinstance(lists, int) else lists,
             "lists_unused": hnsw,
             "item": 8 + (2 if half else 4) * self.size,
             "m": settings.index_m,
@@ -362,8 +442,7 @@ class Script:
             self._emit(query.rstrip() + "\n\\gexec", **more)
             return
         # all of them first: a query that is still being read keeps its table from CREATE INDEX
-        loop = "  FOREACH statement IN ARRAY ARRAY(" + query + ")\n  LOOP\n    EXECUTE statement;\n  END LOOP;"
-        self._emit("DO {tag}\nDECLARE\n  statement text;\nBEGIN\n" + loop + "\nEND\n{tag};", **more)
+        self._emit(EACH.replace("{query}", query), **more)
 
     def _names(self) -> dict[str, Any]:
         target, settings = self.target, self.settings
@@ -375,11 +454,14 @@ class Script:
             return literal(template.strip("\n").format_map(inner))
 
         trigger = [sql(synctrigger.CREATE_CONVERT), sql(synctrigger.CREATE_SYNC)]
+        drop_convert = DROP_CONVERT.format(call=literal(own["convert"] + "("), convert=own["convert"])
         names: dict[str, Any] = {
             **own,
             "tag": TAG,
             "size": self.size,
             "most": MAX_DIMENSIONS,
+            "most_shown": f"{MAX_DIMENSIONS:,}",
+            "concurrently": self._concurrently,
             "tries": TRIES,
             "lock_failed": LOCK_FAILED,
             "lock_timeout": settings.lock_timeout_ms,
@@ -403,6 +485,12 @@ class Script:
             "label": literal(f"backfill {target.table}: "),
             "no_table": literal(f"table {target} does not exist"),
             "index_text": literal(f"{own['schema']}.{quote(target.index)}"),
+            "mirrored_text": literal(f"{own['schema']}.{quote(target.mirrored_index)}"),
+            "name_taken": literal(f"no index: the name {quote(target.index)} is taken by something else"),
+            "not_ordinary": literal(f"{target} is not an ordinary table"),
+            "other_type": literal(f"column {quote(target.vector)} of {target} is of type "),
+            "adopted_taken": literal(f"{target} has both {quote(target.vector)} and {quote(target.adopted)}"),
+            "has_views": literal(f"column {quote(target.vector)} of {target} can't be replaced while views show it"),
             "no_source": literal(f"{target} needs a column {quote(target.source)} of type bytea"),
             "no_row": literal(f"no row of {target} holds a vector of {self.size} dimensions"),
             "no_column": literal(f"{target} has no column {quote(target.vector)} of this package"),
@@ -430,14 +518,10 @@ class Script:
             ),
             "convert_pages": sql(CONVERT_PAGES),
             "create_convert": trigger[0],
-            "drop_convert": ""
-            if settings.sync_trigger
-            else f"\n  DROP FUNCTION IF EXISTS {own['convert']}(bytea, integer);",
+            "drop_convert": "" if settings.sync_trigger else "\n  " + drop_convert,
             "drop_trigger": f"""DROP TRIGGER IF EXISTS {own["sync"]} ON {own["table"]};
       DROP FUNCTION IF EXISTS {own["sync_function"]}();
-      IF NOT EXISTS (SELECT FROM pg_proc WHERE position({literal(own["convert"] + "(")} IN prosrc) > 0) THEN
-        DROP FUNCTION IF EXISTS {own["convert"]}(bytea, integer);
-      END IF;""",
+      {drop_convert}""",
             "trigger": "",
         }
         if settings.sync_trigger:
@@ -452,6 +536,8 @@ class Script:
             ("require_table", REQUIRE_TABLE),
             ("find_extension", FIND_EXTENSION),
             ("find_column", FIND_COLUMN),
+            ("require_size", REQUIRE_SIZE),
+            ("ours", OURS),
         ):
             names[name] = part.format_map(names)
         aside = {"own": literal(SET_ASIDE), "vector_text": names["adopted_text"]}
