@@ -21,7 +21,7 @@ from alembic import context, op
 from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
-from . import backfill, catalog, checks, expand, finalize, locks, log
+from . import backfill, catalog, checks, expand, finalize, locks, log, stamps
 from .catalog import Extension, Table
 from .database import Database, as_migration_error, refuse_foreign_transaction
 from .errors import MigrationError
@@ -208,6 +208,7 @@ def _step(name: str, options: Options) -> Iterator[_Step | None]:
         raise MigrationError(f'{name}: "{connection.dialect.name}" is not PostgreSQL')
     settings, target = configured(options)
     refuse_foreign_transaction(connection)
+    stamps.watch(op.get_context(), connection)
     db = Database(connection, target.names())
     try:
         with db.session():

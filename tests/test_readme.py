@@ -102,9 +102,9 @@ def test_project_of_two_files_migrates_as_shown(database: Database, tmp_path: Pa
 
 @pytest.mark.parametrize("version", re.findall(r"PostgreSQL (\d\d) or newer", README))
 def test_oldest_server_is_the_one_that_is_checked(version: str) -> None:
-    from openmemory_migrations import expand
+    from openmemory_migrations import checks
 
-    assert int(version) * 10_000 == expand.OLDEST_SERVER
+    assert int(version) * 10_000 == checks.OLDEST_SERVER
 
 
 if __name__ == "__main__":

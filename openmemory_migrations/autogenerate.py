@@ -1,0 +1,88 @@
+"""For a host's env.py: keeps autogenerate and `alembic check` from proposing to drop what this package has made.
+
+    from openmemory_migrations import autogenerate
+
+    context.configure(..., include_object=autogenerate.include_object)
+
+Beside a function of the host's own, an object stays if both say so:
+
+    def include_object(*args):
+        return mine(*args) and autogenerate.include_object(*args)
+
+Only what the database has and the host's models haven't is hidden; what is mapped is compared as ever. Triggers and
+functions are nothing that autogenerate looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from alembic import context
+
+from .settings import Settings
+from .target import OWN_COMMENT, Target
+
+VERSION_TABLE = "openmemory_alembic_version"  # environment's, which this module must not load: it brings numpy along
+
+IncludeObject = Callable[[Any, "str | None", str, bool, Any], bool]
+
+
+def include_object(object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    """False for what is ours around OpenMemory's table, as -x and OM_* name it, and for the table itself.
+
+    Raises MigrationError for a wrong value of theirs.
+    """
+    target = Target.of(Settings.load(_arguments()))
+    if _unmapped(reflected, compare_to) and type_ == "table" and _is(object, target):
+        return False
+    return _shown(target, object, name, type_, reflected, compare_to)
+
+
+def hiding(*, schema: str | None = None, table: str, vector_column: str = "v_vector") -> IncludeObject:
+    """An include_object for another table that ops have migrated, which is the host's own and therefore not hidden.
+
+    Without `schema` the table is meant in whichever schema it is found.
+    """
+    target = Target(schema or "", table, vector=vector_column)
+
+    def include_object(object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+        return _shown(target, object, name, type_, reflected, compare_to)
+
+    return include_object
+
+
+def _shown(target: Target, object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    if type_ == "table":
+        return not (_unmapped(reflected, compare_to) and name == VERSION_TABLE)
+    if type_ == "column":
+        ours = name in (target.vector, target.adopted) and _is(object.table, target)
+        if ours and compare_to is not None and (compare_to.comment or "").startswith(OWN_COMMENT):
+            # the database's, which marks the column as made here: taken away, it would be set aside as somebody else's
+            compare_to.comment = object.comment
+        return not (ours and _unmapped(reflected, compare_to))
+    if type_ == "index":
+        ours = name in (target.index, target.mirrored_index) and _is(object.table, target)
+        # nor is it proposed where it is mapped and missing: the steps build it CONCURRENTLY, as soon as it can be had
+        return not (ours and compare_to is None)
+    return True
+
+
+def _unmapped(reflected: bool, compare_to: Any) -> bool:
+    return reflected and compare_to is None
+
+
+def _is(table: Any, target: Target) -> bool:
+    # Alembic has no schema for tables of the connection's default schema, whatever that is called
+    return table.name == target.table and (not target.schema or table.schema in (None, target.schema))
+
+
+def _arguments() -> dict[str, str]:
+    """The -x arguments, where Alembic runs with an environment."""
+    try:
+        return context.get_x_argument(as_dictionary=True)
+    except NameError:
+        return {}
+
+
+__all__ = ["IncludeObject", "hiding", "include_object"]

@@ -1,0 +1,30 @@
+"""Inside a SAVEPOINT of an async engine: refused."""
+
+import asyncio
+from logging.config import fileConfig
+
+from alembic import context
+from models import metadata
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import async_engine_from_config
+
+if context.config.config_file_name is not None:
+    fileConfig(context.config.config_file_name)
+
+section = context.config.get_section("alembic", {})
+
+
+def migrate(connection: Connection) -> None:
+    with connection.begin_nested():
+        context.configure(connection=connection, target_metadata=metadata)
+        context.run_migrations()
+
+
+async def main() -> None:
+    engine = async_engine_from_config(section)
+    async with engine.begin() as connection:
+        await connection.run_sync(migrate)
+    await engine.dispose()
+
+
+asyncio.run(main())

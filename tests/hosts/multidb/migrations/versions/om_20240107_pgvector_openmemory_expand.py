@@ -1,0 +1,23 @@
+"""openmemory expand: extension, vector column, sync trigger
+
+Revision ID: om_20240107_pgvector
+Revises: host_2
+
+"""
+
+from openmemory_migrations import ops
+
+revision = "om_20240107_pgvector"
+down_revision = "host_2"
+branch_labels = None
+depends_on = None
+
+
+def upgrade(**kw: object) -> None:
+    if kw.get("engine_name") == "engine1":
+        ops.upgrade_expand()
+
+
+def downgrade(**kw: object) -> None:
+    if kw.get("engine_name") == "engine1":
+        ops.downgrade_expand()

@@ -1,0 +1,17 @@
+"""A pool of one connection and no more."""
+
+from logging.config import fileConfig
+
+from alembic import context
+from models import metadata
+from sqlalchemy import engine_from_config
+from unchanged import unchanged
+
+if context.config.config_file_name is not None:
+    fileConfig(context.config.config_file_name)
+
+section = context.config.get_section("alembic", {})
+with engine_from_config(section, pool_size=1, max_overflow=0).connect() as connection:
+    context.configure(connection=connection, target_metadata=metadata)
+    with context.begin_transaction(), unchanged(connection):
+        context.run_migrations()
