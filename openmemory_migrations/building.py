@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from . import catalog, log
+from . import catalog, locks, log
 from .catalog import Table
 from .database import Database, as_migration_error, in_thread, second_connection, sqlstate
 from .errors import INDEX_ANEW, MigrationError
@@ -28,17 +28,31 @@ from .target import Target, quote
 CANNOT_BUILD = ("53", "54", "0A")
 # CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
 LOCK_TIMEOUT = "1h"
+CLEAN_UP_TIMEOUT = "5s"
 LOG_INTERVAL = 5.0  # seconds between two lines on the build
 
 
-def drop_invalid(db: Database, target: Target, table: Table) -> None:
-    """Takes away what an interrupted build has left: it costs every write and serves no search."""
-    with db.transaction():
-        found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-    for index in found.values():
-        if index.table_oid == table.oid and not index.valid and index.method in DEFAULTS:
-            log.notice(f"index {quote(index.name)} is invalid, left by a build that was interrupted; dropping it")
-            drop(db, index.name)
+def drop_invalid(db: Database, target: Target, table: Table, lock_timeout: str = LOCK_TIMEOUT) -> None:
+    """Takes away what an interrupted build has left: it costs every write and serves no search.
+
+    The server may still be at that build, for a client that is no more, and the two would deadlock: tried again.
+    """
+    for pause in locks.pauses():
+        with db.transaction():
+            found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+        left = [i for i in found.values() if i.table_oid == table.oid and not i.valid and i.method in DEFAULTS]
+        try:
+            for index in left:
+                log.notice(f"index {quote(index.name)} is invalid, left by a build that was interrupted; dropping it")
+                drop(db, index.name, lock_timeout)
+            return
+        except DBAPIError as error:
+            problem = as_migration_error(error, f"index {quote(index.name)} can't be dropped")
+            if sqlstate(error) not in locks.PASSING or lock_timeout != LOCK_TIMEOUT:
+                raise problem from error
+        log.notice(f"{problem.message}, again in {pause:.1f} s")
+        db.stop.sleep(pause)
+    raise problem
 
 
 def ensure(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> bool:
@@ -47,9 +61,10 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, wante
         found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
         taken = catalog.relation_exists(db, target.schema, target.index)
     present = found.get(target.index)
-    if taken and (present is None or present.table_oid != table.oid or present.method not in DEFAULTS):
+    if taken and (present is None or present.table_oid != table.oid):
         log.warning(
-            f"no index: the name {quote(target.index)} is taken by something else in schema {quote(target.schema)}",
+            f"no index: the name {quote(target.index)} is taken by"
+            f" {'an index of another table' if present else 'something that is no index'}",
             hint=f"Rename that, then: {INDEX_ANEW}.",
         )
         return False
@@ -62,7 +77,7 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, wante
             detail=f"It is {present.method} with {present.opclass} on {present.key}"
             f" ({', '.join(sorted(present.options)) or 'no options'}), wanted is {wanted.method} with {wanted.opclass}"
             f" on {wanted.key} ({wanted.options}).",
-            hint=f"For the wanted one: {INDEX_ANEW}.",
+            hint=f"For the wanted one{'' if present.method in DEFAULTS else ' rename that, then'}: {INDEX_ANEW}.",
         )
         return False
     else:
@@ -74,9 +89,9 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, wante
     return True
 
 
-def drop(db: Database, name: str) -> None:
+def drop(db: Database, name: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
     """DROP INDEX CONCURRENTLY; does nothing if it isn't there."""
-    with db.autocommit(), _settings(db, {}):
+    with db.autocommit(), _settings(db, {"lock_timeout": lock_timeout}):
         db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
 
 
@@ -103,7 +118,7 @@ def _build(db: Database, target: Target, settings: Settings, table: Table, wante
         if not db.usable:
             raise
         db.rollback()
-        drop_invalid(db, target, table)
+        _clean_up(db, target, table)
         if not isinstance(error, DBAPIError):
             raise
         problem = as_migration_error(error, f"index {quote(target.index)} on {target} can't be built")
@@ -126,6 +141,14 @@ def _build(db: Database, target: Target, settings: Settings, table: Table, wante
     seconds = log.duration(time.monotonic() - started)
     log.notice(f"index {quote(target.index)} is built and valid: {built.size / 1024**2:,.1f} MiB in {seconds}")
     return True
+
+
+def _clean_up(db: Database, target: Target, table: Table) -> None:
+    """After a build that failed or was stopped: not at the price of waiting for whoever has read the table."""
+    try:
+        drop_invalid(db, target, table, CLEAN_UP_TIMEOUT)
+    except MigrationError as error:
+        log.warning(error.message, detail="The next upgrade drops it.")
 
 
 def _memory(db: Database, settings: Settings, wanted: Plan) -> int:
@@ -234,11 +257,11 @@ def _phase(connection: Connection, table_oid: int) -> str | None:
             """
             SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total, lockers_done, lockers_total,
                    current_locker_pid
-            FROM pg_catalog.pg_stat_progress_create_index WHERE relid = :oid
+            FROM pg_catalog.pg_stat_progress_create_index WHERE relid = :oid AND datname = current_database()
             """
         ),
         {"oid": table_oid},
-    ).one_or_none()
+    ).first()
     if row is None:
         return None
     phase, *counts, locker = row

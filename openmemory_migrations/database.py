@@ -256,6 +256,7 @@ class Database:
             if snapshot:
                 self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 self.run("SET LOCAL statement_timeout = 0")
+                self._outlive_timeouts()
             # an error instead of a partial result where a policy would hide rows from this role
             self.run("SET LOCAL row_security = off")
             self._borrow()
@@ -264,6 +265,12 @@ class Database:
         except BaseException:
             self.rollback()
             raise
+
+    def _outlive_timeouts(self) -> None:
+        """Not for the statements of a batch: a timeout of the role's on those is heeded, by smaller batches."""
+        self.run("SET LOCAL idle_in_transaction_session_timeout = 0")
+        if int(self.value("SELECT current_setting('server_version_num')")) >= 170_000:
+            self.run("SET LOCAL transaction_timeout = 0")
 
     def _borrow(self) -> None:
         for name, value in self._lent.items():
@@ -303,6 +310,8 @@ class Database:
             with suppress(Exception):  # the connection may be gone already
                 self.driver.cancel()
 
+        # Alembic's transaction is idle while we wait for another run
+        self._outlive_timeouts()
         try:
             with self.driver.notices(log.server_message), listening(self.stop, cancel):
                 yield

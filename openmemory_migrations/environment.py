@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from logging.config import fileConfig
 from typing import Any
 
@@ -15,7 +15,7 @@ from . import catalog, checks, locks, log
 from .database import Database, as_migration_error, engine_for, url_of
 from .errors import ConnectionLost, MigrationError
 from .settings import Settings, refuse_unknown
-from .signals import Interrupted
+from .signals import Interrupted, Stop, listening
 from .target import Target, quote
 
 VERSION_TABLE = "openmemory_alembic_version"
@@ -89,8 +89,12 @@ def _reconnecting(engine: Engine, settings: Settings) -> None:
 
 def _run_postgres(engine: Engine, settings: Settings) -> None:
     what = f"the chain of {quote(settings.pg_schema)}.{quote(VERSION_TABLE)}"
-    # before Alembic reads the version: who comes second must see what the first has stamped
-    with locks.exclusive(engine, what, "chain", settings.pg_schema), engine.connect() as connection:
+    with ExitStack() as held:
+        stop = Stop()
+        with listening(stop, lambda: None):
+            # before Alembic reads the version: who comes second must see what the first has stamped
+            held.enter_context(locks.exclusive(engine, what, "chain", settings.pg_schema, sleep=stop.sleep))
+        connection = held.enter_context(engine.connect())
         target = Target.of(settings)
         db = Database(connection, target.names())
         if not catalog.schema_exists(db, settings.pg_schema):
@@ -99,7 +103,7 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
                 hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
             )
         checks.require_version_table(db, settings.pg_schema, VERSION_TABLE)
-        db.commit()
+        connection.rollback()  # or Alembic would take the transaction for somebody else's
         steps = _migrate(connection, settings)
         # of the functions that Alembic's commands hand over, this is upgrade's
         if not steps and getattr(context.get_context().opts.get("fn"), "__name__", "") == "upgrade":

@@ -73,7 +73,7 @@ def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], slee
             if connection.execute(sa.text(f"SELECT {function}(:key)"), {"key": key}).scalar():
                 # last, as a statement without a snapshot: psycopg 3 leaves the portal of the one before open, whose
                 # snapshot CONCURRENTLY would wait for
-                connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+                _outlive_timeouts(connection)
                 break
             if said is None or time.monotonic() - said >= REMIND:
                 said = time.monotonic()
@@ -85,6 +85,12 @@ def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], slee
         finally:
             with suppress(DBAPIError):  # its server process may be gone, and with it the lock
                 connection.rollback()
+
+
+def _outlive_timeouts(connection: Connection) -> None:
+    if connection.scalar(sa.text("SELECT current_setting('server_version_num')::integer")) >= 170_000:
+        connection.execute(sa.text("SET LOCAL transaction_timeout = 0"))
+    connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 def _holders(connection: Connection, key: int) -> str:

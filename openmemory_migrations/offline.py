@@ -113,6 +113,9 @@ DECLARE
   passes integer := 0;
   skipped text[];
   line text;
+  -- in a deadlock it is the batch that gives way, as online
+  wait text := (SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
+                FROM pg_settings WHERE name = 'deadlock_timeout');
 BEGIN
   PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
   {require_table}
@@ -164,7 +167,7 @@ BEGIN
   FOR attempt IN 1..{tries} LOOP
     EXIT WHEN found.ours IS NOT TRUE;
     BEGIN
-      PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
+      PERFORM set_config('lock_timeout', wait, true);
       EXECUTE {carry_over};
       EXECUTE {drop_adopted};
       EXIT;
@@ -301,7 +304,7 @@ END
 """
 # what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
 SIZES = """
-  (SELECT lists, needed, CASE WHEN {lists_unused} THEN rows * ({item} + 2 * {m} * 24 + 200)
+  (SELECT lists, needed, CASE WHEN {lists_unused} THEN 4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 + 1048576
                               ELSE needed + 4 * (samples - taken) * (lists + 2) + 8 * lists + 1048576
                          END / 1024 + 1 AS memory
    FROM (SELECT *, (samples + 2 * lists) * {item} + 4 * lists * {size} + 4 * taken * (lists + 2) + 8 * lists * lists

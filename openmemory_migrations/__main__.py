@@ -1,0 +1,7 @@
+"""python -m openmemory_migrations: the same as the console script."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

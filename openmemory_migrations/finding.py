@@ -1,0 +1,23 @@
+"""What the doctor says about one thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`code` is stable, for programs; hint is what mends it, to be pasted where it says."""
+
+    severity: Literal["error", "warning", "notice"]
+    code: str
+    message: str
+    detail: str | None = None
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.severity.upper()}:  {self.message}"]
+        lines += [f"DETAIL:  {self.detail}"] if self.detail else []
+        lines += [f"HINT:  {self.hint}"] if self.hint else []
+        return "\n".join(lines)

@@ -1,0 +1,259 @@
+"""Through a real PgBouncer in transaction mode: the chain ends as it does without, and its sessions stay clean."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from openmemory_migrations import embedded
+
+from .helpers import Database, alembic, checksum, mismatches, random_rows
+from .states import BACKFILL, HEAD, INDEX, IVFFLAT, indexes, snapshot, stamp, without_extension
+from .test_signals import converted, eventually, expanded, filled, lock_row, running, transaction, waiting
+
+PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
+POOL = 5
+CONCURRENTLY = "CONCURRENTLY runs with the timeouts and memory of the role"
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer on PATH or in /usr/sbin")
+
+# all that a session can set, but for what PgBouncer itself keeps in step with each client
+CHANGED = """
+    SELECT name, setting FROM pg_settings
+    WHERE setting IS DISTINCT FROM reset_val AND source = 'session'
+      AND name NOT IN ('application_name', 'client_encoding', 'DateStyle', 'TimeZone', 'IntervalStyle',
+                       'standard_conforming_strings')
+    """
+
+
+@contextmanager
+def bouncer(server: embedded.Server, database: Database, pool: int = POOL) -> Iterator[Database]:
+    """Run a PgBouncer before the server and give the database as it is reached through it."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="om-bouncer-") as name:
+        folder = Path(name)
+        (folder / "users.txt").write_text('"postgres" ""\n')
+        settings = {
+            "pool_mode": "transaction",
+            "listen_addr": "127.0.0.1",
+            "listen_port": port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "auth_file": folder / "users.txt",
+            "default_pool_size": pool,
+            "server_round_robin": 1,
+            "logfile": folder / "log",
+        }
+        if os.geteuid() == 0:
+            # as root it refuses to work
+            folder.chmod(0o777)
+            settings["user"] = "nobody"
+        lines = "".join(f"{key} = {value}\n" for key, value in settings.items())
+        (folder / "ini").write_text(f"[databases]\n* = user=postgres host={server.socket_dir}\n[pgbouncer]\n{lines}")
+        assert PROGRAM
+        with subprocess.Popen([PROGRAM, "-q", folder / "ini"], stderr=subprocess.DEVNULL) as process:
+            through = Database(database.name, f"postgresql://postgres@127.0.0.1:{port}/{database.name}")
+            try:
+                eventually(lambda: process.poll() is not None or answers(through))
+                assert process.poll() is None, (folder / "log").read_text()
+                yield through
+            finally:
+                process.terminate()
+
+
+def answers(database: Database) -> bool:
+    with suppress(psycopg2.OperationalError):
+        return bool(database.value("SELECT true"))
+    return False
+
+
+def sessions(through: Database, number: int = POOL) -> dict[int, dict[str, Any]]:
+    """Use as many server connections at once as the pool has; return what each has set, by its process."""
+    found: dict[int, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        clients = [stack.enter_context(transaction(through)) for _ in range(number)]
+        for client in clients:
+            with client.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                ((pid,),) = cursor.fetchall()
+                cursor.execute(CHANGED)
+                found[pid] = dict(cursor.fetchall())
+        for client in clients:
+            # PgBouncer closes a server connection whose client leaves in the middle of a transaction
+            client.rollback()
+    return found
+
+
+class Watcher:
+    """Another client of the pool, which looks at its session in each of its transactions; collects the unexpected."""
+
+    def __init__(self, through: Database) -> None:
+        self.unexpected: list[object] = []
+        self.processes: set[int] = set()
+        self.looks = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=[through])
+
+    def _watch(self, through: Database) -> None:
+        try:
+            with transaction(through, name="watcher") as connection, connection.cursor() as cursor:
+                while not self._over.wait(0.005):
+                    cursor.execute(CHANGED)
+                    self.unexpected += cursor.fetchall()
+                    cursor.execute(
+                        "SELECT pg_backend_pid(), current_setting('application_name'), current_setting('lock_timeout'),"
+                        " current_setting('transaction_isolation'), pg_my_temp_schema() <> 0 AND EXISTS"
+                        " (SELECT FROM pg_class WHERE relnamespace = pg_my_temp_schema())"
+                    )
+                    pid, *seen = cursor.fetchall()[0]
+                    if seen != ["watcher", "0", "read committed", False]:
+                        self.unexpected.append(seen)
+                    connection.rollback()
+                    self.processes.add(pid)
+                    self.looks += 1
+        except psycopg2.Error as error:
+            self.unexpected.append(error)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def advisory_locks(database: Database) -> list[tuple[Any, ...]]:
+    return database.rows(
+        "SELECT pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database"
+        " WHERE locktype = 'advisory' AND datname = current_database()"
+    )
+
+
+def assert_nothing_stays(database: Database, through: Database, pool: int = POOL) -> set[int]:
+    """See that the pool's sessions are as new; return their processes."""
+    assert advisory_locks(database) == []
+    assert database.rows("SELECT relname FROM pg_class WHERE relpersistence = 't'") == []
+    found = sessions(through, pool)
+    assert len(found) == pool
+    assert list(found.values()) == [{}] * pool
+    return set(found)
+
+
+def assert_migrated(database: Database, v: str) -> None:
+    assert stamp(database) == [HEAD]
+    assert mismatches(database) == []
+    assert checksum(database) == v
+    assert indexes(database) == {INDEX: (IVFFLAT, True)}
+
+
+@pytest.mark.parametrize("pool", [POOL, 3])
+def test_the_chain_goes_up_and_down_through_it_and_leaves_no_state(
+    server: embedded.Server, database: Database, pool: int
+) -> None:
+    v = filled(database, random_rows(900, 16))
+    before = without_extension(snapshot(database))
+
+    with bouncer(server, database, pool) as through:
+        processes = assert_nothing_stays(database, through, pool)
+        up = alembic(through, "upgrade", "head", env={"BACKFILL_BATCH": "50"})
+        assert CONCURRENTLY in up.stderr
+        assert_migrated(database, v)
+        assert assert_nothing_stays(database, through, pool) == processes
+
+        down = alembic(through, "downgrade", "base")
+        assert CONCURRENTLY in down.stderr
+        assert without_extension(snapshot(database)) == before
+        assert assert_nothing_stays(database, through, pool) == processes
+
+
+def test_another_client_of_the_pool_notices_nothing(server: embedded.Server, database: Database) -> None:
+    v = filled(database, random_rows(900, 16))
+
+    with bouncer(server, database) as through, Watcher(through) as watcher:
+        alembic(through, "upgrade", "head", env={"BACKFILL_BATCH": "20"})
+        alembic(through, "downgrade", "base")
+        alembic(through, "upgrade", "head", env={"OM_INDEX": "hnsw", "OM_INDEX_MEMORY": "32MB"})
+
+    assert watcher.unexpected == []
+    assert watcher.looks > 20
+    assert len(watcher.processes) > 1
+    assert mismatches(database) == []
+    assert checksum(database) == v
+
+
+def test_without_it_nothing_is_said_of_a_pooler(database: Database) -> None:
+    filled(database, random_rows(100, 16))
+
+    assert "pooler" not in alembic(database, "upgrade", "head").stderr
+
+
+@pytest.mark.parametrize("pool", [POOL, 3])
+def test_two_upgrades_at_once_through_it_both_end_well(server: embedded.Server, database: Database, pool: int) -> None:
+    v = expanded(database, random_rows(900, 16))
+
+    with (
+        bouncer(server, database, pool) as through,
+        transaction(database, lock_row(450)) as other,
+        running(through, "upgrade", "head", env={"OM_LOCK_TIMEOUT_MS": "60000"}) as first,
+    ):
+        eventually(lambda: waiting(database))
+        with running(through, "upgrade", "head") as second:
+            if pool == POOL:
+                second.says(r"waiting for another run on the chain .*\nDETAIL:  Held by process \d+ ")
+            other.rollback()
+            assert (first.ends(), second.ends()) == (0, 0), first.log + second.log
+
+        assert "900 of 900 rows (100 %)" in first.log
+        assert_migrated(database, v)
+        assert_nothing_stays(database, through, pool)
+
+
+def test_a_killed_run_frees_its_locks_through_it(server: embedded.Server, database: Database) -> None:
+    v = expanded(database, random_rows(900, 16))
+
+    with bouncer(server, database) as through, transaction(database, lock_row(450)) as other:
+        with running(through, "upgrade", "head", env={"BACKFILL_BATCH": "100"}) as run:
+            eventually(lambda: converted(database) >= 100)
+            assert len(advisory_locks(database)) == 2
+            run.kill()
+        eventually(lambda: not advisory_locks(database), 10)
+        other.rollback()
+
+        alembic(through, "upgrade", "head")
+        assert_migrated(database, v)
+        assert_nothing_stays(database, through)
+
+
+def test_a_short_lock_timeout_of_the_role_fails_the_index_build_and_leaves_no_invalid_index(
+    server: embedded.Server, database: Database
+) -> None:
+    v = filled(database, random_rows(300, 16))
+    alembic(database, "upgrade", BACKFILL)
+    database.run(f"ALTER DATABASE {database.name} SET lock_timeout = '300ms'")
+    snapshot_held = ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT FROM pg_class LIMIT 1"]
+
+    with bouncer(server, database) as through:
+        with transaction(database, *snapshot_held):
+            done = alembic(through, "upgrade", "head", check=False)
+
+            assert done.returncode > 0
+            assert "lock timeout" in done.stdout
+            assert "A short lock_timeout or statement_timeout of the role's may cancel it" in done.stderr
+            assert indexes(database) == {}
+            assert stamp(database) == [BACKFILL]
+
+        alembic(through, "upgrade", "head")
+        assert_migrated(database, v)

@@ -1,0 +1,289 @@
+"""What others do to the rows of a batch between its read and its write: no row ever gets a value that is gone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+
+import psycopg2.errors
+import pytest
+from psycopg2.extensions import connection as Session
+from sqlalchemy.engine import Connection
+
+from demo.openmemory import TABLE
+from openmemory_migrations.database import Database as PackageDatabase
+
+from .helpers import Database, alembic, create_table, expected, load, mismatches, pack, random_rows
+from .online import converted, run_backfill, sessions, wait_until
+from .states import EXPAND
+
+ROWS, DIM, BATCH = 400, 16, 100
+DATA = random_rows(ROWS, DIM)
+GOOD, OTHER = (row.v for row in random_rows(2, DIM, seed=1))
+VALUES = {"good": GOOD, "nan": pack([1.0] * (DIM - 1) + [float("nan")])}
+CHANGES = {
+    "good bytes": ["UPDATE {t} SET v = %(good)s WHERE {row}"],
+    "good bytes, then the old ones again": [
+        "UPDATE {t} SET v = %(good)s WHERE {row}",
+        "UPDATE {t} SET v = %(v)s WHERE {row}",
+    ],
+    "the same bytes": ["UPDATE {t} SET v = v WHERE {row}"],
+    "NaN": ["UPDATE {t} SET v = %(nan)s WHERE {row}"],
+    "a wrong length": ["UPDATE {t} SET v = '\\x0102' WHERE {row}"],
+    "another dimension": ["UPDATE {t} SET v = v || v WHERE {row}"],
+    "no bytes": ["UPDATE {t} SET v = NULL WHERE {row}"],
+    "another column": ["UPDATE {t} SET user_id = 'changed' WHERE {row}"],
+    "another key": ["UPDATE {t} SET sector = 'changed' WHERE {row}"],
+    "deleted": ["DELETE FROM {t} WHERE {row}"],
+    "deleted and written anew": [
+        "DELETE FROM {t} WHERE {row}",
+        "INSERT INTO {t} VALUES (%(id)s, %(sector)s, %(user_id)s, %(good)s, %(dim)s)",
+    ],
+}
+CHANGED = dict(enumerate(list(CHANGES) * 3))  # number of a row in the first batch -> what is done to it
+REWRITES = [
+    f"VACUUM FULL {TABLE}",
+    f"CLUSTER {TABLE} USING {TABLE}_pkey",
+    f"ALTER TABLE {TABLE} ALTER user_id TYPE varchar(99)",
+    f"TRUNCATE {TABLE}",
+]
+TRIGGER = pytest.mark.parametrize("trigger", ["on", "off"], ids=["trigger", "no trigger"])
+Hook = Callable[[int, int], None]
+
+
+class Interfering(PackageDatabase):
+    """The package's connection, with others at work around each read and write; they get its number and page."""
+
+    before_read: Hook = staticmethod(lambda *_: None)
+    after_read: Hook = staticmethod(lambda *_: None)
+    before_write: Hook = staticmethod(lambda *_: None)
+
+    def __init__(self, connection: Connection, names: Mapping[str, str]) -> None:
+        super().__init__(connection, names)
+        self.reads = self.page = 0
+
+    def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
+        self.reads, self.page = self.reads + 1, int(names["page"])
+        self.before_read(self.reads, self.page)
+        copied = super().copy_out(template, **names)
+        self.after_read(self.reads, self.page)
+        return copied
+
+    def copy_in(self, table: str, data: bytes) -> None:
+        self.before_write(self.reads, self.page)
+        super().copy_in(table, data)
+
+
+def interfering(**hooks: Hook) -> type[Interfering]:
+    return type("Hooked", (Interfering,), {name: staticmethod(hook) for name, hook in hooks.items()})
+
+
+def prepared(database: Database, trigger: str = "on") -> None:
+    create_table(database)
+    database.run(f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off)")
+    load(database, DATA)
+    alembic(database, "upgrade", EXPAND, env={"OM_SYNC_TRIGGER": trigger})
+
+
+@contextmanager
+def session(database: Database) -> Iterator[Session]:
+    """Somebody else's connection, whose transaction is rolled back unless it is committed."""
+    with closing(database.connect()) as connection:
+        connection.autocommit = False
+        yield connection
+        connection.rollback()
+
+
+def change(connection: Session, what: str, number: int) -> None:
+    row = DATA[number]
+    with connection.cursor() as cursor:
+        for statement in CHANGES[what]:
+            sql = statement.format(t=TABLE, row="id = %(id)s AND sector = %(sector)s")
+            cursor.execute(sql, VALUES | row._asdict())
+            assert cursor.rowcount == 1
+
+
+def stale(database: Database) -> list[str]:
+    """What was done to the rows that have a vector which is not their v to the bit; none at all is not stale."""
+    names = {DATA[number].id: what for number, what in CHANGED.items()}
+    found = database.rows(f"SELECT id, v, vector_send(v_vector) FROM {TABLE} WHERE v_vector IS NOT NULL")
+    return [names.get(id, id) for id, v, sent in found if bytes(sent) != expected(v)]
+
+
+@TRIGGER
+def test_rows_changed_between_read_and_write_never_get_an_old_value(database: Database, trigger: str) -> None:
+    prepared(database, trigger)
+
+    def before_write(read: int, _: int) -> None:
+        if read == 1:
+            with session(database) as other:
+                for number, what in CHANGED.items():
+                    change(other, what, number)
+                other.commit()
+        if read == 2:
+            # the first batch is committed
+            assert converted(database) >= BATCH - len(CHANGED)
+            assert stale(database) == []
+
+    run_backfill(database, interfering(before_write=before_write), backfill_batch=BATCH)
+
+    assert mismatches(database) == []
+
+
+@TRIGGER
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_rows_that_are_locked_when_the_batch_is_written_never_get_an_old_value(
+    database: Database, end: str, trigger: str
+) -> None:
+    """The write waits for the first of them, then finds it changed, or as it was."""
+    prepared(database, trigger)
+    threads: list[threading.Thread] = []
+    locked = threading.Event()
+
+    def hold() -> None:
+        with session(database) as other:
+            for number, what in CHANGED.items():
+                change(other, what, number)
+            locked.set()
+            wait_until(lambda: sessions(database, extra="AND wait_event_type = 'Lock'"))
+            getattr(other, end)()
+
+    def before_write(read: int, _: int) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=hold))
+            threads[0].start()
+            assert locked.wait(10)
+        else:
+            assert stale(database) == []
+
+    run_backfill(database, interfering(before_write=before_write), backfill_batch=BATCH)
+    threads[0].join()
+
+    assert mismatches(database) == []
+    if end == "rollback":
+        assert converted(database) == ROWS
+
+
+def test_a_row_that_takes_the_place_of_another_never_gets_its_value(database: Database) -> None:
+    prepared(database, "off")
+    place = f"SELECT ctid::text FROM {TABLE} WHERE id = %s"
+    newcomers = [row._replace(v=OTHER) for row in random_rows(3, DIM, seed=2)]
+
+    def after_read(read: int, _: int) -> None:
+        if read > 1:
+            return
+        left = {database.value(place, DATA[number].id) for number in (3, 4, 5)}
+        for number in (3, 4, 5):
+            database.run(f"DELETE FROM {TABLE} WHERE id = %s", DATA[number].id)
+        database.run(f"VACUUM {TABLE}")
+        load(database, newcomers)
+        assert {database.value(place, row.id) for row in newcomers} == left
+
+    run_backfill(database, interfering(after_read=after_read), backfill_batch=BATCH)
+
+    assert mismatches(database) == []
+    assert converted(database) == ROWS
+
+
+# after deadlock_timeout, a second, the batch has looked for a deadlock, and then the application looks
+@pytest.mark.parametrize(("lock_timeout_ms", "think"), [(500, 0), (5_000, 1.2)])
+def test_a_transaction_of_the_application_is_never_the_victim_of_a_deadlock(
+    database: Database, lock_timeout_ms: int, think: float
+) -> None:
+    """It has a late row of the batch, then wants an early one, which the batch has by then."""
+    prepared(database)
+    threads: list[threading.Thread] = []
+    locked = threading.Event()
+    waited: list[float] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with session(database) as other:
+                change(other, "good bytes", BATCH - 1)
+                locked.set()
+                wait_until(lambda: sessions(database, extra="AND wait_event_type = 'Lock'"))
+                time.sleep(think)
+                started = time.monotonic()
+                change(other, "another column", 0)
+                waited.append(time.monotonic() - started)
+                other.commit()
+        except BaseException as error:
+            errors.append(error)
+
+    def before_write(read: int, _: int) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=work))
+            threads[0].start()
+            assert locked.wait(10)
+
+    run_backfill(
+        database, interfering(before_write=before_write), backfill_batch=BATCH, lock_timeout_ms=lock_timeout_ms
+    )
+    threads[0].join()
+
+    assert errors == []
+    print(f"the application waited {waited[0]:.3f} s")
+    assert mismatches(database) == []
+    assert converted(database) == ROWS
+
+
+def test_nothing_rewrites_the_table_between_read_and_write(database: Database) -> None:
+    prepared(database)
+    refused = []
+
+    def before_write(read: int, _: int) -> None:
+        for rewrite in REWRITES:
+            with closing(database.connect()) as other, other.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '10ms'")
+                try:
+                    cursor.execute(rewrite)
+                except psycopg2.errors.LockNotAvailable:
+                    refused.append((read, rewrite))
+
+    run_backfill(database, interfering(before_write=before_write), backfill_batch=BATCH)
+
+    assert refused == [(read, rewrite) for read in range(1, ROWS // BATCH + 1) for rewrite in REWRITES]
+    assert mismatches(database) == []
+
+
+def test_a_table_rewritten_between_two_batches_is_converted_whole(database: Database) -> None:
+    prepared(database)
+    moved = []
+
+    def before_read(read: int, page: int) -> None:
+        if read == 4:
+            # the first batches are gone, and what follows takes their place
+            database.run(f"DELETE FROM {TABLE} WHERE v_vector IS NOT NULL")
+            database.run(f"VACUUM FULL {TABLE}")
+            behind = f"SELECT count(*) FROM {TABLE} WHERE v_vector IS NULL AND ctid < '({page},0)'"
+            moved.append(database.value(behind))
+
+    run_backfill(database, interfering(before_read=before_read), backfill_batch=BATCH)
+
+    assert moved[0] > 0
+    assert converted(database) == database.value(f"SELECT count(*) FROM {TABLE}") == ROWS - 3 * BATCH
+    assert mismatches(database) == []
+
+
+@TRIGGER
+def test_rows_that_move_behind_the_scan_are_converted(database: Database, trigger: str) -> None:
+    prepared(database, trigger)
+    moved = []
+
+    def before_read(read: int, page: int) -> None:
+        if read == 4:
+            # room in the first pages, which an update of any column moves a row to from a page that is full
+            database.run(f"DELETE FROM {TABLE} WHERE ctid < '(2,0)'")
+            database.run(f"VACUUM {TABLE}")
+            database.run(f"UPDATE {TABLE} SET user_id = user_id WHERE v_vector IS NULL")
+            behind = f"SELECT count(*) FROM {TABLE} WHERE v_vector IS NULL AND ctid < '({page},0)'"
+            moved.append(database.value(behind))
+
+    run_backfill(database, interfering(before_read=before_read), backfill_batch=BATCH)
+
+    assert moved[0] > 0
+    assert converted(database) == database.value(f"SELECT count(*) FROM {TABLE}")
+    assert mismatches(database) == []

@@ -1,0 +1,65 @@
+"""Up, down and up again while the application writes at full speed: nothing lost, nothing stale, nobody refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from demo.openmemory import TABLE
+
+from .helpers import Database, alembic, create_table, load, mismatches, random_rows
+from .states import HEAD, follows, indexes, stamp
+from .writers import Key, Writer, writing
+
+DIM = 64
+
+
+def written(writers: list[Writer]) -> int:
+    return sum(writer.writes for writer in writers)
+
+
+def v_of(database: Database) -> dict[Key, bytes | None]:
+    rows = database.rows(f"SELECT id, sector, v FROM {TABLE}")
+    return {(id, sector): v if v is None else bytes(v) for id, sector, v in rows}
+
+
+def remembered(writers: list[Writer]) -> dict[Key, bytes | None]:
+    return {key: v for writer in writers for key, v in writer.rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "env"),
+    [
+        (10_000, {"BACKFILL_BATCH": "200"}),
+        pytest.param(4_000, {"BACKFILL_BATCH": "1", "OM_INDEX": "none"}, marks=pytest.mark.slow),
+        pytest.param(10_000, {"OM_INDEX": "hnsw"}, marks=pytest.mark.slow),
+        pytest.param(100_000, {}, marks=pytest.mark.slow),
+    ],
+    ids=["small batches", "single rows", "hnsw", "many rows"],
+)
+def test_up_down_and_up_again_while_the_application_writes(
+    database: Database, rows: int, env: Mapping[str, str], record_property: Callable[[str, object], None]
+) -> None:
+    create_table(database)
+    data = random_rows(rows, DIM)
+    load(database, data)
+    env = {"OM_VEC_DIM": str(DIM)} | dict(env)
+    meanwhile = []
+
+    with writing(database, data) as writers:
+        for command in [("upgrade", "head"), ("downgrade", "base"), ("upgrade", "head")]:
+            before = written(writers)
+            alembic(database, *command, env=env, timeout=280)
+            meanwhile.append(written(writers) - before)
+
+    longest = max(writer.longest_wait for writer in writers)
+    record_property("longest_wait_ms", round(longest * 1000))
+    print(f"longest wait of {written(writers):,} writes ({meanwhile} during the runs): {longest * 1000:,.0f} ms")
+    assert min(meanwhile) > 100
+    assert stamp(database) == [HEAD]
+    assert mismatches(database, dim=DIM) == []
+    assert v_of(database) == remembered(writers)
+    assert all(valid for _, valid in indexes(database).values())
+    assert len(indexes(database)) == (env.get("OM_INDEX") != "none")
+    assert follows(database, DIM)
