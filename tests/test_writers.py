@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 
 import pytest
 
 from demo.openmemory import TABLE
 
-from .helpers import Database, alembic, create_table, load, mismatches, random_rows
+from .helpers import Database, alembic, create_table, load, mismatches, random_rows, start_alembic
+from .online import converted, wait_until
 from .states import HEAD, follows, indexes, stamp
 from .writers import Key, Writer, writing
 
@@ -63,3 +65,27 @@ def test_up_down_and_up_again_while_the_application_writes(
     assert all(valid for _, valid in indexes(database).values())
     assert len(indexes(database)) == (env.get("OM_INDEX") != "none")
     assert follows(database, DIM)
+
+
+def killed_at(database: Database, rows: float) -> bool:
+    """Run the upgrade until so many rows have their vector, and kill it; False if it had ended before."""
+    process = start_alembic(database, "upgrade", "head", env={"BACKFILL_BATCH": "20", "OM_VEC_DIM": str(DIM)})
+    wait_until(lambda: process.poll() is not None or converted(database) > rows)
+    process.kill()
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_while_the_application_writes(database: Database) -> None:
+    create_table(database)
+    data = random_rows(10_000, DIM)
+    load(database, data)
+
+    with writing(database, data) as writers:
+        kills = [killed_at(database, share * len(data)) for share in (0.2, 0.4, 0.6)]
+        alembic(database, "upgrade", "head", env={"OM_VEC_DIM": str(DIM)})
+
+    assert all(kills)
+    assert mismatches(database, dim=DIM) == []
+    assert v_of(database) == remembered(writers)
