@@ -13,6 +13,8 @@ from openmemory_migrations.embedded import Server
 from .helpers import Database, alembic, create_database, create_table, drop_database, load, random_rows
 from .states import BACKFILL, INDEX, INVALIDATE, SECOND_INDEX, State, column_type, indexes, snapshot
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 DIM = 8
 
 

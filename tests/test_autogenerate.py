@@ -14,6 +14,8 @@ from openmemory_migrations import autogenerate, environment, indexes, models
 from .helpers import ROOT, Database, load, random_rows
 from .hosts.project import HOSTS, STUBS, Host, create
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 SETTINGS = {"OM_VEC_DIM": "64"}
 NOTES = """
 import sqlalchemy as sa

@@ -18,6 +18,8 @@ from openmemory_migrations.probe import Seen
 from .helpers import ROOT, Database, Result, load, mismatches, random_rows
 from .hostproject import HISTORY, Host, configure, init, replace, set_url, url
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 EXPAND, BACKFILL, FINALIZE = REVISIONS
 BEGIN = """        with context.begin_transaction():
             context.run_migrations()

@@ -34,6 +34,8 @@ from .helpers import (
 )
 from .hosts.project import HOSTS, STUBS, Host, create
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 DIMENSIONS = 64
 ROWS = 5000
 BATCH = 1000

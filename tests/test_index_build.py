@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from signal import Signals
 
@@ -22,6 +22,8 @@ from .conftest import OPTIONS, programs
 from .helpers import Database, alembic, create_database, drop_database, mismatches, random_rows
 from .states import BACKFILL, HEAD, INDEX, IVFFLAT, indexes, stamp
 from .test_signals import OURS, SIGNALS, assert_stopped, engine_of, eventually, filled, running, transaction
+
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
 SNAPSHOT = ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT FROM pg_class LIMIT 1"]
 READER = [*SNAPSHOT, f"SELECT FROM {TABLE} LIMIT 1"]
@@ -49,13 +51,10 @@ def assert_indexed(database: Database) -> None:
 
 
 @contextmanager
-def session(database: Database) -> Iterator[Connection]:
+def step(connection: Connection) -> Iterator[None]:
     """Have the functions of ops work in this process, on a connection that can be looked at afterwards."""
-    with (
-        engine_of(database, "in-process").connect() as connection,
-        Operations.context(MigrationContext.configure(connection)),
-    ):
-        yield connection
+    with Operations.context(MigrationContext.configure(connection)), connection.begin():
+        yield
 
 
 def settings(connection: Connection) -> list[str]:
@@ -103,11 +102,14 @@ def test_the_settings_of_the_session_are_as_before_after_the_build_and_after_the
     for setting in ("lock_timeout = '200ms'", "statement_timeout = '10s'", "maintenance_work_mem = '5MB'"):
         backfilled.run(f"ALTER DATABASE {backfilled.name} SET {setting}")
 
-    with session(backfilled) as connection:
-        ops.upgrade_finalize(index_memory="32MB")
+    with engine_of(backfilled, "in-process").connect() as connection:
+        with step(connection):
+            ops.upgrade_finalize(index_memory="32MB")
         assert indexes(backfilled) == {INDEX: (IVFFLAT, True)}
         assert settings(connection) == ["200ms", "10s", "5MB"]
-        ops.downgrade_finalize()
+        with step(connection):
+            ops.downgrade_finalize()
+        assert indexes(backfilled) == {}
         assert settings(connection) == ["200ms", "10s", "5MB"]
 
 
@@ -116,12 +118,17 @@ def test_a_build_that_is_cancelled_fails_and_leaves_settings_and_no_index(backfi
     cancel = f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {BUILDING}"
     cancel = cancel.replace("openmemory-migrations", "in-process")
 
-    with transaction(backfilled, *SNAPSHOT), session(backfilled) as connection:
-        thread = threading.Thread(target=eventually, args=[lambda: backfilled.rows(cancel)])
-        thread.start()
-        with pytest.raises(MigrationError, match=f'index "{INDEX}" on .* can\'t be built: canceling statement due to'):
+    with (
+        transaction(backfilled, *SNAPSHOT),
+        engine_of(backfilled, "in-process").connect() as connection,
+        ThreadPoolExecutor() as pool,
+    ):
+        pool.submit(eventually, lambda: backfilled.rows(cancel))
+        with (
+            pytest.raises(MigrationError, match=f'index "{INDEX}" on .* can\'t be built: canceling statement due to'),
+            step(connection),
+        ):
             ops.upgrade_finalize()
-        thread.join()
         assert settings(connection)[:2] == ["0", "10s"]
 
     assert indexes(backfilled) == {}

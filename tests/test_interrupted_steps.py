@@ -33,6 +33,8 @@ from .online import sessions, terminate, wait_until
 from .proxy import Verdict, proxy
 from .states import BACKFILL, INDEX
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 __all__ = ["ends", "table"]  # fixtures
 
 TO_EXPAND = STEPS[0]

@@ -67,6 +67,11 @@ class Prober:
             thread.join()
 
 
+def patient(database: Database) -> None:
+    """Have batches wait as long as OM_LOCK_TIMEOUT_MS says: otherwise they give way before a deadlock is looked for."""
+    database.run(f"ALTER DATABASE {database.name} SET deadlock_timeout = '10min'")
+
+
 @contextmanager
 def logged_statements(database: Database) -> Iterator[list[tuple[str, str]]]:
     """Give process and text of every statement that sessions of this database begin meanwhile; filled at the end."""
@@ -188,6 +193,7 @@ def test_a_locked_row_makes_batches_smaller_and_no_other_row_waits_for_it(databa
 
 def test_rows_before_the_locked_one_are_let_go_between_two_tries(database: Database) -> None:
     expanded(database, random_rows(100, 8))
+    patient(database)
     first = f"UPDATE {TABLE} SET user_id = 'written meanwhile' WHERE ctid = (SELECT min(ctid) FROM {TABLE})"
 
     with (
@@ -230,6 +236,7 @@ def test_a_batch_survives_a_deadlock(database: Database) -> None:
 
 def test_a_batch_survives_pg_cancel_backend(database: Database) -> None:
     v = expanded(database, random_rows(200, 8))
+    patient(database)
 
     with (
         transaction(database, lock_row(99)) as other,

@@ -34,6 +34,8 @@ from .test_offline import (
     twins,
 )
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 DIM = 8
 WITHOUT_SOURCE = f"""
 INSERT INTO {TABLE} (id, sector, dim, v_vector) SELECT lpad(count(*)::text, 32, '0')::uuid, 'own', 8, {OWN} FROM {TABLE}

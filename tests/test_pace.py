@@ -24,6 +24,8 @@ from .helpers import Database, alembic, create_database, mismatches, random_rows
 from .states import BACKFILL, EXPAND, HEAD, stamp
 from .test_signals import OURS, Run, converted, eventually, expanded, filled, running
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 # long enough for several looks at the replicas
 SLOWLY = {"BACKFILL_BATCH": "50", "OM_BACKFILL_PAUSE_MS": "200", "OM_BACKFILL_MAX_LAG": "1"}
 

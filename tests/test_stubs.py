@@ -18,6 +18,8 @@ from openmemory_migrations.stubs import HINTS
 from .helpers import ROOT, Database, checksum, create_database, drop_database, expected, load, mismatches, random_rows
 from .hostproject import HISTORY, Host, configure, init, replace, set_url, url
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 TEMPLATES = ["generic", "async", *(["pyproject", "pyproject_async"] if KNOWS_TOML else [])]
 EXPAND, BACKFILL, FINALIZE = REVISIONS
 

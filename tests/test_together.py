@@ -28,6 +28,8 @@ from .test_signals import (
     waiting,
 )
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 WAITING = "waiting for another run on the chain"
 SNAPSHOT = ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT FROM pg_class LIMIT 1"]
 PATIENT = {"OM_LOCK_TIMEOUT_MS": "60000"}
