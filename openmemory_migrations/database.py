@@ -70,7 +70,7 @@ def engine_for(url: URL) -> Engine:
         return sa.create_engine(url, poolclass=NullPool)
     if (url.get_driver_name(), False) not in DRIVERS:
         raise MigrationError(
-            f'driver "{url.get_driver_name()}" is not supported here',
+            f'driver "{url.get_driver_name()}" is not supported',
             hint="Use postgresql+psycopg2:// or postgresql+psycopg:// in OM_DATABASE_URL.",
         )
     # a lock's connection is idle for hours, and what stands between forgets idle connections within minutes
