@@ -37,7 +37,9 @@ SHOWN_KEYS = 5
 # the planner would rather hash or scan the whole table once per batch as long as it thinks that it is small
 PLAN = """
 SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-       set_config('enable_mergejoin', 'off', true), set_config('max_parallel_workers_per_gather', '0', true),
+       set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
+       set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('max_parallel_workers_per_gather', '0', true),
        set_config('application_name', :progress, true), set_config('lock_timeout', :lock_timeout, true)
 """
 READ = """

@@ -134,7 +134,9 @@ BEGIN
     WHILE page < last_page LOOP
       PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
               set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-              set_config('enable_mergejoin', 'off', true), set_config('max_parallel_workers_per_gather', '0', true);
+              set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
+              set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+              set_config('max_parallel_workers_per_gather', '0', true);
       FOR attempt IN 1..{tries} LOOP
         BEGIN
           -- xmin: a row that changes between its conversion and its update gets nothing
