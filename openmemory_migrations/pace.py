@@ -15,6 +15,7 @@ from . import log
 from .database import Database
 from .errors import MigrationError
 from .settings import Settings
+from .target import quote
 
 LOOK = 0.5  # seconds between two looks at the replicas
 REMIND = 30.0  # seconds between two lines while the backfill is held
@@ -33,7 +34,7 @@ class Pace:
         if not db.value("SELECT pg_has_role('pg_read_all_stats', 'USAGE')"):
             raise MigrationError(
                 "OM_BACKFILL_MAX_LAG is set, but this role may not see the lag of replicas",
-                hint=f'GRANT pg_monitor TO "{db.value("SELECT current_user")}";',
+                hint=f"GRANT pg_monitor TO {quote(db.value('SELECT current_user'))};",
             )
         self.replicas, _ = self._look()
         if not self.replicas:
