@@ -273,8 +273,13 @@ REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
      OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = {table_text}::regclass) THEN
     RAISE EXCEPTION USING MESSAGE = {not_ordinary};
   END IF;
-  SELECT format_type(atttypid, NULL) AS type INTO found FROM pg_attribute
+  SELECT format_type(atttypid, NULL) AS type, typname AS name INTO found FROM pg_attribute
+   JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
+  IF found.name = 'vector' THEN
+    RAISE NOTICE USING MESSAGE = {already_vector};
+    RETURN;
+  END IF;
   IF found.type IS DISTINCT FROM 'bytea' THEN
     RAISE EXCEPTION USING MESSAGE = {no_source} || coalesce(', but of type ' || found.type, '');
   END IF;"""
@@ -291,9 +296,30 @@ FIND_COLUMN = """SELECT format_type(atttypid, atttypmod) AS type, typname AS nam
    WHERE attrelid = {table_text}::regclass AND attname = {vector_text} AND NOT attisdropped;"""
 
 
+# where there is nothing to index, the number stays empty
+COUNT = """
+DO {tag}
+#variable_conflict use_column
+DECLARE
+  found record;
+BEGIN
+  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true),
+          set_config('openmemory.rows', '', {local});
+  {require_table}
+  {find_column}
+  IF found.type IS NULL OR NOT found.ours THEN
+    RAISE EXCEPTION USING MESSAGE = {no_column};
+  END IF;
+  PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
+END
+{tag};
+"""
 BUILT = """
 DO {tag}
 BEGIN
+  IF current_setting('openmemory.rows') = '' THEN
+    RETURN;
+  END IF;
   IF EXISTS (SELECT FROM ({ours}) AS found WHERE indexrelid = to_regclass({index_text})) THEN
     RAISE NOTICE USING MESSAGE = pg_get_indexdef(to_regclass({index_text}));
   ELSIF to_regclass({index_text}) IS NOT NULL THEN
@@ -306,7 +332,7 @@ END
 """
 # what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
 SIZES = """
-  (SELECT lists, needed, CASE WHEN {lists_unused} THEN 4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 + 1048576
+  (SELECT rows, lists, needed, CASE WHEN {lists_unused} THEN 4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 + 1048576
                               ELSE needed + 4 * (samples - taken) * (lists + 2) + 8 * lists + 1048576
                          END / 1024 + 1 AS memory
    FROM (SELECT *, (samples + 2 * lists) * {item} + 4 * lists * {size} + 4 * taken * (lists + 2) + 8 * lists * lists
@@ -314,7 +340,7 @@ SIZES = """
          FROM (SELECT *, greatest({rows_a_list} * lists, {samples}) AS samples,
                       least(rows, greatest({rows_a_list} * lists, {samples})) AS taken
                FROM (SELECT rows, {lists} AS lists
-                     FROM (SELECT count(*) AS rows FROM {table} WHERE {vector} IS NOT NULL) AS c) AS l) AS s) AS n)
+                     FROM (SELECT nullif(current_setting('openmemory.rows'), '')::bigint AS rows) AS c) AS l) AS s) AS n)
 """
 LISTS = (
     "least(CASE WHEN rows <= 1000000 THEN greatest(1, rows / 1000) ELSE floor(sqrt(rows))::bigint END, rows / {least})"
@@ -322,12 +348,13 @@ LISTS = (
 MEMORY = """
 SELECT set_config('maintenance_work_mem', greatest(given, least(memory, borne)) || 'kB', {local}) FROM {sizes} AS sizes,
   (SELECT pg_size_bytes(current_setting('maintenance_work_mem')) / 1024 AS given,
-          pg_size_bytes(current_setting('shared_buffers')) / 1024 AS borne) AS server;
+          pg_size_bytes(current_setting('shared_buffers')) / 1024 AS borne) AS server
+WHERE rows IS NOT NULL;
 """
 CREATE = """
 SELECT replace(replace({statement}, {ext}, {quoted_name}), '@lists@', lists::text)
 FROM {sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
-WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND lists > 0
+WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND rows IS NOT NULL AND lists > 0
   AND ({lists_unused} OR needed <= pg_size_bytes(current_setting('maintenance_work_mem')))
   AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
 """
@@ -377,6 +404,7 @@ class Script:
         self._emit(DROP_EXPAND)
 
     def upgrade_backfill(self) -> None:
+        self._stop_at_errors()
         self._emit(BACKFILL)
 
     def upgrade_finalize(self) -> None:
@@ -387,6 +415,8 @@ class Script:
         single = self.settings.single_transaction
         sizes = SIZES.format_map(self._names() | self._rules())
         names = {**self._rules(), "sizes": sizes, "local": "true" if single else "false"}
+        self._stop_at_errors()
+        self._emit(COUNT, **names)
         if not single:
             self.write("SET lock_timeout = '1h'; SET statement_timeout = 0;")
         if self.settings.index_memory:
@@ -406,7 +436,13 @@ class Script:
         self._emit(BUILT)
 
     def downgrade_finalize(self) -> None:
+        self._stop_at_errors()
         self._emit_each(DROP)
+
+    def _stop_at_errors(self) -> None:
+        """Outside a transaction psql would go on after an error, to the stamp, unless it was told otherwise."""
+        if not self.settings.single_transaction:
+            self.write("\\set ON_ERROR_STOP on")
 
     @property
     def _concurrently(self) -> str:
@@ -497,6 +533,9 @@ class Script:
             "adopted_taken": literal(f"{target} has both {quote(target.vector)} and {quote(target.adopted)}"),
             "has_views": literal(f"column {quote(target.vector)} of {target} can't be replaced while views show it"),
             "no_source": literal(f"{target} needs a column {quote(target.source)} of type bytea"),
+            "already_vector": literal(
+                f"column {quote(target.source)} of {target} is of type vector already, nothing to do"
+            ),
             "no_row": literal(f"no row of {target} holds a vector of {self.size} dimensions"),
             "no_column": literal(f"{target} has no column {quote(target.vector)} of this package"),
             "other_dimensions": literal(f" vectors of other than {self.size} dimensions have no source beside them"),

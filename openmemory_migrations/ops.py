@@ -88,6 +88,8 @@ def upgrade_expand(**options: Unpack[Options]) -> None:
 def downgrade_expand(**options: Unpack[Options]) -> None:
     """Takes trigger, functions and vector column away; the bytes and the extension stay. Raises MigrationError."""
     if script := _script(options):
+        with _outside_transaction(script):
+            pass  # a refusal keeps the stamp of what has been undone before it
         script.downgrade_expand()
         return
     with _step("downgrade of expand", options) as step:

@@ -460,6 +460,40 @@ def test_what_can_not_be_migrated_stops_the_script_before_any_change(
     stopped(server, database, single, *said)
 
 
+@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
+@pytest.mark.parametrize("index_env", [{}, {"OM_INDEX": "hnsw", "OM_INDEX_LISTS": "7", "OM_INDEX_MEMORY": "64MB"}])
+def test_a_table_whose_v_is_a_vector_already_is_left_alone_as_online(
+    server: Server, names: Iterator[int], single: dict[str, str], index_env: dict[str, str]
+) -> None:
+    def prepare(database: Database) -> None:
+        Case().prepare(database)
+        database.run(f"CREATE EXTENSION vector; ALTER TABLE {TABLE} DROP v; ALTER TABLE {TABLE} ADD v vector(8)")
+
+    with twins(server, names, prepare) as (online, by_script):
+        env = DIM8 | single | index_env
+        alembic(online, "upgrade", "head", env=DIM8 | index_env)
+        done = offline(server, by_script, "upgrade", "head", env=env)
+        assert done.stderr.count("is of type vector already, nothing to do") == 3
+        assert "no index" not in done.stderr
+        assert_same(everything(online), everything(by_script))
+        alembic(online, "downgrade", "base", env=DIM8 | index_env)
+        offline(server, by_script, "downgrade", "head:base", env=env)
+        assert_same(everything(online), everything(by_script))
+
+
+def test_whoever_forgets_to_tell_psql_to_stop_at_errors_gets_no_stamp_for_what_has_failed(
+    server: Server, database: Database
+) -> None:
+    Case().prepare(database)
+    text = script("upgrade", "head", env=DIM8 | {"OM_ON_BAD_ROWS": "fail"})
+
+    done = psql(server, database, text, "-v", "ON_ERROR_STOP=0", check=False)
+
+    assert done.returncode == 3
+    assert "can't be converted" in done.stderr
+    assert stamp(database) == [EXPAND]
+
+
 def test_a_column_of_ours_with_other_dimensions_stops_the_script(server: Server, database: Database) -> None:
     Case().prepare(database)
     offline(server, database, "upgrade", EXPAND)
