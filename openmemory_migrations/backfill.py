@@ -1,164 +1,44 @@
-"""Second step: streams `v` into `v_vector`, batch by batch, each read, converted, written and committed by itself.
+"""Second step: streams `v` into `v_vector`, batch by batch, each written and committed by itself.
 
 A pass reads the table in physical order, by ranges of tids, up to the page that was its last when the pass began: no
 OFFSET, no index, no sort, and a batch costs the same in a small table and in a large one. A row that another
 transaction moves behind the scan is found by the next pass; the last word has one statement with one snapshot.
 
-A batch is read and written in one transaction, which therefore holds ACCESS SHARE on the table all the time: nobody can
-rewrite it in between (CLUSTER keeps xmin and moves rows), so tid and xmin together name one version of one row. The
-UPDATE asks for both, and so never writes a value to a row that has changed since it was read.
+A batch is read and converted on a connection of its own while the one before it is written. Its UPDATE asks for tid,
+xmin and the table's file as they were when the row was read, and so never writes a value to a row that has changed.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, codec, dimensions, locks, log
+from . import catalog, dimensions, locks, log
+from .beside import Beside, ahead
 from .catalog import Extension, Table
 from .codec import Batch
 from .database import APPLICATION_NAME, Database, as_migration_error, sqlstate
 from .errors import MigrationError
+from .leftovers import Leftovers, leftovers, pages_of
 from .pace import Pace
+from .progress import Progress
+from .reading import PLAN, Reader, space_of
 from .settings import Settings
-from .target import Target, literal, quote
+from .target import Target, quote
+from .writing import Stage
 
-BATCH_BYTES = 8 * 1024**2
-PAGES_A_READ = 32_768  # 256 MiB of heap: how far one statement looks when there is little to find
 PAGES_A_CARRY = 64  # at most some 14,000 rows, as short a lock on them as a batch's
-LOOK_ROWS = 1000  # at once, where nothing is written
-LOG_INTERVAL = 5.0  # seconds
-SHOWN_KEYS = 5
+# passes, a second each, in which what another run has claimed is left to it
+PATIENCE = 60
 
-# the planner would rather hash or scan the whole table once per batch as long as it thinks that it is small
-PLAN = """
-SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-       set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
-       set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-       set_config('max_parallel_workers_per_gather', '0', true),
-       set_config('application_name', :progress, true), set_config('lock_timeout', :lock_timeout, true)
-"""
-READ = """
-SELECT ctid, xmin, {source} FROM ONLY {table}
-WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NULL AND octet_length({source}) = {octets}
-LIMIT {rows}
-"""
-# main: a value of more than 2 kB would be compressed and moved out of line, only to be read back at once
-CREATE_STAGE = "CREATE TEMPORARY TABLE {stage} (tid tid, version xid, vector {ext}.vector) ON COMMIT DROP"
-STAGE_INLINE = "ALTER TABLE pg_temp.{stage} ALTER COLUMN vector SET STORAGE MAIN"
-WRITE = """
-UPDATE ONLY {table} AS t SET {vector} = s.vector
-FROM pg_temp.{stage} AS s WHERE t.ctid = s.tid AND t.xmin = s.version
-"""
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
 CARRY_OVER = (
     "UPDATE ONLY {table} SET {vector} = {adopted} WHERE ctid >= '({page},0)' AND ctid < '({end},0)' AND " + ADOPTED_ONLY
 )
-NOT_FINITE = "NaN or infinite values"
-STAGE = "openmemory_migrations_stage"
-
-
-@dataclass
-class Progress:
-    """What one run has done so far, for its log lines and for everybody else's look at pg_stat_activity."""
-
-    what: str
-    total: int
-    converted: int = 0
-    skipped: int = 0
-    started: float = field(default_factory=time.monotonic)
-    logged: float = field(default_factory=time.monotonic)
-
-    def add(self, converted: int, skipped: int) -> None:
-        self.converted += converted
-        self.skipped += skipped
-        if time.monotonic() - self.logged >= LOG_INTERVAL:
-            self.logged = time.monotonic()
-            log.notice(str(self))
-
-    @property
-    def percent(self) -> int:
-        done = self.converted + self.skipped
-        return min(100, 100 * done // self.total) if self.total else 100
-
-    @property
-    def application_name(self) -> str:
-        return f"{APPLICATION_NAME} backfill {self.percent} %"
-
-    def __str__(self) -> str:
-        rate = self.converted / max(time.monotonic() - self.started, 0.001)
-        text = f"{self.what}: {self.converted:,} of {self.total:,} rows ({self.percent} %), {rate:,.0f} rows/s"
-        left = self.total - self.converted - self.skipped
-        if left > 0 and rate > 0:
-            text += f", {log.duration(left / rate)} left"
-        return text + (f", {self.skipped:,} skipped" if self.skipped else "")
-
-
-@dataclass(frozen=True)
-class Leftovers:
-    """Rows with bytes and no vector, seen in one snapshot: `reasons` counts those that can't be converted."""
-
-    convertible: int
-    reasons: Counter[str]
-    examples: dict[str, list[str]]  # reason -> the first few keys
-    dim_differs: int  # rows whose column `dim` says something else than the bytes
-
-    @property
-    def skipped(self) -> int:
-        return sum(self.reasons.values())
-
-    def summary(self) -> str:
-        return "; ".join(
-            f"{reason}: {rows:,} (such as {', '.join(self.examples[reason])})"
-            if self.examples.get(reason)
-            # a row can change its place while we look
-            else f"{reason}: {rows:,}"
-            for reason, rows in self.reasons.most_common()
-        )
-
-
-class Scan:
-    """A walk over the pending rows of one length, in physical order, as far as the table reaches at its start."""
-
-    def __init__(self, dimensions: int, most_rows: int, last_page: int) -> None:
-        self.dimensions = dimensions
-        self.most_rows = self.rows = max(1, min(most_rows, BATCH_BYTES // (4 * dimensions)))
-        self.last_page = last_page
-        self.position = (0, 0)  # the last tid that is done with: page, item
-
-    @property
-    def more(self) -> bool:
-        return self.position[0] < self.last_page
-
-    @property
-    def _end(self) -> int:
-        return min(self.position[0] + PAGES_A_READ, self.last_page)
-
-    def read(self, db: Database) -> Batch:
-        page, item = self.position
-        copied = db.copy_out(
-            READ,
-            page=str(page),
-            item=str(item),
-            end=str(self._end),
-            octets=str(4 * self.dimensions),
-            rows=str(self.rows),
-        )
-        return codec.convert(copied, self.dimensions)
-
-    def advance(self, batch: Batch) -> None:
-        # fewer rows than asked for: nothing is left before the end of what was looked at
-        full = batch.rows_read == self.rows and batch.last_tid is not None
-        self.position = batch.last_tid if full and batch.last_tid else (self._end, 0)
-        self.rows = min(2 * self.rows, self.most_rows)
-
-    def shrink(self) -> None:
-        """A batch has failed for a reason that may pass: half as many rows meet half as many locks."""
-        self.rows = max(1, self.rows // 2)
 
 
 def run(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Leftovers:
@@ -167,75 +47,112 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     Without the trigger a busy application leaves new rows behind for ever, so then two passes are all.
     """
     fixed = table.columns[target.vector].dimensions
+    what = f"backfill {target.table}"
     with db.transaction():
         followed = catalog.trigger_enabled(db, table.oid, target.sync)
-        pace = Pace(db, settings)
+        vector_oid = catalog.vector_oid(db)
         lock_timeout = locks.batch_timeout(db, settings)
-    for attempt in range(1, 1000):
+        pace = Pace(db, settings)
+    passes = waits = 0
+    while passes < 1000:
+        others = 0
         for size in [fixed] if fixed else _sizes(db):
             with db.transaction(snapshot=True):
-                progress = Progress(f"backfill {target.table}", _pending(db, size))
-                scan = Scan(size, settings.backfill_batch, _pages(db))
-            for converted, skipped in convert(db, scan, extension, progress, lock_timeout):
-                progress.add(converted, skipped)
-                pace.rest(progress.what)
-            if progress.total or attempt == 1:
+                progress = Progress(what, _pending(db, size))
+                reader = Reader(
+                    what=what,
+                    space=space_of(target.schema, target.table, target.vector),
+                    pages=pages_of(db),
+                    dimensions=size,
+                    most_rows=settings.backfill_batch,
+                    vector_oid=vector_oid,
+                    lock_timeout=lock_timeout,
+                    heed_claims=waits < PATIENCE,
+                )
+            others += _pass(db, reader, extension, pace, progress, settings.backfill_workers)
+            if progress.total or not passes:
                 log.notice(str(progress))
+        if others:
+            if not waits:
+                log.notice(f"{what}: another run is converting a part of the table; waiting for it")
+            waits += 1
+            db.stop.sleep(1)
+            continue
+        passes += 1
         left = leftovers(db, target, table)
-        if not left.convertible or (attempt >= 2 and not followed):
+        if not left.convertible or (passes >= 2 and not followed):
             return left
     raise MigrationError(
-        f"{left.convertible:,} rows of {target} are still not converted after {attempt:,} passes",
+        f"{left.convertible:,} rows of {target} are still not converted after {passes:,} passes",
         hint="Something writes v past the sync trigger; run the same command again when it has stopped.",
     )
 
 
-def convert(
-    db: Database, scan: Scan, extension: Extension, progress: Progress, lock_timeout: str
-) -> Iterator[tuple[int, int]]:
-    """Yields the rows converted and skipped of each batch, after its commit."""
+def _pass(db: Database, reader: Reader, extension: Extension, pace: Pace, progress: Progress, workers: int) -> int:
+    """One walk over the table by all workers; returns how many of its units other runs had claimed."""
+    readers = [reader, *(replace(reader, claimed=set(), refused=set()) for _ in range(workers - 1))]
 
-    def batch() -> tuple[Batch, int]:
+    def convert(db: Database, reader: Reader) -> None:
+        _Writer(db, reader.lock_timeout, extension, progress).take(reader, pace.on(db))
+
+    with ExitStack() as running:
+        others = [running.enter_context(Beside(db, partial(convert, reader=reader))) for reader in readers[1:]]
+        convert(db, readers[0])
+        for other in others:
+            other.join()
+    claimed = set().union(*(reader.claimed for reader in readers))
+    return len(set().union(*(reader.refused for reader in readers)) - claimed)
+
+
+class _Writer:
+    """Writes batch after batch, each in a transaction of its own, in smaller parts while something is in the way."""
+
+    def __init__(self, db: Database, lock_timeout: str, extension: Extension, progress: Progress) -> None:
+        self.db, self.lock_timeout, self.progress = db, lock_timeout, progress
+        self.most_groups = sys.maxsize
         with db.transaction():
-            _plan(db, progress.application_name, lock_timeout)
-            found = scan.read(db)
-            return found, write(db, found, extension) if found.rows_good else 0
+            self.stage = Stage(db, extension.names())
 
-    while scan.more:
-        found, written = _retried(db, scan, progress.what, batch)
-        scan.advance(found)
-        yield written, found.rows_read - found.rows_good
-
-
-def _retried(db: Database, scan: Scan, what: str, batch: Callable[[], tuple[Batch, int]]) -> tuple[Batch, int]:
-    """Tries a batch again, smaller, when a lock, a deadlock or a timeout of the role's was in its way."""
-    for attempt, pause in enumerate(locks.pauses(), 1):
+    def take(self, reader: Reader, pace: Pace) -> None:
         try:
-            return batch()
-        except DBAPIError as error:
-            problem, state = as_migration_error(error, what), sqlstate(error)
-            if state not in locks.PASSING:
-                raise problem from error
-        scan.shrink()
-        log.notice(f"{problem.message}, try {attempt} of {locks.TRIES}, again with {scan.rows:,} rows")
-        db.stop.sleep(pause)
-    raise MigrationError(
-        f"{what}: a batch has failed {locks.TRIES} times; what is committed is kept",
-        detail=f"The last time: {problem.message}.",
-        hint="Run the same command again to continue.",
-    )
+            with ahead(self.db, reader.batches) as batches:
+                for found in batches:
+                    self._write(found.batch)
+                    self.progress.add(found.batch.rows, found.rows_bad)
+                    pace.rest(self.progress.what)
+        finally:
+            with suppress(DBAPIError):  # a session that ends drops it as well
+                self.stage.drop()
 
+    def _write(self, batch: Batch) -> None:
+        first, pauses = 0, locks.pauses()
+        while first < batch.groups:
+            end = min(first + self.most_groups, batch.groups)
+            try:
+                with self.db.transaction():
+                    name = self.progress.application_name
+                    self.db.run(PLAN, {"name": name, "lock_timeout": self.lock_timeout})
+                    self.stage.write(batch, first, end)
+                self.stage.committed()
+            except DBAPIError as error:
+                problem = as_migration_error(error, self.progress.what)
+                if sqlstate(error) not in locks.PASSING:
+                    raise problem from error
+                self.most_groups = max(1, (end - first) // 2)
+                self._rest(problem, next(pauses, None), min(batch.rows, self.most_groups * batch.group_rows))
+            else:
+                first, pauses, self.most_groups = end, locks.pauses(), 2 * self.most_groups
 
-def _plan(db: Database, application_name: str, lock_timeout: str) -> None:
-    db.run(PLAN, {"progress": application_name, "lock_timeout": lock_timeout})
-
-
-def write(db: Database, batch: Batch, extension: Extension) -> int:
-    """Gives the rows of the batch their vectors, but for those that have changed since; returns how many it gave."""
-    db.run(CREATE_STAGE, stage=quote(STAGE), **extension.names())
-    db.run(STAGE_INLINE, stage=quote(STAGE))
-    db.copy_in(STAGE, batch.payload)
-    return db.run(WRITE, stage=quote(STAGE)).rowcount
+    def _rest(self, problem: MigrationError, pause: float | None, rows: int) -> None:
+        what = self.progress.what
+        if pause is None:
+            raise MigrationError(
+                f"{what}: a batch has failed {locks.TRIES} times; what is committed is kept",
+                detail=f"The last time: {problem.message}.",
+                hint="Run the same command again to continue.",
+            )
+        log.notice(f"{problem.message}, again in {pause:.1f} s with {rows:,} rows")
+        self.db.stop.sleep(pause)
 
 
 def carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
@@ -245,10 +162,10 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
         with db.transaction(snapshot=True):
             if not db.value("SELECT EXISTS (SELECT FROM ONLY {table} WHERE " + ADOPTED_ONLY + ")"):
                 break
-            last_page, lock_timeout = _pages(db), locks.batch_timeout(db, settings)
+            last_page, lock_timeout = pages_of(db), locks.batch_timeout(db, settings)
         for page in range(0, last_page, PAGES_A_CARRY):
             with db.transaction():
-                _plan(db, f"{APPLICATION_NAME} carrying values over", lock_timeout)
+                db.run(PLAN, {"name": f"{APPLICATION_NAME} carrying values over", "lock_timeout": lock_timeout})
                 moved += db.run(CARRY_OVER, page=str(page), end=str(min(page + PAGES_A_CARRY, last_page))).rowcount
     if moved:
         log.notice(
@@ -260,73 +177,6 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
         table.oid,
         f"dropping {quote(target.adopted)} of {target}",
         lambda: db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
-    )
-
-
-def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
-    """Looks at every row without a vector, in one snapshot: what moves meanwhile is neither missed nor seen twice."""
-    fixed = table.columns[target.vector].dimensions
-    reasons: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
-    convertible = 0
-    with db.transaction(snapshot=True):
-        last_page = _pages(db)
-        lengths: dict[str, list[int]] = {}
-        pending = db.rows(
-            "SELECT octet_length({source}), count(*) FROM ONLY {table}"
-            " WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1 ORDER BY 1"
-        )
-        for octets, rows in pending:
-            reason = dimensions.problem(octets, fixed)
-            if reason:
-                reasons[reason] += rows
-                lengths.setdefault(reason, []).append(octets)
-        for reason, found in lengths.items():
-            examples[reason] = _keys(db, table, "octet_length({source}) = ANY (:values)", found)
-        _plan(db, f"{APPLICATION_NAME} looking at what is left", "0")
-        for octets, _ in pending:
-            if dimensions.problem(octets, fixed):
-                continue
-            scan = Scan(octets // 4, LOOK_ROWS, last_page)
-            bad: list[str] = []
-            while scan.more:
-                batch = scan.read(db)
-                scan.advance(batch)
-                convertible += batch.rows_good
-                reasons.update({NOT_FINITE: batch.rows_read - batch.rows_good})
-                bad += batch.bad_tids[: SHOWN_KEYS - len(bad)]
-            if bad:
-                examples.setdefault(NOT_FINITE, []).extend(_keys(db, table, "ctid = ANY (CAST(:values AS tid[]))", bad))
-        differs = 0
-        if target.source == "v" and (dim := table.columns.get("dim")) and dim.type in ("smallint", "integer", "bigint"):
-            differs = db.value(
-                "SELECT count(*) FROM ONLY {table} WHERE octet_length({source}) <> 4 * CAST(dim AS bigint)"
-            )
-    return Leftovers(convertible, +reasons, examples, differs)
-
-
-def _keys(db: Database, table: Table, condition: str, values: list[int] | list[str]) -> list[str]:
-    """The first few pending rows that meet `condition`, by their primary key, else by their place."""
-    columns = [f"concat({literal(name + '=')}, {quote(name)})" for name in table.key]
-    shown = f"concat_ws(', ', {', '.join(columns)})" if columns else "concat('ctid=', ctid)"
-    rows = db.rows(
-        "SELECT {shown} FROM ONLY {table} WHERE {vector} IS NULL AND " + condition + " LIMIT {most}",
-        {"values": values},
-        shown=shown,
-        most=str(SHOWN_KEYS),
-    )
-    return [f"({row[0]})" for row in rows]
-
-
-def _pages(db: Database) -> int:
-    return int(
-        db.value(
-            """
-            SELECT pg_catalog.pg_relation_size(CAST(:table AS regclass))
-                   / CAST(current_setting('block_size') AS integer)
-            """,
-            {"table": db.names["table"]},
-        )
     )
 
 

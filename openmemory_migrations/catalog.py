@@ -200,3 +200,15 @@ def views_on(db: Database, table_oid: int, column: str) -> list[str]:
         {"oid": table_oid, "column": column},
     )
     return [row[0] for row in rows]
+
+
+def vector_oid(db: Database) -> int:
+    """The type's, which differs from database to database."""
+    return int(
+        db.value(
+            """
+            SELECT t.oid FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_type t ON t.typnamespace = e.extnamespace
+            WHERE e.extname = 'vector' AND t.typname = 'vector'
+            """
+        )
+    )

@@ -1,16 +1,22 @@
-"""Re-encodes whole batches: COPY's binary rows of float32 little-endian bytes to COPY's binary rows of pgvector.
+"""Re-encodes whole batches: COPY's binary rows of float32 little-endian bytes to arrays of pgvector's binary form.
 
 Pure: bytes in, bytes out, no I/O. It assumes that every row of a batch holds the same number of dimensions (the query
 sees to that), so a batch is one array with a fixed stride and no row costs any Python.
 
-Layouts: COPY's binary format, https://www.postgresql.org/docs/current/sql-copy.html; a vector's binary form is int16
-dimensions, int16 zero, then float4 big-endian (pgvector, src/vector.c, vector_recv).
+The server takes the rows in groups: one COPY row holds the arrays tid[], xid[] and vector[] of a group. That saves most
+of what a row costs there, as long as a group fits into the processor's caches (measured, docs/performance.md).
+
+Layouts: COPY's binary format, https://www.postgresql.org/docs/current/sql-copy.html; an array's is int32 dimensions
+(one), int32 flags, oid of the element type, int32 length, int32 lower bound, then the elements, each after its int32
+size (PostgreSQL, src/backend/utils/adt/arrayfuncs.c, array_recv); a vector's is int16 dimensions, int16 zero, then
+float4 big-endian (pgvector, src/vector.c, vector_recv).
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,65 +24,131 @@ import numpy.typing as npt
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
 SHOWN = 5  # tids of bad rows that a batch names; the rest are only counted
-_ROW_START = [
-    ("fields", ">i2"),
-    ("tid_size", ">i4"),
-    ("tid", "V6"),
-    ("xmin_size", ">i4"),
-    ("xmin", "V4"),
-    ("size", ">i4"),
-]
+GROUP_BYTES, GROUP_ROWS = 64 * 1024, 256
+TID, XID = 27, 28  # oids of the types, the same in every PostgreSQL
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was read: `good` are the rows (tid, xmin, value) that can be vectors; `bad_tids` the first few others."""
+
+    good: npt.NDArray[np.void]
+    rows_read: int
+    last_tid: tuple[int, int] | None
+    bad_tids: list[str]
+
+    @property
+    def rows_bad(self) -> int:
+        return self.rows_read - len(self.good)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`payload` is what COPY … FROM STDIN (FORMAT binary) takes (tid, xid, vector); `bad_tids` are the first few."""
+    """Rows as groups of up to `group_rows`; the first `full` of them are equally long."""
 
-    payload: bytes
-    rows_read: int
-    rows_good: int
-    last_tid: tuple[int, int] | None
-    bad_tids: list[str]
+    body: memoryview
+    rows: int
+    group_rows: int
+    stride: int  # bytes of a full group
+
+    @property
+    def groups(self) -> int:
+        return -(-self.rows // self.group_rows)
+
+    def payload(self, first: int, end: int) -> bytes:
+        """What COPY … FROM STDIN (FORMAT binary) takes, (filenode oid, tid[], xid[], vector[]) for each group."""
+        stop = len(self.body) if end >= self.groups else end * self.stride
+        return b"".join((_HEADER, self.body[first * self.stride : stop], _TRAILER))
 
 
-def convert(copied: bytes | memoryview, dimensions: int) -> Batch:
-    """Converts one COPY … TO STDOUT (FORMAT binary) of rows (tid, xid, bytea), each value 4 * `dimensions` bytes.
+def parse(copied: bytes | memoryview, dimensions: int) -> Rows:
+    """Reads one COPY … TO STDOUT (FORMAT binary) of rows (tid, xid, bytea), each value 4 * `dimensions` bytes.
 
-    Rows that hold NaN or an infinite value, which pgvector refuses, are left out of the payload and counted.
+    Rows that hold NaN or an infinite value, which pgvector refuses, are set apart and counted.
     Raises ValueError if the stream isn't what the query should have given.
     """
-    source = np.dtype([*_ROW_START, ("value", "<f4", (dimensions,))])
+    layout = np.dtype(
+        [
+            ("fields", ">i2"),
+            ("tid_size", ">i4"),
+            ("tid", "V6"),
+            ("xmin_size", ">i4"),
+            ("xmin", "V4"),
+            ("size", ">i4"),
+            ("value", "<f4", (dimensions,)),
+        ]
+    )
     body = memoryview(copied)[len(_HEADER) : -len(_TRAILER)]
     framed = bytes(copied[: len(_HEADER)]) == _HEADER and bytes(copied[-len(_TRAILER) :]) == _TRAILER
-    if not framed or len(copied) < len(_HEADER) + len(_TRAILER) or len(body) % source.itemsize:
+    if not framed or len(copied) < len(_HEADER) + len(_TRAILER) or len(body) % layout.itemsize:
         raise ValueError(f"unexpected COPY data for {dimensions} dimensions: {len(copied)} bytes")
-    rows = np.frombuffer(body, source)
+    rows = np.frombuffer(body, layout)
     expected = {"fields": 3, "tid_size": 6, "xmin_size": 4, "size": 4 * dimensions}
     if not all((rows[name] == value).all() for name, value in expected.items()):
         raise ValueError(f"a row is not a tid, an xmin and {dimensions} dimensions")
 
     finite = np.isfinite(rows["value"]).all(axis=1)
     good, bad = (rows, rows[:0]) if finite.all() else (rows[finite], rows[~finite])
-    return Batch(
-        payload=_encode(good, dimensions),
+    return Rows(
+        good=good,
         rows_read=len(rows),
-        rows_good=len(good),
         last_tid=_tid(rows["tid"][-1]) if len(rows) else None,
         bad_tids=["({},{})".format(*_tid(tid)) for tid in bad["tid"][:SHOWN]],
     )
 
 
-def _encode(rows: npt.NDArray[np.void], dimensions: int) -> bytes:
-    target = np.dtype([*_ROW_START, ("dimensions", ">i2"), ("unused", ">i2"), ("value", ">u4", (dimensions,))])
-    encoded = np.empty(len(rows), target)
-    for name, _ in _ROW_START[:-1]:
-        encoded[name] = rows[name]
-    encoded["size"] = 4 + 4 * dimensions
-    encoded["dimensions"] = dimensions
-    encoded["unused"] = 0
+def encode(rows: npt.NDArray[np.void], vector_oid: int, filenode: int) -> Batch:
+    """Encodes the good rows of a batch for a table whose file was `filenode` when they were read."""
+    dimensions = rows.dtype["value"].shape[0]
+    each = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * dimensions)))
+    full = len(rows) // each
+    parts = [_groups(rows[: full * each], each, vector_oid, filenode)]
+    if rest := len(rows) - full * each:
+        parts.append(_groups(rows[full * each :], rest, vector_oid, filenode))
+    body = np.concatenate([part.view(np.uint8) for part in parts])
+    return Batch(memoryview(body.data), len(rows), each, parts[0].itemsize)
+
+
+def _groups(rows: npt.NDArray[np.void], each: int, vector_oid: int, filenode: int) -> npt.NDArray[np.void]:
+    dimensions = rows.dtype["value"].shape[0]
+    vector = [("size", ">i4"), ("dimensions", ">i2"), ("unused", ">i2"), ("value", ">u4", (dimensions,))]
+    layout = np.dtype(
+        [
+            ("fields", ">i2"),
+            ("filenode_size", ">i4"),
+            ("filenode", ">u4"),
+            ("tids", _array([("size", ">i4"), ("value", "V6")], each)),
+            ("xmins", _array([("size", ">i4"), ("value", "V4")], each)),
+            ("vectors", _array(vector, each)),
+        ]
+    )
+    groups = np.empty(len(rows) // each, layout)
+    groups["fields"] = 4
+    groups["filenode_size"] = 4
+    groups["filenode"] = filenode
+    for name, oid in (("tids", TID), ("xmins", XID), ("vectors", vector_oid)):
+        array = groups[name]
+        items = array["items"]
+        array["size"] = layout[name].itemsize - 4
+        array["ndim"] = 1
+        array["flags"] = 0
+        array["oid"] = oid
+        array["length"] = each
+        array["lower"] = 1
+        items["size"] = items.dtype.itemsize - 4
+    groups["tids"]["items"]["value"] = rows["tid"].reshape(-1, each)
+    groups["xmins"]["items"]["value"] = rows["xmin"].reshape(-1, each)
+    vectors = groups["vectors"]["items"]
+    vectors["dimensions"] = dimensions
+    vectors["unused"] = 0
     # as integers: a float conversion could quieten a NaN or flush a denormal, a byte swap can't
-    encoded["value"] = rows["value"].view("<u4")
-    return b"".join((_HEADER, encoded.tobytes(), _TRAILER))
+    vectors["value"] = rows["value"].view("<u4").reshape(-1, each, dimensions)
+    return groups
+
+
+def _array(item: list[Any], length: int) -> np.dtype[np.void]:
+    head = [(name, ">i4") for name in ("size", "ndim", "flags")] + [("oid", ">u4"), ("length", ">i4"), ("lower", ">i4")]
+    return np.dtype([*head, ("items", item, (length,))])
 
 
 def _tid(raw: np.void) -> tuple[int, int]:

@@ -152,6 +152,16 @@ class Database:
         """Whether a pooler such as PgBouncer stands between: it tells clients of another process than the server's."""
         return bool(self.driver.pid != self.value("SELECT pg_backend_pid()"))
 
+    @contextmanager
+    def beside(self, stop: Stop) -> Iterator[Database]:
+        """The same on a connection of its own, for another thread, which `stop` stops."""
+        with second_connection(self.connection.engine) as connection:
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
+            other = type(self)(connection, self.names)
+            other.stop, other._lent = stop, self._lent
+            with other.driver.notices(log.server_message):
+                yield other
+
     # -- statements
 
     def sql(self, template: str, **more: str) -> str:
@@ -256,23 +266,24 @@ class Database:
             if snapshot:
                 self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 self.run("SET LOCAL statement_timeout = 0")
-                self._outlive_timeouts()
+                self.outlive_timeouts()
             # an error instead of a partial result where a policy would hide rows from this role
             self.run("SET LOCAL row_security = off")
-            self._borrow()
+            self.borrow()
             yield
             self.commit()
         except BaseException:
             self.rollback()
             raise
 
-    def _outlive_timeouts(self) -> None:
+    def outlive_timeouts(self) -> None:
         """Not for the statements of a batch: a timeout of the role's on those is heeded, by smaller batches."""
         self.run("SET LOCAL idle_in_transaction_session_timeout = 0")
         if int(self.value("SELECT current_setting('server_version_num')")) >= 170_000:
             self.run("SET LOCAL transaction_timeout = 0")
 
-    def _borrow(self) -> None:
+    def borrow(self) -> None:
+        """Sets in this transaction what was local to the host's: role, search_path."""
         for name, value in self._lent.items():
             self.set_local(name, value)
 
@@ -311,7 +322,7 @@ class Database:
                 self.driver.cancel()
 
         # Alembic's transaction is idle while we wait for another run
-        self._outlive_timeouts()
+        self.outlive_timeouts()
         try:
             with self.driver.notices(log.server_message), listening(self.stop, cancel):
                 yield
@@ -321,7 +332,7 @@ class Database:
                     self.rollback()
                     dialect.set_isolation_level(self._raw, self._isolation)
                 if self._isolation != "AUTOCOMMIT":
-                    self._borrow()
+                    self.borrow()
 
 
 def refuse_foreign_transaction(connection: Connection) -> None:

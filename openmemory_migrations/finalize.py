@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import backfill, building, catalog, indexes, log
+from . import building, catalog, indexes, log
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW
 from .indexes import NoIndex, Plan
+from .leftovers import leftovers
 from .settings import Settings
 from .target import Target, literal, quote
 
@@ -19,7 +20,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
             f"column {quote(target.vector)} of {target} has no dimensions (typmod), so it can't be indexed",
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
-    left = backfill.leftovers(db, target, table)
+    left = leftovers(db, target, table)
     if left.convertible:
         log.warning(
             f"{left.convertible:,} rows of {target} have {quote(target.source)} but no {quote(target.vector)}",

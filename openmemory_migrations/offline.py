@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import indexes, synctrigger
-from .backfill import NOT_FINITE
 from .catalog import Extension
 from .expand import EXTENSIONS_SCHEMA
 from .indexes import NoIndex, Plan
+from .leftovers import NOT_FINITE
 from .locks import TRIES
 from .settings import MAX_DIMENSIONS, Settings
 from .target import OWN_COMMENT, SET_ASIDE, Target, literal, quote
@@ -340,7 +340,8 @@ SIZES = """
          FROM (SELECT *, greatest({rows_a_list} * lists, {samples}) AS samples,
                       least(rows, greatest({rows_a_list} * lists, {samples})) AS taken
                FROM (SELECT rows, {lists} AS lists
-                     FROM (SELECT nullif(current_setting('openmemory.rows'), '')::bigint AS rows) AS c) AS l) AS s) AS n)
+                     FROM (SELECT nullif(current_setting('openmemory.rows'), '')::bigint AS rows) AS c) AS l) AS s)
+   AS n)
 """
 LISTS = (
     "least(CASE WHEN rows <= 1000000 THEN greatest(1, rows / 1000) ELSE floor(sqrt(rows))::bigint END, rows / {least})"

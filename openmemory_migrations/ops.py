@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
     dimensions: int  # OM_VEC_DIM
     sync_trigger: bool
     batch: int  # rows, BACKFILL_BATCH
+    workers: int
     pause_ms: int  # OM_BACKFILL_PAUSE_MS
     max_lag: int  # seconds, OM_BACKFILL_MAX_LAG
     on_bad_rows: Literal["skip", "fail"]
@@ -69,6 +70,7 @@ SETTING = {
     "table": "vector_table",
     "dimensions": "vec_dim",
     "batch": "backfill_batch",
+    "workers": "backfill_workers",
     "pause_ms": "backfill_pause_ms",
     "max_lag": "backfill_max_lag",
 }

@@ -6,6 +6,7 @@ A place in the WAL is noted with its time at each look; the lag is the age of th
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 
@@ -39,6 +40,12 @@ class Pace:
         self.replicas, _ = self._look()
         if not self.replicas:
             log.warning("OM_BACKFILL_MAX_LAG is set, but no replica is connected: nothing to wait for")
+
+    def on(self, db: Database) -> Pace:
+        """The same for a worker on another connection."""
+        other = copy.copy(self)
+        other.db, other.written = db, self.written.copy()
+        return other
 
     def rest(self, what: str) -> None:
         """Rests as long as the settings ask for; called between two batches, with no transaction open."""

@@ -148,7 +148,10 @@ class Settings:
         + "; OM_VEC_DIM wins",
     )
     backfill_batch: int = _option(
-        "BACKFILL_BATCH", _whole(1, 100_000), 1000, "rows a batch and commit, also bounded to about 8 MiB"
+        "BACKFILL_BATCH", _whole(1, 100_000), 4000, "rows a batch and commit, also bounded to about 8 MiB"
+    )
+    backfill_workers: int = _option(
+        "OM_BACKFILL_WORKERS", _whole(1, 32), 1, "pairs of connections that convert side by side"
     )
     backfill_pause_ms: int = _option(
         "OM_BACKFILL_PAUSE_MS", _whole(0, 600_000), 0, "milliseconds of rest after each batch"

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import struct
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pgvector
 import psycopg2
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pgvector import Vector
 
-from openmemory_migrations.codec import SHOWN, convert
+from openmemory_migrations.codec import GROUP_BYTES, GROUP_ROWS, SHOWN, encode, parse
 
 from .helpers import Database
 
+# before 0.4 it was elsewhere
+Vector: Any = getattr(pgvector, "Vector", None) or importlib.import_module("pgvector.utils").Vector
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 ZEROS = [0x00000000, 0x80000000]
@@ -74,6 +79,44 @@ def stream(rows: Sequence[Row]) -> bytes:
     return HEADER + encoded + TRAILER
 
 
+FILENODE, VECTOR = 4_000_000_000, 16_400
+
+
+@dataclass(frozen=True)
+class Done:
+    payload: bytes
+    rows_read: int
+    rows_good: int
+    last_tid: tuple[int, int] | None
+    bad_tids: list[str]
+
+
+def convert(copied: bytes | memoryview, dimensions: int, vector: int = VECTOR) -> Done:
+    rows = parse(copied, dimensions)
+    batch = encode(rows.good, vector, FILENODE)
+    assert (batch.rows, rows.rows_bad) == (len(rows.good), rows.rows_read - len(rows.good))
+    return Done(batch.payload(0, batch.groups), rows.rows_read, batch.rows, rows.last_tid, rows.bad_tids)
+
+
+def grouped(rows: Sequence[Row], dimensions: int) -> bytes:
+    """What the server takes: for each group its arrays of tid, xid and vector."""
+    each = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * dimensions)))
+    groups = [rows[i : i + each] for i in range(0, len(rows), each)]
+    return HEADER + b"".join(map(group, groups)) + TRAILER
+
+
+def group(rows: Sequence[Row]) -> bytes:
+    tids = array(27, [struct.pack(">IH", *tid) for tid, _, _ in rows])
+    xmins = array(28, [struct.pack(">I", xmin) for _, xmin, _ in rows])
+    return struct.pack(">hiI", 4, 4, FILENODE) + tids + xmins + array(VECTOR, [value for _, _, value in rows])
+
+
+def array(oid: int, values: Sequence[bytes]) -> bytes:
+    body = struct.pack(">iiIii", 1, 0, oid, len(values), 1)
+    body += b"".join(struct.pack(">i", len(value)) + value for value in values)
+    return struct.pack(">i", len(body)) + body
+
+
 def by_hand(v: bytes) -> bytes:
     patterns = patterns_of(v)
     return struct.pack(f">hh{len(patterns)}I", len(patterns), 0, *patterns)
@@ -86,7 +129,7 @@ def test_finite_values_become_what_pgvectors_own_encoder_gives(batch: tuple[int,
     done = convert(stream(rows), dimensions)
 
     encoded = [(tid, xmin, Vector(np.frombuffer(v, "<f4")).to_binary()) for tid, xmin, v in rows]
-    assert done.payload == stream(encoded)
+    assert done.payload == grouped(encoded, dimensions)
     assert (done.rows_read, done.rows_good, done.bad_tids) == (len(rows), len(rows), [])
 
 
@@ -99,7 +142,7 @@ def test_any_bits_are_carried_exactly_or_left_out_counted_and_named(batch: tuple
 
     done = convert(stream(rows), dimensions)
 
-    assert done.payload == stream([(tid, xmin, by_hand(v)) for tid, xmin, v in good])
+    assert done.payload == grouped([(tid, xmin, by_hand(v)) for tid, xmin, v in good], dimensions)
     assert (done.rows_read, done.rows_good) == (len(rows), len(good))
     assert done.bad_tids == [f"({block},{item})" for block, item in bad[:SHOWN]]
     assert done.last_tid == (rows[-1][0] if rows else None)
@@ -114,7 +157,7 @@ def test_one_value_that_is_not_finite_costs_its_row_and_no_other(pattern: int, w
 
     done = convert(stream([before, row(little_endian(values), 4, 2), after]), 8)
 
-    assert done.payload == stream([(tid, xmin, by_hand(v)) for tid, xmin, v in [before, after]])
+    assert done.payload == grouped([(tid, xmin, by_hand(v)) for tid, xmin, v in [before, after]], 8)
     assert (done.rows_read, done.rows_good, done.bad_tids, done.last_tid) == (3, 2, ["(4,2)"], (4, 3))
 
 
@@ -125,6 +168,21 @@ def test_every_bad_row_is_counted_and_the_first_few_are_named() -> None:
 
     assert (done.rows_read, done.rows_good, done.payload) == (SHOWN + 2, 0, HEADER + TRAILER)
     assert done.bad_tids == [f"(0,{item})" for item in range(1, SHOWN + 1)]
+
+
+@pytest.mark.parametrize("dimensions", [1, 64, 1536, 16_000])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_a_batch_is_taken_apart_between_any_two_groups(dimensions: int, more: int) -> None:
+    each = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * dimensions)))
+    values = np.random.default_rng(1).standard_normal((3 * each + more, dimensions), dtype="<f4")
+    rows = [row(value.tobytes(), i) for i, value in enumerate(values)]
+    batch = encode(parse(stream(rows), dimensions).good, VECTOR, FILENODE)
+
+    encoded = [(tid, xmin, by_hand(v)) for tid, xmin, v in rows]
+    assert batch.groups == -(-len(rows) // each)
+    for first in range(batch.groups):
+        for end in range(first + 1, batch.groups + 2):
+            assert batch.payload(first, end) == grouped(encoded[first * each : end * each], dimensions)
 
 
 def test_no_rows_become_no_rows() -> None:
@@ -188,7 +246,8 @@ def test_the_server_takes_the_payload_and_holds_the_same_bits(database: Database
     patterns[: len(FINITE) * 20] = (FINITE * 20)[: len(patterns)]
     values = patterns.reshape(-1, dimensions)
     database.run("CREATE EXTENSION vector; CREATE TABLE source (v bytea, sent bytea)")
-    database.run("CREATE TABLE target (tid tid, version xid, v vector)")
+    database.run("CREATE TABLE target (filenode oid, tids tid[], versions xid[], vectors vector[])")
+    vector: int = database.value("SELECT 'vector'::regtype::oid")
     with closing(database.connect()) as connection, connection.cursor() as cursor:
         rows = [struct.pack(">hi", 2, 4 * dimensions) + v.tobytes() for v in values]
         sent = [struct.pack(">ihh", 4 + 4 * dimensions, dimensions, 0) + v.astype(">u4").tobytes() for v in values]
@@ -197,15 +256,20 @@ def test_the_server_takes_the_payload_and_holds_the_same_bits(database: Database
         out = io.BytesIO()
         cursor.copy_expert("COPY (SELECT ctid, xmin, v FROM source) TO STDOUT (FORMAT binary)", out)
 
-        done = convert(out.getbuffer(), dimensions)
+        done = convert(out.getbuffer(), dimensions, vector)
         cursor.copy_expert("COPY target FROM STDIN (FORMAT binary)", io.BytesIO(done.payload))
 
     assert (done.rows_read, done.rows_good) == (len(values), len(values))
+    database.run(
+        "CREATE TABLE rows AS SELECT tid, version, v"
+        " FROM target CROSS JOIN unnest(tids, versions, vectors) AS u (tid, version, v)"
+    )
     assert database.value(
-        "SELECT count(*) FROM source s JOIN target t ON t.tid = s.ctid AND t.version = s.xmin"
+        "SELECT count(*) FROM source s JOIN rows t ON t.tid = s.ctid AND t.version = s.xmin"
         " WHERE vector_send(t.v) = s.sent"
     ) == len(values)
-    last: str = database.value("SELECT max(tid)::text FROM target")
+    assert database.rows("SELECT DISTINCT filenode FROM target") == [(FILENODE,)]
+    last: str = database.value("SELECT max(tid)::text FROM rows")
     assert last == "({},{})".format(*(done.last_tid or ()))
 
 

@@ -1,0 +1,97 @@
+"""How fast `v` becomes `v_vector`: rivals, floor and ours, on the same rows, in turn: `python -m bench --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from demo.openmemory import Database, drop_database, environment
+from openmemory_migrations import embedded
+from openmemory_migrations.embedded import Server
+
+from . import indexes, report, sizes
+from .machine import OPTIONS, machine
+from .rows import copied, make
+from .ways import WAYS
+
+SLOW = {"row by row", "execute_values", "pgvector-python"}  # their rate is that of the first rows
+PARTS = ("ways", "sizes", "indexes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument(
+        "--rows", type=int, default=40_000, help="of 1,536 dimensions; as many bytes at other dimensions"
+    )
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[256, 1536, 3072])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slow-rows", type=int, default=3000, help="after which the slow ways are stopped")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--most-rows", type=int, default=1_000_000, help="of the largest table in part sizes")
+    parser.add_argument("--output", type=Path, default=Path("docs/bench"), help="folder for bench.json and pictures")
+    options = parser.parse_args()
+
+    results: dict[str, Any] = {"machine": machine(), "settings": OPTIONS}
+    with embedded.temporary(options=OPTIONS) as server:
+        os.environ["BENCH_PSQL"] = str(server.psql)
+        if "ways" in options.parts:
+            results["ways"] = compare(server, options)
+        if "sizes" in options.parts:
+            results["sizes"] = sizes.measure(server, options.most_rows)
+    if "indexes" in options.parts:
+        results["indexes"] = indexes.measure()
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(report.text(results))
+    report.pictures(results, options.output)
+
+
+def compare(server: Server, options: argparse.Namespace) -> list[dict[str, Any]]:
+    found = []
+    for dimensions in options.dimensions:
+        rows = options.rows * 1536 // dimensions
+        template = make(server, f"rows_{dimensions}", dimensions, rows)
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in options.ways}
+        for number in range(options.rounds):
+            for name in options.ways:
+                taken[name].append(run(server, template, name, dimensions, options.slow_rows))
+                rate = taken[name][-1]["rows"] / taken[name][-1]["seconds"]
+                print(f"{dimensions} dimensions, round {number + 1}, {name}: {rate:,.0f} rows/s", file=sys.stderr)
+        drop_database(server, template.name)
+        found += [
+            {
+                "dimensions": dimensions,
+                "rows": rows,
+                "way": name,
+                "rows_per_second": statistics.median(r["rows"] / r["seconds"] for r in runs),
+                "peak_mib": max(r["peak_kib"] for r in runs) / 1024,
+                "runs": runs,
+            }
+            for name, runs in taken.items()
+        ]
+    return found
+
+
+def run(server: Server, template: Database, name: str, dimensions: int, slow_rows: int) -> dict[str, float]:
+    most = slow_rows if name in SLOW else sys.maxsize
+    with copied(server, template) as database:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.ways", name, database.url, str(dimensions), str(most)],
+            env=environment(None, {}),
+            check=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    return dict(json.loads(done.stdout))
+
+
+if __name__ == "__main__":
+    main()

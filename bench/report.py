@@ -1,0 +1,109 @@
+"""The figures as tables, and as pictures where matplotlib is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FLOOR, OLD, USUAL = "floor", "row by row", "execute_values"
+
+
+def text(results: dict[str, Any]) -> str:
+    parts = [f"Measured on {results['machine']}."]
+    for name, write in (("ways", ways), ("sizes", sizes), ("indexes", indexes)):
+        if name in results:
+            parts.append(write(results[name]))
+    return "\n\n".join(parts)
+
+
+def ways(measured: list[dict[str, Any]]) -> str:
+    lines = []
+    for dimensions in dict.fromkeys(m["dimensions"] for m in measured):
+        here = {m["way"]: m for m in measured if m["dimensions"] == dimensions}
+        rate: Callable[[str], float | None] = lambda way, h=here: h[way]["rows_per_second"] if way in h else None  # type: ignore[misc]  # noqa: E731
+        rows = next(iter(here.values()))["rows"]
+        lines += [
+            f"{rows:,} rows of {dimensions:,} dimensions:",
+            "",
+            "| way | rows/s | of the floor | times row by row | times execute_values | peak MiB of the process |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        for way, m in here.items():
+            own = m["rows_per_second"]
+            cells = [_ratio(own, rate(other)) for other in (FLOOR, OLD, USUAL)]
+            lines.append(f"| {way} | {own:,.0f} | {' | '.join(cells)} | {m['peak_mib']:.0f} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def sizes(measured: dict[str, Any]) -> str:
+    lines = ["| rows | dimensions | rows/s | first tenth | last tenth | peak MiB |", "|---:|---:|---:|---:|---:|---:|"]
+    for m in measured["tables"]:
+        tenths = " | ".join(f"{m[name]:,.0f}" if m.get(name) else "-" for name in ("first_tenth", "last_tenth"))
+        lines.append(
+            f"| {m['rows']:,} | {m['dimensions']:,} | {m['rows_per_second']:,.0f} | {tenths} | {m['peak_mib']:.0f} |"
+        )
+    if resumed := measured.get("resumed"):
+        lines.append(
+            f"\nA run stopped at {resumed['done_percent']:.1f} % and run again: {resumed['seconds']:.1f} s, where the"
+            f" whole takes {resumed['whole_seconds']:.1f} s ({resumed['seconds'] / resumed['whole_seconds']:.0%})."
+        )
+    return "\n".join(lines)
+
+
+def indexes(measured: list[dict[str, Any]]) -> str:
+    lines = ["| index | rows | settings | seconds | of the defaults' |", "|---|---:|---|---:|---:|"]
+    for m in measured:
+        lines.append(
+            f"| {m['index']} | {m['rows']:,} | {m['settings']} | {m['seconds']:.2f} |"
+            f" {m['seconds'] / m['default_seconds']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _ratio(own: float, other: float | None) -> str:
+    return f"{own / other:.2f}" if other else "-"
+
+
+def pictures(results: dict[str, Any], folder: Path) -> None:
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print("no pictures: pip install matplotlib", file=sys.stderr)
+        return
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    if "ways" in results:
+        _ratio_bars(plt, results["ways"], folder / "ratios.svg")
+    if "sizes" in results:
+        _rate_against_size(plt, results["sizes"]["tables"], folder / "sizes.svg")
+
+
+def _ratio_bars(plt: Any, measured: list[dict[str, Any]], file: Path) -> None:
+    sizes = list(dict.fromkeys(m["dimensions"] for m in measured))
+    figure, axes = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 3.2), sharey=True, squeeze=False)
+    for axis, dimensions in zip(axes[0], sizes, strict=True):
+        here = {m["way"]: m["rows_per_second"] for m in measured if m["dimensions"] == dimensions}
+        names = list(reversed(here))
+        ratios = [here[name] / here[FLOOR] for name in names]
+        bars = axis.barh(names, ratios, color=["#336791" if n.startswith("ours") else "#b0b0b0" for n in names])
+        axis.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3)
+        axis.set(title=f"{dimensions:,} dimensions", xlabel="rows/s, floor = 1", xlim=(0, 1.2 * max(ratios)))
+    _save(plt, figure, file)
+
+
+def _rate_against_size(plt: Any, measured: list[dict[str, Any]], file: Path) -> None:
+    figure, axis = plt.subplots(figsize=(5, 3.2))
+    here = [m for m in measured if m["dimensions"] == 64]
+    axis.plot([m["rows"] for m in here], [m["rows_per_second"] for m in here], "o-", color="#336791")
+    axis.set(xscale="log", xlabel="rows in the table (64 dimensions)", ylabel="rows/s", ylim=(0, None))
+    _save(plt, figure, file)
+
+
+def _save(plt: Any, figure: Any, file: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,106 @@
+"""What a backfill leaves: the rows that have bytes and no vector, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from . import dimensions
+from .catalog import Table
+from .database import APPLICATION_NAME, Database
+from .reading import PLAN, Scan
+from .target import Target, literal, quote
+
+LOOK_ROWS = 1000  # at once, where nothing is written
+SHOWN_KEYS = 5
+NOT_FINITE = "NaN or infinite values"
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """Rows with bytes and no vector, seen in one snapshot: `reasons` counts those that can't be converted."""
+
+    convertible: int
+    reasons: Counter[str]
+    examples: dict[str, list[str]]  # reason -> the first few keys
+    dim_differs: int  # rows whose column `dim` says something else than the bytes
+
+    @property
+    def skipped(self) -> int:
+        return sum(self.reasons.values())
+
+    def summary(self) -> str:
+        return "; ".join(
+            f"{reason}: {rows:,} (such as {', '.join(self.examples[reason])})"
+            if self.examples.get(reason)
+            # a row can change its place while we look
+            else f"{reason}: {rows:,}"
+            for reason, rows in self.reasons.most_common()
+        )
+
+
+def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
+    """Looks at every row without a vector, in one snapshot: what moves meanwhile is neither missed nor seen twice."""
+    fixed = table.columns[target.vector].dimensions
+    reasons: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    convertible = 0
+    with db.transaction(snapshot=True):
+        last_page = pages_of(db)
+        lengths: dict[str, list[int]] = {}
+        pending = db.rows(
+            "SELECT octet_length({source}), count(*) FROM ONLY {table}"
+            " WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1 ORDER BY 1"
+        )
+        for octets, number in pending:
+            reason = dimensions.problem(octets, fixed)
+            if reason:
+                reasons[reason] += number
+                lengths.setdefault(reason, []).append(octets)
+        for reason, found in lengths.items():
+            examples[reason] = _keys(db, table, "octet_length({source}) = ANY (:values)", found)
+        db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at what is left", "lock_timeout": "0"})
+        for octets, _ in pending:
+            if dimensions.problem(octets, fixed):
+                continue
+            scan = Scan(octets // 4, LOOK_ROWS, 0, last_page)
+            bad: list[str] = []
+            while scan.more:
+                rows = scan.read(db)
+                scan.advance(rows)
+                convertible += len(rows.good)
+                reasons.update({NOT_FINITE: rows.rows_bad})
+                bad += rows.bad_tids[: SHOWN_KEYS - len(bad)]
+            if bad:
+                examples.setdefault(NOT_FINITE, []).extend(_keys(db, table, "ctid = ANY (CAST(:values AS tid[]))", bad))
+        differs = 0
+        if target.source == "v" and (dim := table.columns.get("dim")) and dim.type in ("smallint", "integer", "bigint"):
+            differs = db.value(
+                "SELECT count(*) FROM ONLY {table} WHERE octet_length({source}) <> 4 * CAST(dim AS bigint)"
+            )
+    return Leftovers(convertible, +reasons, examples, differs)
+
+
+def _keys(db: Database, table: Table, condition: str, values: list[int] | list[str]) -> list[str]:
+    """The first few pending rows that meet `condition`, by their primary key, else by their place."""
+    columns = [f"concat({literal(name + '=')}, {quote(name)})" for name in table.key]
+    shown = f"concat_ws(', ', {', '.join(columns)})" if columns else "concat('ctid=', ctid)"
+    rows = db.rows(
+        "SELECT {shown} FROM ONLY {table} WHERE {vector} IS NULL AND " + condition + " LIMIT {most}",
+        {"values": values},
+        shown=shown,
+        most=str(SHOWN_KEYS),
+    )
+    return [f"({row[0]})" for row in rows]
+
+
+def pages_of(db: Database) -> int:
+    return int(
+        db.value(
+            """
+            SELECT pg_catalog.pg_relation_size(CAST(:table AS regclass))
+                   / CAST(current_setting('block_size') AS integer)
+            """,
+            {"table": db.names["table"]},
+        )
+    )

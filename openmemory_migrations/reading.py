@@ -1,0 +1,180 @@
+"""Reads the rows that have bytes and no vector, in physical order, unit by unit of the table's pages.
+
+A unit is claimed before it is read, by an advisory lock, so that workers in this process and in others share a table
+without doing anything twice. A claim is for speed only: what keeps a row right is the guard in its write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy.exc import DBAPIError
+
+from . import codec, locks, log
+from .codec import Batch, Rows
+from .database import APPLICATION_NAME, Database, as_migration_error, sqlstate
+from .errors import MigrationError
+
+BATCH_BYTES = 8 * 1024**2
+UNIT = 64  # pages of heap
+MOST_UNITS = 64  # claimed and read at once: 32 MiB of heap, how far one statement looks when there is little to find
+MOST_HELD = 2 * MOST_UNITS  # by one worker, of the thousands of places in the lock table of the server
+
+# the planner would rather hash or scan the whole table once per batch as long as it thinks that it is small
+PLAN = """
+SELECT set_config('row_security', 'off', true),
+       set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+       set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
+       set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('max_parallel_workers_per_gather', '0', true),
+       set_config('application_name', :name, true), set_config('lock_timeout', :lock_timeout, true)
+"""
+READ = """
+SELECT ctid, xmin, {source} FROM ONLY {table}
+WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NULL AND octet_length({source}) = {octets}
+LIMIT {rows}
+"""
+CLAIM = """
+SELECT unit FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS unit
+WHERE pg_try_advisory_xact_lock(CAST(:space AS integer), unit)
+"""
+FILENODE = "SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass))"
+
+
+class Scan:
+    """A walk over the pending rows of one length, in physical order, from one page to before another."""
+
+    def __init__(self, dimensions: int, most_rows: int, first_page: int, end_page: int) -> None:
+        self.dimensions = dimensions
+        self.most_rows = self.rows = max(1, min(most_rows, BATCH_BYTES // (4 * dimensions)))
+        self.end_page = end_page
+        self.position = (first_page, 0)  # the last tid that is done with: page, item
+
+    @property
+    def more(self) -> bool:
+        return self.position[0] < self.end_page
+
+    @property
+    def _end(self) -> int:
+        return min(self.position[0] + UNIT * MOST_UNITS, self.end_page)
+
+    def read(self, db: Database) -> Rows:
+        page, item = self.position
+        copied = db.copy_out(
+            READ,
+            page=str(page),
+            item=str(item),
+            end=str(self._end),
+            octets=str(4 * self.dimensions),
+            rows=str(self.rows),
+        )
+        return codec.parse(copied, self.dimensions)
+
+    def advance(self, found: Rows) -> None:
+        # fewer rows than asked for: nothing is left before the end of what was looked at
+        full = found.rows_read == self.rows and found.last_tid is not None
+        self.position = found.last_tid if full and found.last_tid else (self._end, 0)
+        self.rows = min(2 * self.rows, self.most_rows)
+
+    def shrink(self) -> None:
+        """A read has failed for a reason that may pass: half as many rows need half the time."""
+        self.rows = max(1, self.rows // 2)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One batch on its way from a reader to its writer."""
+
+    batch: Batch
+    rows_bad: int
+
+
+@dataclass
+class Reader:
+    """Yields batches of pending rows from the units that nobody else has.
+
+    Everything happens inside one transaction, which keeps the claims, but each read in a subtransaction that is rolled
+    back: that releases its lock on the table, and between two reads no snapshot is held.
+    """
+
+    what: str  # for the log
+    space: int  # of the claims: one per table and column
+    pages: int  # of the table, when the pass began
+    dimensions: int
+    most_rows: int
+    vector_oid: int
+    lock_timeout: str
+    heed_claims: bool
+    claimed: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+
+    def batches(self, db: Database) -> Iterator[Found]:
+        units = -(-self.pages // UNIT)
+        at_once = min(MOST_UNITS, max(1, units // 32))  # so that a few workers have their share of a small table
+        held = 0
+        for first in range(0, units, at_once):
+            if held >= MOST_HELD:
+                db.commit()
+                held = 0
+            claimed = self._claim(db, first, min(first + at_once, units) - 1)
+            held += len(claimed)
+            for start, end in runs(claimed):
+                scan = Scan(self.dimensions, self.most_rows, start * UNIT, min(end * UNIT, self.pages))
+                while scan.more:
+                    rows, filenode = self._read(db, scan)
+                    scan.advance(rows)
+                    if rows.rows_read:
+                        yield Found(codec.encode(rows.good, self.vector_oid, filenode), rows.rows_bad)
+        db.rollback()
+
+    def _claim(self, db: Database, first: int, last: int) -> list[int]:
+        if not self.heed_claims:
+            return list(range(first, last + 1))
+        db.outlive_timeouts()
+        claimed = [row[0] for row in db.rows(CLAIM, {"first": first, "last": last, "space": self.space})]
+        self.claimed.update(claimed)
+        self.refused.update(set(range(first, last + 1)) - set(claimed))
+        return claimed
+
+    def _read(self, db: Database, scan: Scan) -> tuple[Rows, int]:
+        """Tries again, with fewer rows, when a lock or a timeout of the role's was in the way."""
+        for attempt, pause in enumerate(locks.pauses(), 1):
+            db.run("SAVEPOINT openmemory_migrations")
+            try:
+                db.borrow()
+                db.run(PLAN, {"name": f"{APPLICATION_NAME} reading ahead", "lock_timeout": self.lock_timeout})
+                rows = scan.read(db)
+                # while the lock of the read is held: nobody can have rewritten the table since
+                filenode = db.value(FILENODE, {"table": db.names["table"]})
+                db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+            except DBAPIError as error:
+                problem = as_migration_error(error, self.what)
+                if sqlstate(error) not in locks.PASSING:
+                    raise problem from error
+            else:
+                return rows, filenode
+            db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+            scan.shrink()
+            log.notice(f"{problem.message}, try {attempt} of {locks.TRIES}, again with {scan.rows:,} rows")
+            db.stop.sleep(pause)
+        raise MigrationError(
+            f"{self.what}: a batch can't be read in {locks.TRIES} tries; what is committed is kept",
+            detail=f"The last time: {problem.message}.",
+            hint="Run the same command again to continue.",
+        )
+
+
+def space_of(*parts: str) -> int:
+    """Where the units of a table are claimed: the first half of an advisory lock's key, the second is the unit."""
+    return locks.key_of("units", *parts) >> 32
+
+
+def runs(units: list[int]) -> Iterator[tuple[int, int]]:
+    """Each run of consecutive units as first and end (exclusive)."""
+    array: npt.NDArray[np.int64] = np.asarray(units, np.int64)
+    for part in np.split(array, np.flatnonzero(np.diff(array) != 1) + 1):
+        if len(part):
+            yield int(part[0]), int(part[-1]) + 1

@@ -1,0 +1,64 @@
+"""Gives rows their vectors, from a binary COPY into a temporary table that keeps nothing.
+
+Its trigger updates the rows of one group after the other, by tid and xmin, with a plan that is made once.
+"""
+
+from __future__ import annotations
+
+from .codec import Batch
+from .database import Database
+from .synctrigger import tag
+from .target import literal, quote
+
+STAGE = "openmemory_migrations_stage"
+# (tid, xmin) names one version of one row as long as nobody rewrites the table, which then gets another file
+CREATE = (
+    "CREATE TEMPORARY TABLE {stage} (filenode oid, tids tid[], versions xid[], vectors {ext}.vector[])",
+    """
+    CREATE FUNCTION pg_temp.{stage}() RETURNS trigger LANGUAGE plpgsql AS {tag}
+    #variable_conflict use_column
+    BEGIN
+      UPDATE ONLY {table} AS t SET {vector} = s.vector
+      FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions), pg_catalog.unnest(NEW.vectors))
+           AS s (tid, version, vector)
+      WHERE t.ctid = s.tid AND t.xmin = s.version
+        AND pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode;
+      RETURN NULL;
+    END
+    {tag}
+    """,
+    "CREATE TRIGGER {stage} BEFORE INSERT ON pg_temp.{stage} FOR EACH ROW EXECUTE FUNCTION pg_temp.{stage}()",
+)
+DROP = ("DROP TABLE pg_temp.{stage}", "DROP FUNCTION pg_temp.{stage}()")
+
+
+class Stage:
+    """Made with the first batch and dropped at the end; with every batch where a pooler may change the session."""
+
+    def __init__(self, db: Database, ext: dict[str, str]) -> None:
+        self._db = db
+        self._lasting = not db.pooled
+        self._made = False
+        names = {**db.names, **ext, "stage": quote(STAGE), "table_text": literal(db.names["table"])}
+        self._names = {name: names[name] for name in ("stage", "table_text", *ext)} | {"tag": tag(names.values())}
+
+    def write(self, batch: Batch, first: int, end: int) -> None:
+        """Writes the groups from `first` to before `end`, inside the transaction that is open."""
+        if not self._made:
+            self._run(CREATE)
+        self._db.copy_in(STAGE, batch.payload(first, end))
+        if not self._lasting:
+            self._run(DROP)
+
+    def committed(self) -> None:
+        self._made = self._lasting
+
+    def drop(self) -> None:
+        if self._made and self._db.usable:
+            with self._db.transaction():
+                self._run(DROP)
+            self._made = False
+
+    def _run(self, statements: tuple[str, ...]) -> None:
+        for statement in statements:
+            self._db.run(statement, **self._names)
