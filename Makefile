@@ -14,6 +14,9 @@ test: install  ## the tests, without the slow ones
 test-slow: install ## the slow tests
 	.venv/bin/python -m pytest -n 2 -m slow
 
+bench: install ## how fast the backfill is, against rivals and the server's own pace; some 15 minutes (BENCH="--rows 10000 …")
+	.venv/bin/python -m bench $(BENCH)
+
 check: install ## formatting, lint, types
 	.venv/bin/ruff format --check && .venv/bin/ruff check && .venv/bin/mypy
 
@@ -28,4 +31,4 @@ clean:         ## remove what was made here
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-.PHONY: help install demo test test-slow check format clean
+.PHONY: help install demo test test-slow bench check format clean

@@ -20,13 +20,12 @@ from sqlalchemy.exc import DBAPIError
 from . import catalog, dimensions, locks, log
 from .beside import Beside, ahead
 from .catalog import Extension, Table
-from .codec import Batch
 from .database import APPLICATION_NAME, Database, as_migration_error, sqlstate
 from .errors import MigrationError
 from .leftovers import Leftovers, leftovers, pages_of
 from .pace import Pace
 from .progress import Progress
-from .reading import PLAN, Reader, space_of
+from .reading import PLAN, Found, Reader, space_of
 from .settings import Settings
 from .target import Target, quote
 from .writing import Stage
@@ -109,7 +108,7 @@ class _Writer:
 
     def __init__(self, db: Database, lock_timeout: str, extension: Extension, progress: Progress) -> None:
         self.db, self.lock_timeout, self.progress = db, lock_timeout, progress
-        self.most_groups = sys.maxsize
+        self.most_rows = sys.maxsize
         with db.transaction():
             self.stage = Stage(db, extension.names())
 
@@ -117,42 +116,31 @@ class _Writer:
         try:
             with ahead(self.db, reader.batches) as batches:
                 for found in batches:
-                    self._write(found.batch)
-                    self.progress.add(found.batch.rows, found.rows_bad)
+                    self._write(found)
+                    self.progress.add(len(found.rows), found.rows_bad)
                     pace.rest(self.progress.what)
         finally:
             with suppress(DBAPIError):  # a session that ends drops it as well
                 self.stage.drop()
 
-    def _write(self, batch: Batch) -> None:
-        first, pauses = 0, locks.pauses()
-        while first < batch.groups:
-            end = min(first + self.most_groups, batch.groups)
+    def _write(self, found: Found) -> None:
+        first, tries = 0, locks.Tries(self.db.stop.sleep)
+        while first < len(found.rows):
+            end = min(first + self.most_rows, len(found.rows))
             try:
                 with self.db.transaction():
                     name = self.progress.application_name
                     self.db.run(PLAN, {"name": name, "lock_timeout": self.lock_timeout})
-                    self.stage.write(batch, first, end)
+                    self.stage.write(found.part(first, end))
                 self.stage.committed()
             except DBAPIError as error:
                 problem = as_migration_error(error, self.progress.what)
                 if sqlstate(error) not in locks.PASSING:
                     raise problem from error
-                self.most_groups = max(1, (end - first) // 2)
-                self._rest(problem, next(pauses, None), min(batch.rows, self.most_groups * batch.group_rows))
+                self.most_rows = max(1, (end - first) // 2)
+                tries.rest(problem, self.most_rows)
             else:
-                first, pauses, self.most_groups = end, locks.pauses(), 2 * self.most_groups
-
-    def _rest(self, problem: MigrationError, pause: float | None, rows: int) -> None:
-        what = self.progress.what
-        if pause is None:
-            raise MigrationError(
-                f"{what}: a batch has failed {locks.TRIES} times; what is committed is kept",
-                detail=f"The last time: {problem.message}.",
-                hint="Run the same command again to continue.",
-            )
-        log.notice(f"{problem.message}, again in {pause:.1f} s with {rows:,} rows")
-        self.db.stop.sleep(pause)
+                first, tries, self.most_rows = end, locks.Tries(self.db.stop.sleep), 2 * self.most_rows
 
 
 def carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:

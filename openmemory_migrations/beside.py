@@ -80,7 +80,15 @@ class Beside:
 
 @contextmanager
 def ahead(db: Database, produce: Callable[[Database], Iterator[T]]) -> Iterator[Iterator[T]]:
-    """Yields what `produce` gives, made one ahead on a connection of its own; where there is none, in turn on `db`."""
+    """Yields what `produce` gives, made one ahead on a connection of its own; where there is none, in turn on `db`.
+
+    A pooler in transaction mode has none to spare: a small pool would be used up by runs that wait for each other.
+    """
+    with db.transaction():
+        pooled = db.pooled
+    if pooled:
+        yield produce(db)
+        return
     made: Queue[T] = Queue(maxsize=1)
 
     def work(other: Database) -> None:

@@ -42,25 +42,6 @@ class Rows:
         return self.rows_read - len(self.good)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows as groups of up to `group_rows`; the first `full` of them are equally long."""
-
-    body: memoryview
-    rows: int
-    group_rows: int
-    stride: int  # bytes of a full group
-
-    @property
-    def groups(self) -> int:
-        return -(-self.rows // self.group_rows)
-
-    def payload(self, first: int, end: int) -> bytes:
-        """What COPY … FROM STDIN (FORMAT binary) takes, (filenode oid, tid[], xid[], vector[]) for each group."""
-        stop = len(self.body) if end >= self.groups else end * self.stride
-        return b"".join((_HEADER, self.body[first * self.stride : stop], _TRAILER))
-
-
 def parse(copied: bytes | memoryview, dimensions: int) -> Rows:
     """Reads one COPY … TO STDOUT (FORMAT binary) of rows (tid, xid, bytea), each value 4 * `dimensions` bytes.
 
@@ -97,16 +78,18 @@ def parse(copied: bytes | memoryview, dimensions: int) -> Rows:
     )
 
 
-def encode(rows: npt.NDArray[np.void], vector_oid: int, filenode: int) -> Batch:
-    """Encodes the good rows of a batch for a table whose file was `filenode` when they were read."""
+def encode(rows: npt.NDArray[np.void], vector_oid: int, filenode: int) -> bytes:
+    """Encodes good rows as COPY … FROM STDIN (FORMAT binary) takes them, (filenode oid, tid[], xid[], vector[]) each.
+
+    `filenode` is the file that the table had when they were read.
+    """
     dimensions = rows.dtype["value"].shape[0]
     each = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * dimensions)))
-    full = len(rows) // each
-    parts = [_groups(rows[: full * each], each, vector_oid, filenode)]
-    if rest := len(rows) - full * each:
-        parts.append(_groups(rows[full * each :], rest, vector_oid, filenode))
-    body = np.concatenate([part.view(np.uint8) for part in parts])
-    return Batch(memoryview(body.data), len(rows), each, parts[0].itemsize)
+    full = len(rows) - len(rows) % each
+    parts = [_groups(rows[:full], each, vector_oid, filenode)]
+    if full < len(rows):
+        parts.append(_groups(rows[full:], len(rows) - full, vector_oid, filenode))
+    return b"".join((_HEADER, *(part.data for part in parts), _TRAILER))
 
 
 def _groups(rows: npt.NDArray[np.void], each: int, vector_oid: int, filenode: int) -> npt.NDArray[np.void]:

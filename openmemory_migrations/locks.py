@@ -152,6 +152,26 @@ def pauses() -> Iterator[float]:
         pause = min(pause * 1.5, LONGEST_PAUSE)
 
 
+class Tries:
+    """Of one batch, to read or to write it: each after a longer rest, and with fewer rows, than the one before."""
+
+    def __init__(self, sleep: Sleep) -> None:
+        self._sleep = sleep
+        self._pauses = enumerate(pauses(), 1)
+
+    def rest(self, problem: MigrationError, rows: int) -> None:
+        """Rests before the next try, which takes so many rows; raises MigrationError after the last one."""
+        for attempt, pause in self._pauses:
+            log.notice(f"{problem.message}, try {attempt} of {TRIES}, again with {rows:,} rows")
+            self._sleep(pause)
+            return
+        raise MigrationError(
+            f"a batch has failed {TRIES} times; what is committed is kept",
+            detail=f"The last time: {problem.message}.",
+            hint="Run the same command again to continue.",
+        )
+
+
 def _table_holders(db: Database, table_oid: int) -> str:
     """Who holds a lock on the table: process, application and since when; never the text of its query."""
     with db.transaction():

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
-from . import codec, locks, log
-from .codec import Batch, Rows
+from . import codec, locks
+from .codec import Rows
 from .database import APPLICATION_NAME, Database, as_migration_error, sqlstate
-from .errors import MigrationError
 
 BATCH_BYTES = 8 * 1024**2
 UNIT = 64  # pages of heap
@@ -86,10 +85,18 @@ class Scan:
 
 @dataclass(frozen=True)
 class Found:
-    """One batch on its way from a reader to its writer."""
+    """One batch on its way from a reader to its writer: its good rows, and what COPY takes of them all."""
 
-    batch: Batch
+    rows: npt.NDArray[np.void]
+    payload: bytes
+    vector_oid: int
+    filenode: int
     rows_bad: int
+
+    def part(self, first: int, end: int) -> bytes:
+        """What COPY takes of some of the rows."""
+        whole = (first, end) == (0, len(self.rows))
+        return self.payload if whole else codec.encode(self.rows[first:end], self.vector_oid, self.filenode)
 
 
 @dataclass
@@ -127,7 +134,8 @@ class Reader:
                     rows, filenode = self._read(db, scan)
                     scan.advance(rows)
                     if rows.rows_read:
-                        yield Found(codec.encode(rows.good, self.vector_oid, filenode), rows.rows_bad)
+                        payload = codec.encode(rows.good, self.vector_oid, filenode)
+                        yield Found(rows.good, payload, self.vector_oid, filenode, rows.rows_bad)
         db.rollback()
 
     def _claim(self, db: Database, first: int, last: int) -> list[int]:
@@ -141,7 +149,8 @@ class Reader:
 
     def _read(self, db: Database, scan: Scan) -> tuple[Rows, int]:
         """Tries again, with fewer rows, when a lock or a timeout of the role's was in the way."""
-        for attempt, pause in enumerate(locks.pauses(), 1):
+        tries = locks.Tries(db.stop.sleep)
+        while True:
             db.run("SAVEPOINT openmemory_migrations")
             try:
                 db.borrow()
@@ -150,21 +159,14 @@ class Reader:
                 # while the lock of the read is held: nobody can have rewritten the table since
                 filenode = db.value(FILENODE, {"table": db.names["table"]})
                 db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+                return rows, filenode
             except DBAPIError as error:
                 problem = as_migration_error(error, self.what)
                 if sqlstate(error) not in locks.PASSING:
                     raise problem from error
-            else:
-                return rows, filenode
             db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
             scan.shrink()
-            log.notice(f"{problem.message}, try {attempt} of {locks.TRIES}, again with {scan.rows:,} rows")
-            db.stop.sleep(pause)
-        raise MigrationError(
-            f"{self.what}: a batch can't be read in {locks.TRIES} tries; what is committed is kept",
-            detail=f"The last time: {problem.message}.",
-            hint="Run the same command again to continue.",
-        )
+            tries.rest(problem, scan.rows)
 
 
 def space_of(*parts: str) -> int:

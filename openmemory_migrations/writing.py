@@ -5,7 +5,6 @@ Its trigger updates the rows of one group after the other, by tid and xmin, with
 
 from __future__ import annotations
 
-from .codec import Batch
 from .database import Database
 from .synctrigger import tag
 from .target import literal, quote
@@ -42,11 +41,11 @@ class Stage:
         names = {**db.names, **ext, "stage": quote(STAGE), "table_text": literal(db.names["table"])}
         self._names = {name: names[name] for name in ("stage", "table_text", *ext)} | {"tag": tag(names.values())}
 
-    def write(self, batch: Batch, first: int, end: int) -> None:
-        """Writes the groups from `first` to before `end`, inside the transaction that is open."""
+    def write(self, payload: bytes) -> None:
+        """Writes what codec.encode() has made of rows, inside the transaction that is open."""
         if not self._made:
             self._run(CREATE)
-        self._db.copy_in(STAGE, batch.payload(first, end))
+        self._db.copy_in(STAGE, payload)
         if not self._lasting:
             self._run(DROP)
 

@@ -93,9 +93,9 @@ class Done:
 
 def convert(copied: bytes | memoryview, dimensions: int, vector: int = VECTOR) -> Done:
     rows = parse(copied, dimensions)
-    batch = encode(rows.good, vector, FILENODE)
-    assert (batch.rows, rows.rows_bad) == (len(rows.good), rows.rows_read - len(rows.good))
-    return Done(batch.payload(0, batch.groups), rows.rows_read, batch.rows, rows.last_tid, rows.bad_tids)
+    assert rows.rows_bad == rows.rows_read - len(rows.good)
+    payload = encode(rows.good, vector, FILENODE)
+    return Done(payload, rows.rows_read, len(rows.good), rows.last_tid, rows.bad_tids)
 
 
 def grouped(rows: Sequence[Row], dimensions: int) -> bytes:
@@ -172,17 +172,15 @@ def test_every_bad_row_is_counted_and_the_first_few_are_named() -> None:
 
 @pytest.mark.parametrize("dimensions", [1, 64, 1536, 16_000])
 @pytest.mark.parametrize("more", [-1, 0, 1])
-def test_a_batch_is_taken_apart_between_any_two_groups(dimensions: int, more: int) -> None:
+def test_groups_are_full_but_for_the_last(dimensions: int, more: int) -> None:
     each = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * dimensions)))
     values = np.random.default_rng(1).standard_normal((3 * each + more, dimensions), dtype="<f4")
     rows = [row(value.tobytes(), i) for i, value in enumerate(values)]
-    batch = encode(parse(stream(rows), dimensions).good, VECTOR, FILENODE)
+    good = parse(stream(rows), dimensions).good
 
     encoded = [(tid, xmin, by_hand(v)) for tid, xmin, v in rows]
-    assert batch.groups == -(-len(rows) // each)
-    for first in range(batch.groups):
-        for end in range(first + 1, batch.groups + 2):
-            assert batch.payload(first, end) == grouped(encoded[first * each : end * each], dimensions)
+    assert encode(good, VECTOR, FILENODE) == grouped(encoded, dimensions)
+    assert encode(good[1:3], VECTOR, FILENODE) == grouped(encoded[1:3], dimensions)
 
 
 def test_no_rows_become_no_rows() -> None:

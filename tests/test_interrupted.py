@@ -99,7 +99,8 @@ def test_the_network_fails_in_the_middle(server: embedded.Server, table: Databas
         ended = alembic(between.to(table), "upgrade", "head", env=SLOWLY)
 
     assert "connection was lost" in ended.log
-    assert reported(ended.log) == ROWS - 99 * 50
+    # some batches are smaller, where a part of the table ends
+    assert 0 <= reported(ended.log) - (ROWS - 99 * 50) < 500
     assert end(table) == ends[TO_HEAD]
     life_cycle(table, ends)
 

@@ -227,7 +227,7 @@ def test_a_killed_run_frees_its_locks_through_it(server: embedded.Server, databa
     with bouncer(server, database) as through, transaction(database, lock_row(450)) as other:
         with running(through, "upgrade", "head", env={"BACKFILL_BATCH": "100"}) as run:
             eventually(lambda: converted(database) >= 100)
-            assert len(advisory_locks(database)) == 2
+            assert len(advisory_locks(database)) >= 2
             run.kill()
         eventually(lambda: not advisory_locks(database), 10)
         other.rollback()
