@@ -15,13 +15,13 @@ from demo.openmemory import Database, drop_database, environment
 from openmemory_migrations import embedded
 from openmemory_migrations.embedded import Server
 
-from . import indexes, report, sizes
+from . import blocks, indexes, report, sizes
 from .machine import OPTIONS, machine
 from .rows import copied, make
 from .ways import WAYS
 
 SLOW = {"row by row", "execute_values", "pgvector-python"}  # their rate is that of the first rows
-PARTS = ("ways", "sizes", "indexes")
+PARTS = ("ways", "sizes", "blocks", "indexes")
 
 
 def main() -> None:
@@ -45,6 +45,8 @@ def main() -> None:
             results["ways"] = compare(server, options)
         if "sizes" in options.parts:
             results["sizes"] = sizes.measure(server, options.most_rows)
+    if "blocks" in options.parts:
+        results["blocks"] = blocks.measure()
     if "indexes" in options.parts:
         results["indexes"] = indexes.measure()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ FLOOR, OLD, USUAL = "floor", "row by row", "execute_values"
 
 def text(results: dict[str, Any]) -> str:
     parts = [f"Measured on {results['machine']}."]
-    for name, write in (("ways", ways), ("sizes", sizes), ("indexes", indexes)):
+    for name, write in (("ways", ways), ("sizes", sizes), ("blocks", blocks), ("indexes", indexes)):
         if name in results:
             parts.append(write(results[name]))
     return "\n\n".join(parts)
@@ -45,10 +45,27 @@ def sizes(measured: dict[str, Any]) -> str:
         lines.append(
             f"| {m['rows']:,} | {m['dimensions']:,} | {m['rows_per_second']:,.0f} | {tenths} | {m['peak_mib']:.0f} |"
         )
+    if floor := measured.get("floor"):
+        tenths = f"{floor['first_tenth']:,.0f} | {floor['last_tenth']:,.0f}"
+        rate = f"{floor['rows_per_second']:,.0f}"
+        lines.append(f"| {floor['rows']:,}, the floor | {floor['dimensions']:,} | {rate} | {tenths} | - |")
     if resumed := measured.get("resumed"):
         lines.append(
             f"\nA run stopped at {resumed['done_percent']:.1f} % and run again: {resumed['seconds']:.1f} s, where the"
             f" whole takes {resumed['whole_seconds']:.1f} s ({resumed['seconds'] / resumed['whole_seconds']:.0%})."
+        )
+    return "\n".join(lines)
+
+
+def blocks(measured: list[dict[str, Any]]) -> str:
+    lines = [
+        "| way | blocks of the table read | of its size at the end | blocks of its indexes read | WAL a row |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for m in measured:
+        lines.append(
+            f"| {m['way']} | {m['table']:,} | {m['table'] / m['pages']:.2f} | {m['index']:,} |"
+            f" {m['wal'] / m['rows'] / 1024:.1f} KiB |"
         )
     return "\n".join(lines)
 

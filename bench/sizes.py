@@ -16,6 +16,7 @@ from demo.openmemory import Database, drop_database, environment
 from openmemory_migrations.embedded import Server
 
 from .rows import copied, make
+from .ways import FLOOR_COLUMN
 
 STOP_AT = 95  # percent
 
@@ -29,6 +30,8 @@ def measure(server: Server, most_rows: int) -> dict[str, Any]:
             done = _run(database, dimensions)
         result["tables"].append({"dimensions": dimensions, **done})
         if (dimensions, rows) == sizes[-1]:
+            with copied(server, template) as database:
+                result["floor"] = {"dimensions": dimensions, "rows": rows, **_floor_by_tenths(database, rows)}
             with copied(server, template) as database:
                 result["resumed"] = _resumed(database, dimensions) | {"whole_seconds": done["seconds"]}
         drop_database(server, template.name)
@@ -81,6 +84,24 @@ def _watch(database: Database, process: subprocess.Popen[str], seen: dict[int, f
                 os.kill(process.pid, signal.SIGKILL)
                 return
             time.sleep(0.005)
+
+
+def _floor_by_tenths(database: Database, rows: int) -> dict[str, float]:
+    """The server's own pace slows down as well, as its caches fill with what is to be written."""
+    database.run(FLOOR_COLUMN)
+    pages: int = database.value("SELECT pg_relation_size('openmemory_vectors') / 8192")
+    database.run("CHECKPOINT")
+    taken = []
+    for tenth in range(10):
+        first, end = (f"({pages * number // 10},0)" for number in (tenth, tenth + 1))
+        started = time.perf_counter()
+        database.run("UPDATE openmemory_vectors SET copy = v || '' WHERE ctid >= %s AND ctid < %s", first, end)
+        taken.append(time.perf_counter() - started)
+    return {
+        "rows_per_second": rows / sum(taken),
+        "first_tenth": rows / 10 / taken[0],
+        "last_tenth": rows / 10 / taken[-1],
+    }
 
 
 def _resumed(database: Database, dimensions: int) -> dict[str, Any]:

@@ -218,8 +218,8 @@ def _progress(db: Database, table_oid: int, what: str) -> Iterator[None]:
             # the build goes on without its lines
             log.notice(f"{what}: progress can't be shown ({type(error).__name__})")
 
-    with second_connection(engine) as connection:
-        waits = _waits(connection)
+    with db.transaction():
+        waits = _waits(db.connection)
     if waits:
         log.notice(f"{what}: has to wait until transactions that are open now are over", detail=waits)
     thread = threading.Thread(

@@ -15,6 +15,12 @@ LOOK_ROWS = 1000  # at once, where nothing is written
 SHOWN_KEYS = 5
 NOT_FINITE = "NaN or infinite values"
 
+COUNT = """
+SELECT CASE WHEN {vector} IS NULL THEN octet_length({source}) END, count(*), count(*) FILTER (WHERE {differs})
+FROM ONLY {table} WHERE {source} IS NOT NULL GROUP BY 1
+"""
+DIFFERS = "octet_length(v) <> 4 * CAST(dim AS bigint)"
+
 
 @dataclass(frozen=True)
 class Leftovers:
@@ -48,17 +54,17 @@ def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
     with db.transaction(snapshot=True):
         last_page = pages_of(db)
         lengths: dict[str, list[int]] = {}
-        pending = db.rows(
-            "SELECT octet_length({source}), count(*) FROM ONLY {table}"
-            " WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1 ORDER BY 1"
-        )
+        # one pass over the table for all that can be counted: it may be larger than the server's memory
+        found = db.rows(COUNT, differs=DIFFERS if _has_dim(target, table) else "false")
+        differs = sum(other for _, _, other in found)
+        pending = sorted((octets, number) for octets, number, _ in found if octets is not None)
         for octets, number in pending:
             reason = dimensions.problem(octets, fixed)
             if reason:
                 reasons[reason] += number
                 lengths.setdefault(reason, []).append(octets)
-        for reason, found in lengths.items():
-            examples[reason] = _keys(db, table, "octet_length({source}) = ANY (:values)", found)
+        for reason, values in lengths.items():
+            examples[reason] = _keys(db, table, "octet_length({source}) = ANY (:values)", values)
         db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at what is left", "lock_timeout": "0"})
         for octets, _ in pending:
             if dimensions.problem(octets, fixed):
@@ -73,12 +79,12 @@ def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
                 bad += rows.bad_tids[: SHOWN_KEYS - len(bad)]
             if bad:
                 examples.setdefault(NOT_FINITE, []).extend(_keys(db, table, "ctid = ANY (CAST(:values AS tid[]))", bad))
-        differs = 0
-        if target.source == "v" and (dim := table.columns.get("dim")) and dim.type in ("smallint", "integer", "bigint"):
-            differs = db.value(
-                "SELECT count(*) FROM ONLY {table} WHERE octet_length({source}) <> 4 * CAST(dim AS bigint)"
-            )
     return Leftovers(convertible, +reasons, examples, differs)
+
+
+def _has_dim(target: Target, table: Table) -> bool:
+    dim = table.columns.get("dim")
+    return target.source == "v" and dim is not None and dim.type in ("smallint", "integer", "bigint")
 
 
 def _keys(db: Database, table: Table, condition: str, values: list[int] | list[str]) -> list[str]:

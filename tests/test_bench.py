@@ -1,0 +1,59 @@
+"""`make bench` runs, and what the README says of speed is what it has measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import report
+from bench.ways import WAYS
+from demo.openmemory import environment
+
+from .helpers import ROOT
+
+RESULTS = json.loads((ROOT / "docs/bench/bench.json").read_text())
+
+
+def test_the_tables_in_the_readme_and_on_the_page_are_what_was_measured() -> None:
+    at_1536 = report.ways([measured for measured in RESULTS["ways"] if measured["dimensions"] == 1536])
+    assert at_1536 in (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/performance.md").read_text()
+    for part in report.text(RESULTS).split("\n\n"):
+        assert part in page
+    assert RESULTS["machine"] in page
+
+
+def test_the_figures_are_those_of_all_ways_and_of_whole_tables() -> None:
+    for dimensions in (256, 1536, 3072):
+        here = {m["way"]: m for m in RESULTS["ways"] if m["dimensions"] == dimensions}
+        assert set(here) == set(WAYS)
+        for way in ("floor", "ours", "ours, 2 workers", "ours, script"):
+            assert {run["rows"] for run in here[way]["runs"]} == {here[way]["rows"]}
+            assert len(here[way]["runs"]) >= 3
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench", "--rows", "400", "--dimensions", "1536", "--rounds", "1"),
+            *("--slow-rows", "50", "--most-rows", "10000", "--parts", "ways", "sizes", "--output", str(tmp_path)),
+        ],
+        cwd=ROOT,
+        env=environment(None, {}),
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    results = json.loads((tmp_path / "bench.json").read_text())
+    assert {m["way"] for m in results["ways"]} == set(WAYS)
+    assert {m["rows"] for m in results["ways"]} == {400}
+    assert {run["rows"] for m in results["ways"] if m["way"].startswith("ours") for run in m["runs"]} == {400}
+    assert all(m["rows_per_second"] > 0 for m in results["ways"])
+    assert [m["dimensions"] for m in results["sizes"]["tables"]] == [64, 1536, 16_000]
+    assert report.text(results) in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} >= {"bench.json"}
