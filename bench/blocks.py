@@ -29,7 +29,7 @@ def measure() -> list[dict[str, Any]]:
             with copied(server, template) as database:
                 before = _counted(database)
                 command = [sys.executable, "-m", "bench.ways", way, database.url, str(DIMENSIONS), str(ROWS)]
-                subprocess.run(command, env=environment(None, {}), check=True, capture_output=True)
+                subprocess.run(command, env=environment(None, {"BENCH_NO_COUNT": "1"}), check=True, capture_output=True)
                 table, index, wal = (after - b for after, b in zip(_counted(database), before, strict=True))
                 pages: int = database.value("SELECT pg_table_size('openmemory_vectors') / 8192")
             found.append({"way": way, "rows": ROWS, "table": table, "index": index, "wal": wal, "pages": pages})
