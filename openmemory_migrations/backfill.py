@@ -25,14 +25,13 @@ from .errors import MigrationError
 from .leftovers import Leftovers, leftovers, pages_of
 from .pace import Pace
 from .progress import Progress
-from .reading import PLAN, Found, Reader, space_of
+from .reading import PLAN, Found, Reader, claimed, space_of
 from .settings import Settings
 from .target import Target, quote
 from .writing import Stage
 
 PAGES_A_CARRY = 64  # at most some 14,000 rows, as short a lock on them as a batch's
-# passes, a second each, in which what another run has claimed is left to it
-PATIENCE = 60
+PATIENCE = 60  # seconds in which what another run has claimed is left to it
 
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
 CARRY_OVER = (
@@ -52,30 +51,31 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
         vector_oid = catalog.vector_oid(db)
         lock_timeout = locks.batch_timeout(db, settings)
         pace = Pace(db, settings)
-    passes = waits = 0
+    space = space_of(target.schema, target.table, target.vector)
+    heed_claims = True
+    passes = 0
     while passes < 1000:
-        others = 0
+        others: set[int] = set()
         for size in [fixed] if fixed else _sizes(db):
             with db.transaction(snapshot=True):
                 progress = Progress(what, _pending(db, size))
                 reader = Reader(
                     what=what,
-                    space=space_of(target.schema, target.table, target.vector),
+                    space=space,
                     pages=pages_of(db),
                     dimensions=size,
                     most_rows=settings.backfill_batch,
                     vector_oid=vector_oid,
                     lock_timeout=lock_timeout,
-                    heed_claims=waits < PATIENCE,
+                    heed_claims=heed_claims,
                 )
-            others += _pass(db, reader, extension, pace, progress, settings.backfill_workers)
-            if progress.total or not passes:
+            others |= _pass(db, reader, extension, pace, progress, settings.backfill_workers)
+            # not each time that another run is waited for
+            if progress.converted or progress.skipped or not passes:
                 log.notice(str(progress))
         if others:
-            if not waits:
-                log.notice(f"{what}: another run is converting a part of the table; waiting for it")
-            waits += 1
-            db.stop.sleep(1)
+            log.notice(f"{what}: another run is at work on a part of the table; waiting for it")
+            heed_claims = _given_back(db, space, others)
             continue
         passes += 1
         left = leftovers(db, target, table)
@@ -87,8 +87,18 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     )
 
 
-def _pass(db: Database, reader: Reader, extension: Extension, pace: Pace, progress: Progress, workers: int) -> int:
-    """One walk over the table by all workers; returns how many of its units other runs had claimed."""
+def _given_back(db: Database, space: int, units: set[int]) -> bool:
+    """Waits until no other run has a claim on these units, and says whether that has come to pass."""
+    for _ in range(PATIENCE):
+        with db.transaction():
+            if not units & claimed(db, space):
+                return True
+        db.stop.sleep(1)
+    return False
+
+
+def _pass(db: Database, reader: Reader, extension: Extension, pace: Pace, progress: Progress, workers: int) -> set[int]:
+    """One walk over the table by all workers; returns the units that other runs had claimed."""
     readers = [reader, *(replace(reader, claimed=set(), refused=set()) for _ in range(workers - 1))]
 
     def convert(db: Database, reader: Reader) -> None:
@@ -99,8 +109,8 @@ def _pass(db: Database, reader: Reader, extension: Extension, pace: Pace, progre
         convert(db, readers[0])
         for other in others:
             other.join()
-    claimed = set().union(*(reader.claimed for reader in readers))
-    return len(set().union(*(reader.refused for reader in readers)) - claimed)
+    ours: set[int] = set().union(*(reader.claimed for reader in readers))
+    return set().union(*(reader.refused for reader in readers)) - ours
 
 
 class _Writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, Full, Queue
@@ -15,6 +16,7 @@ from . import log
 from .database import Database, as_migration_error, in_thread
 from .signals import Stop
 
+PATIENCE = 5.0  # seconds, with a connection that isn't there yet when nobody wants it any more
 LOOK = 0.1  # seconds between two looks at whether the other side has ended
 
 T = TypeVar("T")
@@ -55,7 +57,9 @@ class Beside:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self.alive:
+        given_up = time.monotonic() + PATIENCE
+        # what still waits for its connection can't be cancelled; it does nothing once it has one
+        while self.alive and (self.connected or time.monotonic() < given_up):
             self._stop.ask(signal.SIGTERM)
             self._cancel()
             self._thread.join(LOOK)
@@ -75,6 +79,7 @@ class Beside:
                     db.driver.cancel()
 
             self._cancel = cancel
+            self._stop.check()
             self._work(db)
 
 

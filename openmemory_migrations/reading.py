@@ -40,6 +40,11 @@ CLAIM = """
 SELECT unit FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS unit
 WHERE pg_try_advisory_xact_lock(CAST(:space AS integer), unit)
 """
+CLAIMED = """
+SELECT CAST(objid AS bigint) FROM pg_catalog.pg_locks
+WHERE locktype = 'advisory' AND CAST(classid AS bigint) = :space AND objsubid = 2 AND granted
+  AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+"""
 FILENODE = "SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass))"
 
 
@@ -139,9 +144,9 @@ class Reader:
         db.rollback()
 
     def _claim(self, db: Database, first: int, last: int) -> list[int]:
+        db.outlive_timeouts()
         if not self.heed_claims:
             return list(range(first, last + 1))
-        db.outlive_timeouts()
         claimed = [row[0] for row in db.rows(CLAIM, {"first": first, "last": last, "space": self.space})]
         self.claimed.update(claimed)
         self.refused.update(set(range(first, last + 1)) - set(claimed))
@@ -172,6 +177,11 @@ class Reader:
 def space_of(*parts: str) -> int:
     """Where the units of a table are claimed: the first half of an advisory lock's key, the second is the unit."""
     return locks.key_of("units", *parts) >> 32
+
+
+def claimed(db: Database, space: int) -> set[int]:
+    """The units that anybody has claimed."""
+    return {row[0] for row in db.rows(CLAIMED, {"space": space % 2**32})}
 
 
 def runs(units: list[int]) -> Iterator[tuple[int, int]]:
