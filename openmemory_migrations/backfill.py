@@ -109,6 +109,8 @@ def _pass(db: Database, reader: Reader, extension: Extension, pace: Pace, progre
         convert(db, readers[0])
         for other in others:
             other.join()
+            if refused := other.refused:
+                log.notice(refused.message, detail="The other workers have done its share.")
     ours: set[int] = set().union(*(reader.claimed for reader in readers))
     return set().union(*(reader.refused for reader in readers)) - ours
 

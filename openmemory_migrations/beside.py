@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import log
 from .database import Database, as_migration_error, in_thread
+from .errors import MigrationError
 from .signals import Stop
 
 PATIENCE = 5.0  # seconds, with a connection that isn't there yet when nobody wants it any more
@@ -42,15 +43,23 @@ class Beside:
         return self._thread.is_alive()
 
     def join(self) -> None:
-        """Waits for its end, heeding signals, and raises what it has raised."""
+        """Waits for its end, heeding signals, and raises what its work has raised."""
         while self.alive:
             self._parent.stop.check()
             self._thread.join(LOOK)
-        self.raise_error()
+        if not self.refused:
+            self.raise_error()
 
     def raise_error(self) -> None:
         if self.error is not None:
             raise self.error
+
+    @property
+    def refused(self) -> MigrationError | None:
+        """Why there was no connection to work on."""
+        if not self.connected and isinstance(self.error, DBAPIError):
+            return as_migration_error(self.error, "no further connection")
+        return None
 
     def __enter__(self) -> Beside:
         self._thread.start()
@@ -114,9 +123,8 @@ def ahead(db: Database, produce: Callable[[Database], Iterator[T]]) -> Iterator[
                 db.stop.check()
                 if not alive:
                     break
-        if not producer.connected and isinstance(producer.error, DBAPIError):
-            problem = as_migration_error(producer.error, "no connection to read ahead on")
-            log.notice(problem.message, detail="Reading and writing take turns on one connection.")
+        if refused := producer.refused:
+            log.notice(refused.message, detail="Reading and writing take turns on one connection.")
             yield from produce(db)
         else:
             producer.raise_error()

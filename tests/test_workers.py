@@ -116,7 +116,10 @@ def test_one_reads_ahead_while_another_writes(table: Database) -> None:
     wait_until(lambda: sessions(table) == 0)
 
 
-def test_where_there_is_no_connection_to_read_ahead_on_reading_and_writing_take_turns(table: Database) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_where_there_is_no_connection_to_read_ahead_on_reading_and_writing_take_turns(
+    table: Database, workers: int
+) -> None:
     role = f"few_{table.name}"
     table.run(SQL("CREATE ROLE {} LOGIN CONNECTION LIMIT 3").format(Identifier(role)))
     try:
@@ -126,9 +129,10 @@ def test_where_there_is_no_connection_to_read_ahead_on_reading_and_writing_take_
             table.run(SQL("ALTER TABLE {} OWNER TO {}").format(Identifier(relation), owner))
         url = table.url.replace("postgres@", f"{role}@")
 
-        log = alembic(Database(table.name, url), "upgrade", "head", env={"OM_VEC_DIM": str(DIM)}).stderr
+        log = alembic(Database(table.name, url), "upgrade", "head", env={"OM_BACKFILL_WORKERS": str(workers)}).stderr
 
-        assert "no connection to read ahead on: " in log
+        assert "no further connection: " in log
+        assert ("The other workers have done its share" in log) == (workers > 1)
         assert "too many connections for role" in log
         assert "Reading and writing take turns" in log
         assert mismatches(table) == []
