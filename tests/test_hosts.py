@@ -80,11 +80,11 @@ QUICK = {
     ("async_engine_begin", "psycopg_async"),
     ("async_serializable", "asyncpg"),
 }
-# the second batch of a run meets it: the first one's rows are filled
+# the second batch of a run meets it: the first one's rows are filled; a batch has several statements
 TROUBLE = """
 CREATE FUNCTION {schema}.trouble() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  IF (SELECT count(*) FROM {schema}.openmemory_vectors WHERE v_vector IS NOT NULL) BETWEEN 1 AND 4000 THEN
+  IF (SELECT count(*) FROM {schema}.openmemory_vectors WHERE v_vector IS NOT NULL) BETWEEN 1000 AND 4000 THEN
     RAISE EXCEPTION 'no room for the second batch' USING ERRCODE = 'disk_full';
   END IF;
   RETURN NULL;
