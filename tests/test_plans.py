@@ -113,8 +113,8 @@ def test_every_batch_costs_what_it_costs_in_a_small_table(
         before = scans(database)
         found[rows] = run_backfill(database, explained(), backfill_batch=BATCH)
         seq, by_index, pages_met = (b - a for a, b in zip(before, scans(database), strict=True))
-        # before and after the batches, the rows are counted, on a large table with two parallel workers; a plan that scans
-        # or looks up would do so for each batch
+        # before and after the batches the rows are counted, on a large table with two parallel workers; a plan that
+        # scans or looks up would do so for each batch
         assert seq in (2, 4, 6)
         assert by_index == 0
         blocks[rows] = pages_met / rows

@@ -290,7 +290,8 @@ def test_a_session_timeout_of_the_role_does_not_take_the_locks_away(database: Da
         eventually(lambda: converted(database) >= 50)
         holders = lock_holders(database)
         eventually(lambda: converted(database) >= 250)
-        assert lock_holders(database) == holders
+        # the chain's and the table's; what reads ahead may have come to its end
+        assert len(holders & lock_holders(database)) >= 2
         assert run.ends() == 0, run.log
 
     assert "lost" not in run.log
