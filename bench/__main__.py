@@ -6,19 +6,18 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from demo.openmemory import Database, drop_database, environment
+from demo.openmemory import drop_database
 from openmemory_migrations import embedded
 from openmemory_migrations.embedded import Server
 
 from . import blocks, indexes, report, sizes
 from .machine import OPTIONS, machine
 from .rows import copied, make
-from .ways import WAYS
+from .ways import WAYS, run
 
 SLOW = {"row by row", "execute_values", "pgvector-python"}  # their rate is that of the first rows
 PARTS = ("ways", "sizes", "blocks", "indexes")
@@ -63,7 +62,9 @@ def compare(server: Server, options: argparse.Namespace) -> list[dict[str, Any]]
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in options.ways}
         for number in range(options.rounds):
             for name in options.ways:
-                taken[name].append(run(server, template, name, dimensions, options.slow_rows))
+                with copied(server, template) as database:
+                    most = options.slow_rows if name in SLOW else sys.maxsize
+                    taken[name].append(run(database, name, dimensions, most))
                 rate = taken[name][-1]["rows"] / taken[name][-1]["seconds"]
                 print(f"{dimensions} dimensions, round {number + 1}, {name}: {rate:,.0f} rows/s", file=sys.stderr)
         drop_database(server, template.name)
@@ -79,20 +80,6 @@ def compare(server: Server, options: argparse.Namespace) -> list[dict[str, Any]]
             for name, runs in taken.items()
         ]
     return found
-
-
-def run(server: Server, template: Database, name: str, dimensions: int, slow_rows: int) -> dict[str, float]:
-    most = slow_rows if name in SLOW else sys.maxsize
-    with copied(server, template) as database:
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.ways", name, database.url, str(dimensions), str(most)],
-            env=environment(None, {}),
-            check=True,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    return dict(json.loads(done.stdout))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
-from demo.openmemory import Database, environment
+from demo.openmemory import Database
 from openmemory_migrations import embedded
 
 from .machine import OPTIONS
 from .rows import copied, make
+from .ways import run
 
 DIMENSIONS, ROWS, BUFFERS = 256, 60_000, "16MB"
 WAYS = ("floor", "ours", "execute_values")  # the last one goes by key, in random order
@@ -28,8 +27,7 @@ def measure() -> list[dict[str, Any]]:
         for way in WAYS:
             with copied(server, template) as database:
                 before = _counted(database)
-                command = [sys.executable, "-m", "bench.ways", way, database.url, str(DIMENSIONS), str(ROWS)]
-                subprocess.run(command, env=environment(None, {"BENCH_NO_COUNT": "1"}), check=True, capture_output=True)
+                run(database, way, DIMENSIONS, ROWS, {"BENCH_NO_COUNT": "1"})
                 table, index, wal = (after - b for after, b in zip(_counted(database), before, strict=True))
                 pages: int = database.value("SELECT pg_table_size('openmemory_vectors') / 8192")
             found.append({"way": way, "rows": ROWS, "table": table, "index": index, "wal": wal, "pages": pages})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def ways(measured: list[dict[str, Any]]) -> str:
     lines = []
     for dimensions in dict.fromkeys(m["dimensions"] for m in measured):
         here = {m["way"]: m for m in measured if m["dimensions"] == dimensions}
-        rate: Callable[[str], float | None] = lambda way, h=here: h[way]["rows_per_second"] if way in h else None  # type: ignore[misc]  # noqa: E731
+        rates = {way: m["rows_per_second"] for way, m in here.items()}
         rows = next(iter(here.values()))["rows"]
         lines += [
             f"{rows:,} rows of {dimensions:,} dimensions:",
@@ -32,7 +31,7 @@ def ways(measured: list[dict[str, Any]]) -> str:
         ]
         for way, m in here.items():
             own = m["rows_per_second"]
-            cells = [_ratio(own, rate(other)) for other in (FLOOR, OLD, USUAL)]
+            cells = [_ratio(own, rates.get(other)) for other in (FLOOR, OLD, USUAL)]
             lines.append(f"| {way} | {own:,.0f} | {' | '.join(cells)} | {m['peak_mib']:.0f} |")
         lines.append("")
     return "\n".join(lines).strip()

@@ -6,21 +6,26 @@ size of the process in KiB.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg2
 from psycopg2.extras import execute_values
 
+from demo.openmemory import Database, environment
+
 ROOT = Path(__file__).parent.parent
+NOTHING: Mapping[str, str] = {}
 PAGE = 1000
 NEXT = """
 SELECT id, sector, v FROM openmemory_vectors WHERE (id, sector) > (%s, %s) ORDER BY id, sector LIMIT %s
@@ -64,18 +69,19 @@ def row_by_row(url: str, most: int) -> int:
 
 def values(url: str, most: int) -> int:
     """execute_values with text literals, a thousand rows a statement and a commit."""
-    return _by_key(
-        url,
-        most,
-        lambda cursor, rows: execute_values(
-            cursor,
-            "UPDATE openmemory_vectors AS t SET v_vector = d.v FROM (VALUES %s) AS d (id, sector, v)"
-            " WHERE t.id = d.id AND t.sector = d.sector",
-            [(id, sector, _text(v)) for id, sector, v in rows],
-            template="(%s::uuid, %s, %s::vector)",
-            page_size=PAGE,
-        ),
-    )
+    with closing(psycopg2.connect(url)) as connection:
+        return _by_key(
+            connection,
+            most,
+            lambda cursor, rows: execute_values(
+                cursor,
+                "UPDATE openmemory_vectors AS t SET v_vector = d.v FROM (VALUES %s) AS d (id, sector, v)"
+                " WHERE t.id = d.id AND t.sector = d.sector",
+                [(id, sector, _text(v)) for id, sector, v in rows],
+                template="(%s::uuid, %s, %s::vector)",
+                page_size=PAGE,
+            ),
+        )
 
 
 def pgvector_python(url: str, most: int) -> int:
@@ -83,36 +89,24 @@ def pgvector_python(url: str, most: int) -> int:
     import psycopg
     from pgvector.psycopg import register_vector
 
-    done, last = 0, ("00000000-0000-0000-0000-000000000000", "")
     with psycopg.connect(url) as connection:
         register_vector(connection)
-        while done < most:
-            rows = connection.execute(
-                NEXT,
-                (*last, PAGE),
-            ).fetchall()
-            if not rows:
-                break
-            with connection.cursor() as cursor:
-                cursor.executemany(
-                    "UPDATE openmemory_vectors SET v_vector = %s WHERE id = %s AND sector = %s",
-                    [(np.frombuffer(v, "<f4"), id, sector) for id, sector, v in rows],
-                )
-            connection.commit()
-            done, last = done + len(rows), rows[-1][:2]
-    return done
+        return _by_key(
+            connection,
+            most,
+            lambda cursor, rows: cursor.executemany(
+                "UPDATE openmemory_vectors SET v_vector = %s WHERE id = %s AND sector = %s",
+                [(np.frombuffer(v, "<f4"), id, sector) for id, sector, v in rows],
+            ),
+        )
 
 
-def _by_key(
-    url: str, most: int, write: Callable[[psycopg2.extensions.cursor, list[tuple[str, str, bytes]]], None]
-) -> int:
+def _by_key(connection: Any, most: int, write: Callable[[Any, list[tuple[str, str, bytes]]], object]) -> int:
+    """Pages by the primary key, a commit each; the cursors of psycopg2 and psycopg agree in all that is used here."""
     done, last = 0, ("00000000-0000-0000-0000-000000000000", "")
-    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+    with connection.cursor() as cursor:
         while done < most:
-            cursor.execute(
-                NEXT,
-                (*last, PAGE),
-            )
+            cursor.execute(NEXT, (*last, PAGE))
             rows = cursor.fetchall()
             if not rows:
                 break
@@ -169,6 +163,21 @@ WAYS: dict[str, tuple[Callable[[str, int], int], str | None, dict[str, str]]] = 
 }
 
 
+def run(
+    database: Database, name: str, dimensions: int, most: int = sys.maxsize, settings: Mapping[str, str] = NOTHING
+) -> dict[str, float]:
+    """Takes one way in a process of its own and returns what that prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.ways", name, database.url, str(dimensions), str(most)],
+        env=environment(None, settings),
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    return dict(json.loads(done.stdout))
+
+
 def main(name: str, url: str, dimensions: str, most: str) -> None:
     way, preparation, settings = WAYS[name]
     os.environ.update({"OM_DATABASE_URL": url, "OM_VEC_DIM": dimensions, **settings})
@@ -176,10 +185,8 @@ def main(name: str, url: str, dimensions: str, most: str) -> None:
         _execute(url, preparation.format(dimensions=dimensions))
     else:
         _alembic("upgrade", "om_20240107_pgvector")
-    import alembic.command  # noqa: F401  # its start isn't counted
-
-    import openmemory_migrations.ops  # noqa: F401
-
+    for name in ("alembic.command", "openmemory_migrations.ops"):
+        importlib.import_module(name)  # what they take to load isn't counted
     _execute(url, "CHECKPOINT")
     started = time.perf_counter()
     rows = way(url, int(most))

@@ -11,6 +11,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -147,7 +148,7 @@ class Database:
         """Whether the connection is still there."""
         return not self.connection.invalidated and not self.driver.closed
 
-    @property
+    @cached_property
     def pooled(self) -> bool:
         """Whether a pooler such as PgBouncer stands between: it tells clients of another process than the server's."""
         return bool(self.driver.pid != self.value("SELECT pg_backend_pid()"))
