@@ -1,34 +1,28 @@
-"""Second step: streams `v` into `v_vector`, batch by batch, each written and committed by itself.
+"""Second step: fills `v_vector` from `v` in batches, each committed by itself.
 
-A pass reads the table in physical order, by ranges of tids, up to the page that was its last when the pass began: no
-OFFSET, no index, no sort, and a batch costs the same in a small table and in a large one. A row that another
-transaction moves behind the scan is found by the next pass; the last word has one statement with one snapshot.
-
-A batch is read and converted on a connection of its own while the one before it is written. Its UPDATE asks for tid,
-xmin and the table's file as they were when the row was read, and so never writes a value to a row that has changed.
+An engine goes over the table, pass after pass, until one statement with one snapshot finds nothing that could be
+converted: what another transaction moves past it is found by the next pass.
 """
 
 from __future__ import annotations
 
-import sys
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
-from sqlalchemy.exc import DBAPIError
-
-from . import catalog, dimensions, locks, log
-from .beside import Beside, ahead
+from . import catalog, citus, claims, dimensions, locks, log, partitions
 from .catalog import Extension, Table
-from .database import APPLICATION_NAME, Database, as_migration_error, sqlstate
+from .claims import Claim, Claims
+from .database import APPLICATION_NAME, Database
+from .engine_client import ClientEngine
+from .engine_server import ServerEngine
 from .errors import MigrationError
-from .leftovers import Leftovers, leftovers, pages_of
+from .leftovers import Leftovers, by_converting, by_reading, leftovers
 from .pace import Pace
 from .progress import Progress
-from .reading import PLAN, Found, Reader, claimed, space_of
+from .reading import PLAN, pages_of
 from .settings import Settings
 from .target import Target, quote
-from .writing import Stage
 
 PAGES_A_CARRY = 64  # at most some 14,000 rows, as short a lock on them as a batch's
 PATIENCE = 60  # seconds in which what another run has claimed is left to it
@@ -37,6 +31,11 @@ ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
 CARRY_OVER = (
     "UPDATE ONLY {table} SET {vector} = {adopted} WHERE ctid >= '({page},0)' AND ctid < '({end},0)' AND " + ADOPTED_ONLY
 )
+
+
+class Engine(Protocol):
+    def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
+        """Goes once over all pending rows of that many dimensions, with so many workers."""
 
 
 def run(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Leftovers:
@@ -48,37 +47,33 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     what = f"backfill {target.table}"
     with db.transaction():
         followed = catalog.trigger_enabled(db, table.oid, target.sync)
-        vector_oid = catalog.vector_oid(db)
-        lock_timeout = locks.batch_timeout(db, settings)
+        kind = citus.engine(db, target, settings, table)
         pace = Pace(db, settings)
-    space = space_of(target.schema, target.table, target.vector)
-    heed_claims = True
+    make: Callable[..., Engine] = ServerEngine if kind == "server" else ClientEngine
+    engine = make(db, target, settings, table, extension)
+    look = by_converting if kind == "server" else by_reading
+    heeded = True
     passes = 0
     while passes < 1000:
-        others: set[int] = set()
+        waiting: set[Claim] = set()
         for size in [fixed] if fixed else _sizes(db):
+            pending = partial(_pending, size=size)
+            workers = [Claims(heeded) for _ in range(settings.backfill_workers)]
             with db.transaction(snapshot=True):
-                progress = Progress(what, _pending(db, size))
-                reader = Reader(
-                    what=what,
-                    space=space,
-                    pages=pages_of(db),
-                    dimensions=size,
-                    most_rows=settings.backfill_batch,
-                    vector_oid=vector_oid,
-                    lock_timeout=lock_timeout,
-                    heed_claims=heed_claims,
-                )
-            others |= _pass(db, reader, extension, pace, progress, settings.backfill_workers)
+                progress = Progress(what, pending(db), pending, partial(claims.of_others, workers))
+            if progress.total:
+                engine.walk(size, workers, progress, pace)
+                progress.look(db)
             # not each time that another run is waited for
             if progress.converted or progress.skipped or not passes:
                 log.notice(str(progress))
-        if others:
+            waiting |= claims.of_others(workers)
+        if waiting:
             log.notice(f"{what}: another run is at work on a part of the table; waiting for it")
-            heed_claims = _given_back(db, space, others)
+            heeded = _given_back(db, waiting)
             continue
         passes += 1
-        left = leftovers(db, target, table)
+        left = leftovers(db, target, table, look)
         if not left.convertible or (passes >= 2 and not followed):
             return left
     raise MigrationError(
@@ -87,72 +82,14 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     )
 
 
-def _given_back(db: Database, space: int, units: set[int]) -> bool:
-    """Waits until no other run has a claim on these units, and says whether that has come to pass."""
+def _given_back(db: Database, parts: set[Claim]) -> bool:
+    """Waits until no other run has a claim on these parts, and says whether that has come to pass."""
     for _ in range(PATIENCE):
         with db.transaction():
-            if not units & claimed(db, space):
+            if not parts & claims.held(db):
                 return True
         db.stop.sleep(1)
     return False
-
-
-def _pass(db: Database, reader: Reader, extension: Extension, pace: Pace, progress: Progress, workers: int) -> set[int]:
-    """One walk over the table by all workers; returns the units that other runs had claimed."""
-    readers = [reader, *(replace(reader, claimed=set(), refused=set()) for _ in range(workers - 1))]
-
-    def convert(db: Database, reader: Reader) -> None:
-        _Writer(db, reader.lock_timeout, extension, progress).take(reader, pace.on(db))
-
-    with ExitStack() as running:
-        others = [running.enter_context(Beside(db, partial(convert, reader=reader))) for reader in readers[1:]]
-        convert(db, readers[0])
-        for other in others:
-            other.join()
-            if refused := other.refused:
-                log.notice(refused.message, detail="The other workers have done its share.")
-    ours: set[int] = set().union(*(reader.claimed for reader in readers))
-    return set().union(*(reader.refused for reader in readers)) - ours
-
-
-class _Writer:
-    """Writes batch after batch, each in a transaction of its own, in smaller parts while something is in the way."""
-
-    def __init__(self, db: Database, lock_timeout: str, extension: Extension, progress: Progress) -> None:
-        self.db, self.lock_timeout, self.progress = db, lock_timeout, progress
-        self.most_rows = sys.maxsize
-        with db.transaction():
-            self.stage = Stage(db, extension.names())
-
-    def take(self, reader: Reader, pace: Pace) -> None:
-        try:
-            with ahead(self.db, reader.batches) as batches:
-                for found in batches:
-                    self._write(found)
-                    self.progress.add(len(found.rows), found.rows_bad)
-                    pace.rest(self.progress.what)
-        finally:
-            with suppress(DBAPIError):  # a session that ends drops it as well
-                self.stage.drop()
-
-    def _write(self, found: Found) -> None:
-        first, tries = 0, locks.Tries(self.db.stop.sleep)
-        while first < len(found.rows):
-            end = min(first + self.most_rows, len(found.rows))
-            try:
-                with self.db.transaction():
-                    name = self.progress.application_name
-                    self.db.run(PLAN, {"name": name, "lock_timeout": self.lock_timeout})
-                    self.stage.write(found.part(first, end))
-                self.stage.committed()
-            except DBAPIError as error:
-                problem = as_migration_error(error, self.progress.what)
-                if sqlstate(error) not in locks.PASSING:
-                    raise problem from error
-                self.most_rows = max(1, (end - first) // 2)
-                tries.rest(problem, self.most_rows)
-            else:
-                first, tries, self.most_rows = end, locks.Tries(self.db.stop.sleep), 2 * self.most_rows
 
 
 def carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
@@ -160,13 +97,16 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
     moved = 0
     while True:
         with db.transaction(snapshot=True):
-            if not db.value("SELECT EXISTS (SELECT FROM ONLY {table} WHERE " + ADOPTED_ONLY + ")"):
+            if not db.value("SELECT EXISTS (SELECT FROM {table} WHERE " + ADOPTED_ONLY + ")"):
                 break
-            last_page, lock_timeout = pages_of(db), locks.batch_timeout(db, settings)
-        for page in range(0, last_page, PAGES_A_CARRY):
-            with db.transaction():
-                db.run(PLAN, {"name": f"{APPLICATION_NAME} carrying values over", "lock_timeout": lock_timeout})
-                moved += db.run(CARRY_OVER, page=str(page), end=str(min(page + PAGES_A_CARRY, last_page))).rowcount
+            lock_timeout = locks.batch_timeout(db, settings)
+            walks = [(part.at(db), pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
+        for at, last_page in walks:
+            for page in range(0, last_page, PAGES_A_CARRY):
+                with db.transaction():
+                    db.run(PLAN, {"name": f"{APPLICATION_NAME} carrying values over", "lock_timeout": lock_timeout})
+                    end = min(page + PAGES_A_CARRY, last_page)
+                    moved += at.run(CARRY_OVER, page=str(page), end=str(end)).rowcount
     if moved:
         log.notice(
             f"{moved:,} values without source in {quote(target.source)} carried over from {quote(target.adopted)}"
@@ -183,7 +123,7 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
 def _pending(db: Database, size: int) -> int:
     return int(
         db.value(
-            "SELECT count(*) FROM ONLY {table} WHERE {vector} IS NULL AND octet_length({source}) = :octets",
+            "SELECT count(*) FROM {table} WHERE {vector} IS NULL AND octet_length({source}) = :octets",
             {"octets": 4 * size},
         )
     )
@@ -193,6 +133,6 @@ def _sizes(db: Database) -> list[int]:
     """The dimensions that pending rows have, for a column without dimensions."""
     with db.transaction(snapshot=True):
         rows = db.rows(
-            "SELECT DISTINCT octet_length({source}) FROM ONLY {table} WHERE {vector} IS NULL AND {source} IS NOT NULL"
+            "SELECT DISTINCT octet_length({source}) FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL"
         )
     return sorted(octets // 4 for (octets,) in rows if dimensions.problem(octets, None) is None)

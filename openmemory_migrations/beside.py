@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
@@ -90,6 +90,17 @@ class Beside:
             self._cancel = cancel
             self._stop.check()
             self._work(db)
+
+
+def side_by_side(db: Database, works: Sequence[Callable[[Database], None]]) -> None:
+    """Runs the first on `db` and each other on a connection of its own; one that gets none is left out."""
+    with ExitStack() as running:
+        others = [running.enter_context(Beside(db, work)) for work in works[1:]]
+        works[0](db)
+        for other in others:
+            other.join()
+            if refused := other.refused:
+                log.notice(refused.message, detail="The other workers have done its share.")
 
 
 @contextmanager

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from . import catalog, locks, log
-from .catalog import Table
+from . import catalog, citus, locks, log
+from .catalog import Index
 from .database import Database, as_migration_error, in_thread, second_connection, sqlstate
 from .errors import INDEX_ANEW, MigrationError
 from .indexes import DEFAULTS, Plan
@@ -32,7 +32,7 @@ CLEAN_UP_TIMEOUT = "5s"
 LOG_INTERVAL = 5.0  # seconds between two lines on the build
 
 
-def drop_invalid(db: Database, target: Target, table: Table, lock_timeout: str = LOCK_TIMEOUT) -> None:
+def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = LOCK_TIMEOUT) -> None:
     """Takes away what an interrupted build has left: it costs every write and serves no search.
 
     The server may still be at that build, for a client that is no more, and the two would deadlock: tried again.
@@ -40,7 +40,7 @@ def drop_invalid(db: Database, target: Target, table: Table, lock_timeout: str =
     for pause in locks.pauses():
         with db.transaction():
             found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-        left = [i for i in found.values() if i.table_oid == table.oid and not i.valid and i.method in DEFAULTS]
+        left = [i for i in found.values() if i.table_oid == table_oid and not i.valid and i.method in DEFAULTS]
         try:
             for index in left:
                 log.notice(f"index {quote(index.name)} is invalid, left by a build that was interrupted; dropping it")
@@ -55,37 +55,44 @@ def drop_invalid(db: Database, target: Target, table: Table, lock_timeout: str =
     raise problem
 
 
-def ensure(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> bool:
+def ensure(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> bool:
     """Leaves the wanted index in place, valid, once, and says whether; where it can't, the log says why."""
     with db.transaction():
         found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
         taken = catalog.relation_exists(db, target.schema, target.index)
     present = found.get(target.index)
-    if taken and (present is None or present.table_oid != table.oid):
+    if refused(target, table_oid, present, taken, wanted):
+        return False
+    if present is None:
+        if not _build(db, target, settings, table_oid, wanted):
+            return False
+    else:
+        log.notice(f"index {quote(target.index)} exists already and is as wanted")
+    duplicate = found.get(target.mirrored_index)
+    if duplicate and duplicate.table_oid == table_oid and wanted.matches(duplicate):
+        log.notice(f"index {quote(duplicate.name)} is a duplicate of {quote(target.index)}; dropping it")
+        drop(db, duplicate.name)
+    return True
+
+
+def refused(target: Target, table_oid: int, present: Index | None, taken: bool, wanted: Plan) -> bool:
+    """Whether something else is there under the name of the index; says what."""
+    if taken and (present is None or present.table_oid != table_oid):
         log.warning(
             f"no index: the name {quote(target.index)} is taken by"
             f" {'an index of another table' if present else 'something that is no index'}",
             hint=f"Rename that, then: {INDEX_ANEW}.",
         )
+        return True
+    if present is None or wanted.matches(present):
         return False
-    if present is None:
-        if not _build(db, target, settings, table, wanted):
-            return False
-    elif not wanted.matches(present):
-        log.warning(
-            f"index {quote(target.index)} exists with another definition and is left as it is",
-            detail=f"It is {present.method} with {present.opclass} on {present.key}"
-            f" ({', '.join(sorted(present.options)) or 'no options'}), wanted is {wanted.method} with {wanted.opclass}"
-            f" on {wanted.key} ({wanted.options}).",
-            hint=f"For the wanted one{'' if present.method in DEFAULTS else ' rename that, then'}: {INDEX_ANEW}.",
-        )
-        return False
-    else:
-        log.notice(f"index {quote(target.index)} exists already and is as wanted")
-    duplicate = found.get(target.mirrored_index)
-    if duplicate and duplicate.table_oid == table.oid and wanted.matches(duplicate):
-        log.notice(f"index {quote(duplicate.name)} is a duplicate of {quote(target.index)}; dropping it")
-        drop(db, duplicate.name)
+    log.warning(
+        f"index {quote(target.index)} exists with another definition and is left as it is",
+        detail=f"It is {present.method} with {present.opclass} on {present.key}"
+        f" ({', '.join(sorted(present.options)) or 'no options'}), wanted is {wanted.method} with {wanted.opclass}"
+        f" on {wanted.key} ({wanted.options}).",
+        hint=f"For the wanted one{'' if present.method in DEFAULTS else ' rename that, then'}: {INDEX_ANEW}.",
+    )
     return True
 
 
@@ -95,7 +102,7 @@ def drop(db: Database, name: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
         db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
 
 
-def _build(db: Database, target: Target, settings: Settings, table: Table, wanted: Plan) -> bool:
+def _build(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> bool:
     memory_kb = _memory(db, settings, wanted)
     log.notice(
         f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"
@@ -103,7 +110,7 @@ def _build(db: Database, target: Target, settings: Settings, table: Table, wante
     started = time.monotonic()
     try:
         with ExitStack() as stack:
-            stack.enter_context(_progress(db, table.oid, f"index {quote(target.index)}"))
+            stack.enter_context(_progress(db, table_oid, f"index {quote(target.index)}"))
             stack.enter_context(db.autocommit())
             stack.enter_context(_settings(db, {"maintenance_work_mem": f"{memory_kb}kB"}))
             # no IF NOT EXISTS: it would keep an invalid index and say nothing
@@ -118,7 +125,7 @@ def _build(db: Database, target: Target, settings: Settings, table: Table, wante
         if not db.usable:
             raise
         db.rollback()
-        _clean_up(db, target, table)
+        _clean_up(db, target, table_oid)
         if not isinstance(error, DBAPIError):
             raise
         problem = as_migration_error(error, f"index {quote(target.index)} on {target} can't be built")
@@ -133,20 +140,23 @@ def _build(db: Database, target: Target, settings: Settings, table: Table, wante
         return False
     with db.transaction():
         built = catalog.indexes(db, target.schema, target.index).get(target.index)
+        on_shards = citus.index_size(db, table_oid)
     if built is None or not built.valid:
         raise MigrationError(
             f"index {quote(target.index)} on {target} is not valid after its build",
             hint="Run the same command again: it drops the index and builds it anew.",
         )
     seconds = log.duration(time.monotonic() - started)
-    log.notice(f"index {quote(target.index)} is built and valid: {built.size / 1024**2:,.1f} MiB in {seconds}")
+    log.notice(
+        f"index {quote(target.index)} is built and valid: {(on_shards or built.size) / 1024**2:,.1f} MiB in {seconds}"
+    )
     return True
 
 
-def _clean_up(db: Database, target: Target, table: Table) -> None:
+def _clean_up(db: Database, target: Target, table_oid: int) -> None:
     """After a build that failed or was stopped: not at the price of waiting for whoever has read the table."""
     try:
-        drop_invalid(db, target, table, CLEAN_UP_TIMEOUT)
+        drop_invalid(db, target, table_oid, CLEAN_UP_TIMEOUT)
     except MigrationError as error:
         log.warning(error.message, detail="The next upgrade drops it.")
 
@@ -211,7 +221,7 @@ def _progress(db: Database, table_oid: int, what: str) -> Iterator[None]:
         try:
             with second_connection(engine) as connection:
                 while not over.wait(LOG_INTERVAL):
-                    if line := _phase(connection, table_oid):
+                    if line := citus.build_progress(connection) or _phase(connection, table_oid):
                         log.notice(f"{what}: {line}")
                     connection.rollback()
         except SQLAlchemyError as error:

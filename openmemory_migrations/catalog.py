@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from . import partitions
 from .database import Database
 from .target import OWN_COMMENT, SET_ASIDE, quote
 
@@ -167,11 +168,15 @@ def indexes(db: Database, schema: str, *names: str) -> dict[str, Index]:
 
 
 def trigger_enabled(db: Database, table_oid: int, name: str) -> bool:
+    """On the table, and on each of its partitions, which have clones of it."""
     return bool(
         db.value(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = :oid AND tgname = :name"
-            " AND NOT tgisinternal AND tgenabled <> 'D')",
-            {"oid": table_oid, "name": name},
+            """
+            SELECT bool_and(EXISTS (SELECT FROM pg_catalog.pg_trigger
+                                    WHERE tgrelid = t.oid AND tgname = :name AND NOT tgisinternal AND tgenabled <> 'D'))
+            FROM unnest(CAST(:tables AS oid[])) AS t (oid)
+            """,
+            {"tables": [part.oid for part in partitions.parts(db, table_oid)], "name": name},
         )
     )
 
@@ -188,16 +193,16 @@ def relation_exists(db: Database, schema: str, name: str) -> bool:
 
 
 def views_on(db: Database, table_oid: int, column: str) -> list[str]:
-    """The views that show a column, and so keep it from being dropped."""
+    """The views that show a column of the table or of a partition, and so keep it from being dropped."""
     rows = db.rows(
         """
         SELECT DISTINCT CAST(CAST(r.ev_class AS regclass) AS text)
         FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
              JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-        WHERE d.classid = CAST('pg_rewrite' AS regclass) AND d.refobjid = :oid AND a.attname = :column
+        WHERE d.classid = CAST('pg_rewrite' AS regclass) AND d.refobjid = ANY (:tables) AND a.attname = :column
         ORDER BY 1
         """,
-        {"oid": table_oid, "column": column},
+        {"tables": [part.oid for part in partitions.parts(db, table_oid)], "column": column},
     )
     return [row[0] for row in rows]
 

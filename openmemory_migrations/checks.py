@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import catalog, log
+from . import catalog, log, partitions
 from .catalog import Column, Table
 from .database import Database
 from .errors import ANEW, MigrationError
@@ -26,14 +26,21 @@ def require_table(db: Database, target: Target) -> Table:
         )
     if table.is_partition:
         raise MigrationError(
-            f"{target} is a partition", hint="Name the table that it is part of; only an ordinary one can be migrated."
+            f"{target} is a partition", hint="Set OM_VECTOR_TABLE to the table that it is a partition of."
         )
-    if table.kind != "r" or table.has_children:
-        what = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "p": "a partitioned table"}
+    if table.kind != "p" and (table.kind != "r" or table.has_children):
+        what = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
         raise MigrationError(
             f"{target} is {what.get(table.kind, 'a table that others inherit from')}",
-            hint="Only an ordinary table can be migrated.",
+            hint="Only an ordinary or a partitioned table can be migrated.",
         )
+    parts = partitions.parts(db, table.oid)
+    for part in parts:
+        if part.kind not in "rp":
+            raise MigrationError(
+                f"partition {part} of {target} is a foreign table",
+                hint="Only tables of this server can be migrated; detach it, or migrate it where it is.",
+            )
     source = table.columns.get(target.source)
     if source is None:
         raise MigrationError(
@@ -46,9 +53,9 @@ def require_table(db: Database, target: Target) -> Table:
             f"column {quote(target.source)} of {target} is of type {source.type}",
             hint="Expected bytea (float32, little-endian), as OpenMemory creates it.",
         )
-    if table.rows_hidden:
+    if hidden := [part for part in parts if part.rows_hidden]:
         raise MigrationError(
-            f"row-level security of {target} would hide rows from this role",
+            f"row-level security of {hidden[0]} would hide rows from this role",
             hint="Connect as a role that bypasses it: the owner (without FORCE), one with BYPASSRLS, a superuser.",
         )
     return table
@@ -70,6 +77,13 @@ def require_rights(db: Database, target: Target, table: Table, settings: Setting
             detail=f"Only its owner, {quote(table.owner)}, or a member of that role can add a column and a trigger.",
             hint=f"Connect as {quote(table.owner)}, or: GRANT {quote(table.owner)} TO {quote(role)};",
         )
+    for part in partitions.parts(db, table.oid):
+        if not part.owned:
+            raise MigrationError(
+                f"role {quote(role)} does not own partition {part} of {target}",
+                detail=f"It belongs to {quote(part.owner)}; a column is added to all partitions at once.",
+                hint=f"ALTER TABLE {part.sql_name} OWNER TO {quote(table.owner)};",
+            )
     if settings.sync_trigger and not db.value(
         "SELECT has_schema_privilege(:schema, 'CREATE')", {"schema": target.schema}
     ):
@@ -87,12 +101,17 @@ def require_available(db: Database) -> None:
         )
 
 
-def require_column(table: Table, target: Target, settings: Settings, stamp: Iterable[str]) -> None:
-    """Raises MigrationError where the stamp says that there is a column of ours and there is none."""
+def require_column(table: Table, target: Target, settings: Settings, stamp: Iterable[str] | None) -> None:
+    """Raises MigrationError where there is no column of ours, though the stamp, if there is one, says so."""
     column = table.columns.get(target.vector)
+    if (column is None or not column.ours) and stamp is None:
+        raise MigrationError(
+            f"{target} has no column {quote(target.vector)} of this package yet",
+            hint="First the step that adds it and its trigger: alembic upgrade om_20240107_pgvector.",
+        )
     if column is None or not column.ours:
         raise MigrationError(
-            f"this database is stamped {', '.join(stamp) or 'as migrated'}, but {target} has no column"
+            f"this database is stamped {', '.join(stamp or ()) or 'as migrated'}, but {target} has no column"
             f" {quote(target.vector)} of this package",
             detail="The stamp was made for another table or schema, or by hand.",
             hint="Correct schema and table (OM_PG_SCHEMA, OM_VECTOR_TABLE). If this is the table, stamp what comes"

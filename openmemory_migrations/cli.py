@@ -14,12 +14,13 @@ from types import ModuleType
 from sqlalchemy.exc import DBAPIError
 
 from . import __version__, doctor, log, stubs
+from .commands import backfill
 from .database import as_migration_error
-from .errors import ConnectionLost, MigrationError
+from .errors import MigrationError
 
 PROGRAM = "openmemory-migrations"
 # a command is a module with arguments(parser) and run(options) -> exit code; its docstring's first line is the help
-COMMANDS: dict[str, ModuleType] = {"stubs": stubs, "doctor": doctor}
+COMMANDS: dict[str, ModuleType] = {"backfill": backfill, "stubs": stubs, "doctor": doctor}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(COMMANDS[options.command].run(options))
     except MigrationError as error:
         print(f"ERROR:  {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConnectionLost) else getattr(error, "exit_code", 1)
+        return error.exit_code
     except DBAPIError as error:
         print(f"ERROR:  {as_migration_error(error, 'database')}", file=sys.stderr)
         return 2

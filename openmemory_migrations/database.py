@@ -7,6 +7,7 @@ transaction under any env.py, while SQLAlchemy's and Alembic's transaction objec
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,6 +153,12 @@ class Database:
     def pooled(self) -> bool:
         """Whether a pooler such as PgBouncer stands between: it tells clients of another process than the server's."""
         return bool(self.driver.pid != self.value("SELECT pg_backend_pid()"))
+
+    def at(self, names: Mapping[str, str]) -> Database:
+        """The same connection, with other names in the `{…}` of SQL texts."""
+        other = copy.copy(self)
+        other.names = {**self.names, **names}
+        return other
 
     @contextmanager
     def beside(self, stop: Stop) -> Iterator[Database]:

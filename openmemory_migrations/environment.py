@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack, nullcontext
 from logging.config import fileConfig
 from typing import Any
@@ -11,15 +10,15 @@ from alembic import context
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, checks, locks, log
-from .database import Database, as_migration_error, engine_for, url_of
-from .errors import ConnectionLost, MigrationError
+from . import catalog, checks, locks
+from .connecting import reconnecting, required_url
+from .database import Database, as_migration_error, engine_for
+from .errors import MigrationError
 from .settings import Settings, refuse_unknown
 from .signals import Interrupted, Stop, listening
 from .target import Target, quote
 
 VERSION_TABLE = "openmemory_alembic_version"
-RECONNECT_PAUSES = (1, 2, 4, 8, 15, 30)  # seconds: a server that restarts is back within a minute
 
 
 def run() -> None:
@@ -32,23 +31,16 @@ def run() -> None:
     if context.is_offline_mode():
         _print(settings)
         return
-    if settings.database_url is None and settings.metadata_backend == "sqlite":
-        log.notice("OM_METADATA_BACKEND is sqlite: there is no Postgres to migrate, nothing to do")
-        return
-    url = url_of(settings)
+    url = required_url(settings)
     if url is None:
-        raise MigrationError(
-            "no database is configured",
-            hint="Set OM_DATABASE_URL=postgresql://user:password@host/database, or OM_PG_HOST with OM_PG_PORT,"
-            " OM_PG_DB, OM_PG_USER and OM_PG_PASSWORD as OpenMemory has them.",
-        )
+        return
     engine = engine_for(url)
     try:
         if url.get_backend_name() == "sqlite":
             with engine.connect() as connection:
                 _migrate(connection, settings)
         else:
-            _reconnecting(engine, settings)
+            reconnecting(lambda: _run_postgres(engine, settings))
     except DBAPIError as error:
         raise as_migration_error(error, "database") from error
     except KeyboardInterrupt:
@@ -68,23 +60,6 @@ def _print(settings: Settings) -> None:
     )
     with nullcontext() if settings.single_transaction else context.begin_transaction():
         context.run_migrations()
-
-
-def _reconnecting(engine: Engine, settings: Settings) -> None:
-    """Begins again, on new connections, when the server or the network took them away; every step continues."""
-    lost = False
-    for pause in RECONNECT_PAUSES:
-        try:
-            return _run_postgres(engine, settings)
-        except (ConnectionLost, DBAPIError) as error:
-            problem = error if isinstance(error, ConnectionLost) else as_migration_error(error, "database")
-            # a database that was never reached is not lost; one that is on its way up refuses for a while
-            lost = lost or isinstance(problem, ConnectionLost)
-            if not lost:
-                raise problem from error
-        log.warning(problem.message, hint=f"Connecting again in {pause} s; what is committed is kept.")
-        time.sleep(pause)
-    return _run_postgres(engine, settings)
 
 
 def _run_postgres(engine: Engine, settings: Settings) -> None:

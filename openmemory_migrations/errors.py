@@ -13,8 +13,10 @@ class MigrationError(CommandError):
     """Something that the operator can mend.
 
     A `CommandError`, because that is what Alembic's command line prints as `FAILED: …` and turns into its exit code;
-    any other exception reaches the operator as a traceback.
+    any other exception reaches the operator as a traceback. `exit_code` is that of our own console script.
     """
+
+    exit_code = 1
 
     def __init__(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
         self.message, self.detail, self.hint = message, detail, hint
@@ -28,3 +30,11 @@ class MigrationError(CommandError):
 
 class ConnectionLost(MigrationError):
     """The server or the network took the connection away; what is committed is kept."""
+
+    exit_code = 2
+
+
+class UsageError(MigrationError):
+    """Something in the command line or the configuration that leaves nothing to work with."""
+
+    exit_code = 2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import building, catalog, indexes, log
+from . import building, building_tree, catalog, citus, indexes, log
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW
 from .indexes import NoIndex, Plan
-from .leftovers import leftovers
+from .leftovers import by_converting, by_reading, leftovers
 from .settings import Settings
 from .target import Target, literal, quote
 
@@ -20,7 +20,9 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
             f"column {quote(target.vector)} of {target} has no dimensions (typmod), so it can't be indexed",
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
-    left = leftovers(db, target, table)
+    with db.transaction():
+        spread = citus.distribution(db, table.oid)
+    left = leftovers(db, target, table, by_converting if spread else by_reading)
     if left.convertible:
         log.warning(
             f"{left.convertible:,} rows of {target} have {quote(target.source)} but no {quote(target.vector)}",
@@ -28,7 +30,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
         )
     with db.transaction(snapshot=True):
         followed = catalog.trigger_enabled(db, table.oid, target.sync)
-        rows = db.value("SELECT count(*) FROM ONLY {table} WHERE {vector} IS NOT NULL")
+        rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
     if not followed:
         log.warning(
             f"nothing keeps {quote(target.vector)} of {target} in step with {quote(target.source)}",
@@ -38,12 +40,8 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     if left.skipped:
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")
 
-    building.drop_invalid(db, target, table)
-    wanted = indexes.plan(target, settings, extension, size, rows)
-    if isinstance(wanted, NoIndex):
-        log.notice(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
-    elif building.ensure(db, target, settings, table, wanted):
-        _advise(target, wanted)
+    if built := _index(db, target, settings, table, extension, rows):
+        _advise(target, built)
     where = {"table_schema": target.schema, "table_name": target.table, "column_name": target.vector}
     log.notice(
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
@@ -54,12 +52,35 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     )
 
 
-def downgrade(db: Database, target: Target) -> None:
+def _index(
+    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, rows: int
+) -> Plan | None:
+    """Leaves the wanted index in place and returns it; where it can't, the log says why."""
+    with db.transaction():
+        rows = citus.rows_a_shard(db, table.oid, rows)
+    if table.kind == "r":
+        building.drop_invalid(db, target, table.oid)
+    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows)
+    if isinstance(wanted, NoIndex):
+        log.notice(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
+        return None
+    if table.kind == "p":
+        return building_tree.ensure(db, target, settings, table, extension)
+    return wanted if building.ensure(db, target, settings, table.oid, wanted) else None
+
+
+def downgrade(db: Database, target: Target, settings: Settings) -> None:
     """Takes the index away, under whichever of the two names."""
     with db.reading():
         table = catalog.table(db, target.schema, target.table)
         found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
     db.take_over()
+    if table is not None and table.kind == "p":
+        if building_tree.drop(db, target, table, settings):
+            log.notice(f"index {quote(target.index)} of {target} and its partitions dropped")
+        else:
+            log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
+        return
     ours = [
         index
         for index in found.values()

@@ -21,7 +21,7 @@ from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionMap
 from alembic.util import coerce_resource_to_filename
 
-from .errors import MigrationError
+from .errors import UsageError
 
 PACKAGE = "openmemory_migrations"
 LOCATION = f"{PACKAGE}:versions"
@@ -30,12 +30,6 @@ REVISIONS = (EXPAND, BACKFILL, FINALIZE)
 KNOWS_TOML = "toml_file" in inspect.signature(Config).parameters  # and path_separator: both came with Alembic 1.16
 SEPARATOR = "path_separator" if KNOWS_TOML else "version_path_separator"
 ALEMBIC = f"Alembic {alembic.__version__}"
-
-
-class UsageError(MigrationError):
-    """Something in the command line or in the host's configuration that leaves nothing to work with."""
-
-    exit_code = 2
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +149,6 @@ __all__ = [
     "REVISIONS",
     "SEPARATOR",
     "Location",
-    "UsageError",
     "arguments",
     "configuration",
     "locations",

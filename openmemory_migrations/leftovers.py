@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import dimensions
+from . import dimensions, partitions
 from .catalog import Table
 from .database import APPLICATION_NAME, Database
-from .reading import PLAN, Scan
+from .reading import PLAN, Scan, pages_of
 from .target import Target, literal, quote
 
 LOOK_ROWS = 1000  # at once, where nothing is written
@@ -17,9 +18,22 @@ NOT_FINITE = "NaN or infinite values"
 
 COUNT = """
 SELECT CASE WHEN {vector} IS NULL THEN octet_length({source}) END, count(*), count(*) FILTER (WHERE {differs})
-FROM ONLY {table} WHERE {source} IS NOT NULL GROUP BY 1
+FROM {table} WHERE {source} IS NOT NULL GROUP BY 1
 """
 DIFFERS = "octet_length(v) <> 4 * CAST(dim AS bigint)"
+NOT_CONVERTED = "octet_length({source}) = {octets} AND {convert}({source}, {dimensions}) IS NULL"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pending rows of one length: those that can be vectors, those that can't, and the first few keys of the latter."""
+
+    good: int
+    bad: int
+    keys: list[str]
+
+
+Look = Callable[[Database, Table, int], Found]
 
 
 @dataclass(frozen=True)
@@ -45,14 +59,13 @@ class Leftovers:
         )
 
 
-def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
+def leftovers(db: Database, target: Target, table: Table, look: Look) -> Leftovers:
     """Looks at every row without a vector, in one snapshot: what moves meanwhile is neither missed nor seen twice."""
     fixed = table.columns[target.vector].dimensions
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     convertible = 0
     with db.transaction(snapshot=True):
-        last_page = pages_of(db)
         lengths: dict[str, list[int]] = {}
         # one pass over the table for all that can be counted: it may be larger than the server's memory
         found = db.rows(COUNT, differs=DIFFERS if _has_dim(target, table) else "false")
@@ -65,21 +78,46 @@ def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
                 lengths.setdefault(reason, []).append(octets)
         for reason, values in lengths.items():
             examples[reason] = _keys(db, table, "octet_length({source}) = ANY (:values)", values)
-        db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at what is left", "lock_timeout": "0"})
         for octets, _ in pending:
-            if dimensions.problem(octets, fixed):
-                continue
-            scan = Scan(octets // 4, LOOK_ROWS, 0, last_page)
-            bad: list[str] = []
-            while scan.more:
-                rows = scan.read(db)
-                scan.advance(rows)
-                convertible += len(rows.good)
-                reasons.update({NOT_FINITE: rows.rows_bad})
-                bad += rows.bad_tids[: SHOWN_KEYS - len(bad)]
-            if bad:
-                examples.setdefault(NOT_FINITE, []).extend(_keys(db, table, "ctid = ANY (CAST(:values AS tid[]))", bad))
-    return Leftovers(convertible, +reasons, examples, differs)
+            if dimensions.problem(octets, fixed) is None:
+                rows = look(db, table, octets // 4)
+                convertible += rows.good
+                if rows.bad:
+                    reasons[NOT_FINITE] += rows.bad
+                    examples.setdefault(NOT_FINITE, []).extend(rows.keys)
+    return Leftovers(convertible, reasons, examples, differs)
+
+
+def by_reading(db: Database, table: Table, size: int) -> Found:
+    """Reads the values here: needs no function in the database."""
+    good = bad = 0
+    keys: list[str] = []
+    parts = partitions.leaves(db, table.oid)
+    db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at what is left", "lock_timeout": "0"})
+    for part in parts:
+        at = part.at(db)
+        scan = Scan(size, LOOK_ROWS, 0, pages_of(at))
+        tids: list[str] = []
+        while scan.more:
+            rows = scan.read(at)
+            scan.advance(rows)
+            good += len(rows.good)
+            bad += rows.rows_bad
+            tids += rows.bad_tids[: SHOWN_KEYS - len(keys) - len(tids)]
+        if tids:
+            keys += _keys(at, table, "ctid = ANY (CAST(:values AS tid[]))", tids)
+    return Found(good, bad, keys)
+
+
+def by_converting(db: Database, table: Table, size: int) -> Found:
+    """Converts the values there: only numbers and keys travel."""
+    names = {"octets": str(4 * size), "dimensions": str(size)}
+    all_rows, bad = db.rows(
+        "SELECT count(*), count(*) FILTER (WHERE " + NOT_CONVERTED + ") FROM {table}"
+        " WHERE {vector} IS NULL AND octet_length({source}) = {octets}",
+        **names,
+    )[0]
+    return Found(all_rows - bad, bad, _keys(db, table, NOT_CONVERTED, [], **names) if bad else [])
 
 
 def _has_dim(target: Target, table: Table) -> bool:
@@ -87,26 +125,15 @@ def _has_dim(target: Target, table: Table) -> bool:
     return target.source == "v" and dim is not None and dim.type in ("smallint", "integer", "bigint")
 
 
-def _keys(db: Database, table: Table, condition: str, values: list[int] | list[str]) -> list[str]:
+def _keys(db: Database, table: Table, condition: str, values: list[int] | list[str], **names: str) -> list[str]:
     """The first few pending rows that meet `condition`, by their primary key, else by their place."""
     columns = [f"concat({literal(name + '=')}, {quote(name)})" for name in table.key]
     shown = f"concat_ws(', ', {', '.join(columns)})" if columns else "concat('ctid=', ctid)"
     rows = db.rows(
-        "SELECT {shown} FROM ONLY {table} WHERE {vector} IS NULL AND " + condition + " LIMIT {most}",
-        {"values": values},
+        "SELECT {shown} FROM {table} WHERE {vector} IS NULL AND " + condition + " LIMIT {most}",
+        {"values": values} if ":values" in condition else {},
         shown=shown,
         most=str(SHOWN_KEYS),
+        **names,
     )
     return [f"({row[0]})" for row in rows]
-
-
-def pages_of(db: Database) -> int:
-    return int(
-        db.value(
-            """
-            SELECT pg_catalog.pg_relation_size(CAST(:table AS regclass))
-                   / CAST(current_setting('block_size') AS integer)
-            """,
-            {"table": db.names["table"]},
-        )
-    )

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from . import log
+from . import log, partitions
 from .database import (
     CANCELED,
     DEADLOCK,
@@ -31,6 +31,7 @@ from .database import (
 )
 from .errors import MigrationError
 from .settings import Settings
+from .target import literal
 
 TRIES = 30
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
@@ -119,7 +120,9 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
     for attempt, pause in enumerate(pauses(), 1):
         try:
             with db.transaction():
-                db.set_local("lock_timeout", f"{timeout_ms}ms")
+                # or Citus refuses functions beside a change of its tables
+                db.run("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
+                set_timeout(db, f"{timeout_ms}ms")
                 return change()
         except DBAPIError as error:
             if sqlstate(error) not in PASSING:
@@ -133,6 +136,16 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         detail=f"{problem.message}. {holders}",
         hint="Run the same command again when that transaction is over; nothing was changed by this step.",
     )
+
+
+def set_timeout(db: Database, timeout: str) -> None:
+    """lock_timeout of the transaction, on Citus on its nodes too.
+
+    Those hear of it by SET LOCAL only, not by set_config(), and only after the first of these two. A server without
+    Citus takes that for a name that nobody uses.
+    """
+    db.run("SET LOCAL citus.propagate_set_commands TO 'local'")
+    db.run(f"SET LOCAL lock_timeout TO {literal(timeout)}")
 
 
 def batch_timeout(db: Database, settings: Settings) -> str:
@@ -179,11 +192,11 @@ def _table_holders(db: Database, table_oid: int) -> str:
             """
             SELECT DISTINCT a.pid, a.application_name, a.usename, coalesce(a.query_start, a.xact_start), a.state
             FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
-            WHERE l.relation = :oid AND l.granted AND l.pid <> pg_backend_pid()
+            WHERE l.relation = ANY (:tables) AND l.granted AND l.pid <> pg_backend_pid()
               AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
             ORDER BY 4 NULLS LAST LIMIT 5
             """,
-            {"oid": table_oid},
+            {"tables": [part.oid for part in partitions.parts(db, table_oid)]},
         )
     found = [
         f'process {pid} ("{name}", role {user}, {state or "state not visible"}'

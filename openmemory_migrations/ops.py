@@ -14,20 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from alembic import context, op
 from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
-from . import backfill, catalog, checks, expand, finalize, locks, log, stamps
-from .catalog import Extension, Table
+from . import expand, finalize, log, stamps
 from .database import Database, as_migration_error, refuse_foreign_transaction
 from .errors import MigrationError
 from .offline import Script
 from .settings import Settings
-from .target import Target, quote
+from .steps import Step
+from .target import Target
 
 __all__ = [
     "Options",
@@ -50,6 +49,7 @@ class Options(TypedDict, total=False):
     dimensions: int  # OM_VEC_DIM
     sync_trigger: bool
     batch: int  # rows, BACKFILL_BATCH
+    engine: Literal["client", "server"]  # OM_BACKFILL_ENGINE
     workers: int
     pause_ms: int  # OM_BACKFILL_PAUSE_MS
     max_lag: int  # seconds, OM_BACKFILL_MAX_LAG
@@ -70,6 +70,7 @@ SETTING = {
     "table": "vector_table",
     "dimensions": "vec_dim",
     "batch": "backfill_batch",
+    "engine": "backfill_engine",
     "workers": "backfill_workers",
     "pause_ms": "backfill_pause_ms",
     "max_lag": "backfill_max_lag",
@@ -109,7 +110,9 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
     with _step("backfill", options) as step:
         if step:
             with step.beside_others():
-                _backfill(step)
+                ready = step.prepared(_stamp())
+                if ready:
+                    step.backfill(*ready, last=True)
 
 
 def downgrade_backfill(**options: Unpack[Options]) -> None:
@@ -127,7 +130,7 @@ def upgrade_finalize(**options: Unpack[Options]) -> None:
     with _step("finalize", options) as step:
         if step:
             with step.alone():
-                ready = step.prepared()
+                ready = step.prepared(_stamp())
                 if ready:
                     finalize.upgrade(step.db, step.target, step.settings, *ready)
 
@@ -141,67 +144,11 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
     with _step("downgrade of finalize", options) as step:
         if step:
             with step.alone():
-                finalize.downgrade(step.db, step.target)
-
-
-@dataclass(frozen=True)
-class _Step:
-    db: Database
-    target: Target
-    settings: Settings
-
-    def alone(self) -> AbstractContextManager[None]:
-        return locks.exclusive(self.db.connection.engine, str(self.target), *self._lock, sleep=self.db.stop.sleep)
-
-    def beside_others(self) -> AbstractContextManager[None]:
-        return locks.shared(self.db.connection.engine, str(self.target), *self._lock, sleep=self.db.stop.sleep)
-
-    @property
-    def _lock(self) -> tuple[str, str, str]:
-        return "table", self.target.schema, self.target.table
-
-    def prepared(self) -> tuple[Table, Extension] | None:
-        """The table with its column of ours, everything before it committed; None where `v` is a vector already."""
-        with self.db.reading():
-            table = checks.require_table(self.db, self.target)
-            if checks.already_vector(table, self.target):
-                return None
-            checks.require_column(table, self.target, self.settings, op.get_context().get_current_heads())
-            extension = catalog.extension(self.db)
-        self.db.take_over()
-        assert extension is not None  # there is a column of its type
-        return table, extension
-
-
-def _backfill(step: _Step) -> None:
-    ready = step.prepared()
-    if ready is None:
-        return
-    db, target, settings, (table, extension) = step.db, step.target, step.settings, ready
-    left = backfill.run(db, target, settings, table, extension)
-    aside = table.columns.get(target.adopted)
-    if aside is not None and aside.set_aside:
-        backfill.carry_over(db, target, settings, table)
-    if left.dim_differs:
-        log.notice(f"column dim disagrees with the bytes in {left.dim_differs:,} rows of {target}; the bytes decided")
-    if left.convertible:
-        log.warning(
-            f"{left.convertible:,} rows of {target} were written during the backfill and have no vector",
-            detail="OM_SYNC_TRIGGER is off, so nothing converts what the application writes.",
-        )
-    if left.skipped:
-        message = f"{left.skipped:,} rows of {target} can't be converted and were skipped"
-        hint = (
-            f"Mend {quote(target.source)} in those rows; the trigger, or UPDATE … SET {quote(target.source)} ="
-            f" {quote(target.source)}, then fills {quote(target.vector)}."
-        )
-        if settings.on_bad_rows == "fail":
-            raise MigrationError(message, detail=f"{left.summary()}. All others are converted.", hint=hint)
-        log.warning(message, detail=f"{left.summary()}.", hint=hint)
+                finalize.downgrade(step.db, step.target, step.settings)
 
 
 @contextmanager
-def _step(name: str, options: Options) -> Iterator[_Step | None]:
+def _step(name: str, options: Options) -> Iterator[Step | None]:
     """What a step works with, or None where there is nothing to do for it."""
     connection = op.get_bind()
     if connection.dialect.name == "sqlite":
@@ -216,9 +163,13 @@ def _step(name: str, options: Options) -> Iterator[_Step | None]:
     db = Database(connection, target.names())
     try:
         with db.session():
-            yield _Step(db, target, settings)
+            yield Step(db, target, settings)
     except DBAPIError as error:
         raise as_migration_error(error, name) from error
+
+
+def _stamp() -> tuple[str, ...]:
+    return op.get_context().get_current_heads()
 
 
 def _script(options: Mapping[str, Any]) -> Script | None:

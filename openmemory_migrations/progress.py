@@ -1,50 +1,91 @@
-"""How far a run is: for its log lines, and in application_name for everybody's look at pg_stat_activity."""
+"""How far a run is: for its log lines, and in application_name for everybody's look at pg_stat_activity.
+
+A run that is alone counts what it does. One that meets others at the same table looks from time to time at what is
+left there, and so shows the whole, whoever does it and wherever.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import log
-from .database import APPLICATION_NAME
+from .database import APPLICATION_NAME, Database
 
 LOG_INTERVAL = 5.0  # seconds
+LOOK_SHARE = 0.05  # at most, of one worker's time, for looking at what is left
 
 
 @dataclass
 class Progress:
-    """What a run's workers have done so far; `add` may be called from any of their threads."""
+    """What has been done since the pass began; `add` may be called from any worker's thread.
+
+    `total` are the rows that were pending then, `pending` counts them anew, and `others` says whether other runs have
+    been met.
+    """
 
     what: str
     total: int
-    converted: int = 0
+    pending: Callable[[Database], int]
+    others: Callable[[], object]
+    converted: int = 0  # by this run
     skipped: int = 0
     started: float = field(default_factory=time.monotonic)
-    logged: float = field(default_factory=time.monotonic)
+    _logged: float = field(default_factory=time.monotonic)
+    _theirs: int = 0  # rows that others have done, when last looked
+    _looked: float = 0.0
+    _look_again: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, converted: int, skipped: int) -> None:
+    def add(self, db: Database, converted: int, skipped: int) -> None:
+        """A batch is done; `db` is the connection that has done it, between two transactions."""
         with self._lock:
             self.converted += converted
             self.skipped += skipped
-            if time.monotonic() - self.logged >= LOG_INTERVAL:
-                self.logged = time.monotonic()
-                log.notice(str(self))
+            if time.monotonic() - self._logged < LOG_INTERVAL:
+                return
+            self._logged = time.monotonic()
+        if time.monotonic() >= self._look_again:
+            self.look(db)
+        log.notice(str(self))
+
+    def look(self, db: Database) -> None:
+        """Counts what is left, if there is anybody else who may have done something."""
+        if not self.others():
+            return
+        began = time.monotonic()
+        with db.transaction(snapshot=True):
+            left = self.pending(db)
+        self._theirs = max(0, self.total - left - self.converted)
+        self._looked = time.monotonic()
+        self._look_again = self._looked + (self._looked - began) / LOOK_SHARE
+
+    @property
+    def done(self) -> int:
+        theirs = float(self._theirs)
+        since = time.monotonic() - self._looked
+        if theirs and since > LOG_INTERVAL:  # they go on at the pace that they had
+            theirs *= (time.monotonic() - self.started) / (self._looked - self.started)
+        return min(self.total, self.converted + int(theirs))
 
     @property
     def percent(self) -> int:
-        done = self.converted + self.skipped
-        return min(100, 100 * done // self.total) if self.total else 100
+        return min(100, 100 * (self.done + self.skipped) // self.total) if self.total else 100
 
     @property
     def application_name(self) -> str:
         return f"{APPLICATION_NAME} backfill {self.percent} %"
 
     def __str__(self) -> str:
-        rate = self.converted / max(time.monotonic() - self.started, 0.001)
-        text = f"{self.what}: {self.converted:,} of {self.total:,} rows ({self.percent} %), {rate:,.0f} rows/s"
-        left = self.total - self.converted - self.skipped
+        done = self.done
+        rate = done / max(time.monotonic() - self.started, 0.001)
+        text = f"{self.what}: {done:,} of {self.total:,} rows ({self.percent} %), {rate:,.0f} rows/s"
+        # a worker may come to a row a second time that can't be converted
+        skipped = min(self.skipped, self.total - done)
+        left = self.total - done - skipped
         if left > 0 and rate > 0:
             text += f", {log.duration(left / rate)} left"
-        return text + (f", {self.skipped:,} skipped" if self.skipped else "")
+        text += f", {skipped:,} skipped" if skipped else ""
+        return text + (f"; {self.converted:,} of them by this run" if self._theirs else "")

@@ -1,25 +1,29 @@
 """Reads the rows that have bytes and no vector, in physical order, unit by unit of the table's pages.
 
-A unit is claimed before it is read, by an advisory lock, so that workers in this process and in others share a table
-without doing anything twice. A claim is for speed only: what keeps a row right is the guard in its write.
+A unit is claimed before it is read, so that workers in this process and in others share a table without doing anything
+twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
-from . import codec, locks
+from . import codec, locks, log
+from .claims import Claims, space_of
 from .codec import Rows
 from .database import APPLICATION_NAME, Database, as_migration_error, sqlstate
+from .errors import MigrationError
+from .partitions import Part
 
 BATCH_BYTES = 8 * 1024**2
 UNIT = 64  # pages of heap
 MOST_UNITS = 64  # claimed and read at once: 32 MiB of heap, how far one statement looks when there is little to find
+UNDEFINED_TABLE = "42P01"
 MOST_HELD = 2 * MOST_UNITS  # by one worker, of the thousands of places in the lock table of the server
 
 # the planner would rather hash or scan the whole table once per batch as long as it thinks that it is small
@@ -35,15 +39,6 @@ READ = """
 SELECT ctid, xmin, {source} FROM ONLY {table}
 WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NULL AND octet_length({source}) = {octets}
 LIMIT {rows}
-"""
-CLAIM = """
-SELECT unit FROM generate_series(CAST(:first AS integer), CAST(:last AS integer)) AS unit
-WHERE pg_try_advisory_xact_lock(CAST(:space AS integer), unit)
-"""
-CLAIMED = """
-SELECT CAST(objid AS bigint) FROM pg_catalog.pg_locks
-WHERE locktype = 'advisory' AND CAST(classid AS bigint) = :space AND objsubid = 2 AND granted
-  AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 """
 FILENODE = "SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass))"
 
@@ -92,16 +87,21 @@ class Scan:
 class Found:
     """One batch on its way from a reader to its writer: its good rows, and what COPY takes of them all."""
 
+    part: Part
     rows: npt.NDArray[np.void]
     payload: bytes
     vector_oid: int
     filenode: int
     rows_bad: int
 
-    def part(self, first: int, end: int) -> bytes:
+    def some(self, first: int, end: int) -> bytes:
         """What COPY takes of some of the rows."""
         whole = (first, end) == (0, len(self.rows))
         return self.payload if whole else codec.encode(self.rows[first:end], self.vector_oid, self.filenode)
+
+
+class Gone(MigrationError):
+    """A partition is no longer where it was: dropped, detached and renamed, or moved to another schema."""
 
 
 @dataclass
@@ -113,46 +113,56 @@ class Reader:
     """
 
     what: str  # for the log
-    space: int  # of the claims: one per table and column
-    pages: int  # of the table, when the pass began
+    parts: Sequence[Part]  # with rows of their own
+    column: str  # of the vectors
     dimensions: int
     most_rows: int
     vector_oid: int
     lock_timeout: str
-    heed_claims: bool
-    claimed: set[int] = field(default_factory=set)
-    refused: set[int] = field(default_factory=set)
+    claims: Claims
+    held: int = 0
 
     def batches(self, db: Database) -> Iterator[Found]:
-        units = -(-self.pages // UNIT)
+        for part in self.parts:
+            try:
+                yield from self._batches(part.at(db), part)
+            except Gone as gone:
+                log.notice(f"{gone.message}: going on without it")
+                db.rollback()
+                self.held = 0
+        db.rollback()
+
+    def _batches(self, db: Database, part: Part) -> Iterator[Found]:
+        space = space_of(part.schema, part.name, self.column)
+        pages = self._pages(db, part)
+        units = -(-pages // UNIT)
         at_once = min(MOST_UNITS, max(1, units // 32))  # so that a few workers have their share of a small table
-        held = 0
         for first in range(0, units, at_once):
-            if held >= MOST_HELD:
+            if self.held >= MOST_HELD:
                 db.commit()
-                held = 0
-            claimed = self._claim(db, first, min(first + at_once, units) - 1)
-            held += len(claimed)
+                self.held = 0
+            db.outlive_timeouts()
+            claimed = self.claims.take(db, space, range(first, min(first + at_once, units)))
+            self.held += len(claimed)
             for start, end in runs(claimed):
-                scan = Scan(self.dimensions, self.most_rows, start * UNIT, min(end * UNIT, self.pages))
+                scan = Scan(self.dimensions, self.most_rows, start * UNIT, min(end * UNIT, pages))
                 while scan.more:
-                    rows, filenode = self._read(db, scan)
+                    rows, filenode = self._read(db, scan, part)
                     scan.advance(rows)
                     if rows.rows_read:
                         payload = codec.encode(rows.good, self.vector_oid, filenode)
-                        yield Found(rows.good, payload, self.vector_oid, filenode, rows.rows_bad)
-        db.rollback()
+                        yield Found(part, rows.good, payload, self.vector_oid, filenode, rows.rows_bad)
 
-    def _claim(self, db: Database, first: int, last: int) -> list[int]:
-        db.outlive_timeouts()
-        if not self.heed_claims:
-            return list(range(first, last + 1))
-        claimed = [row[0] for row in db.rows(CLAIM, {"first": first, "last": last, "space": self.space})]
-        self.claimed.update(claimed)
-        self.refused.update(set(range(first, last + 1)) - set(claimed))
-        return claimed
+    def _pages(self, db: Database, part: Part) -> int:
+        """Of the table as it is now: what is added behind them is the next pass's."""
+        try:
+            return pages_of(db)
+        except DBAPIError as error:
+            if part.parent is not None and sqlstate(error) == UNDEFINED_TABLE:
+                raise Gone(f"{self.what}: partition {part} is gone") from error
+            raise
 
-    def _read(self, db: Database, scan: Scan) -> tuple[Rows, int]:
+    def _read(self, db: Database, scan: Scan, part: Part) -> tuple[Rows, int]:
         """Tries again, with fewer rows, when a lock or a timeout of the role's was in the way."""
         tries = locks.Tries(db.stop.sleep)
         while True:
@@ -166,6 +176,8 @@ class Reader:
                 db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
                 return rows, filenode
             except DBAPIError as error:
+                if part.parent is not None and sqlstate(error) == UNDEFINED_TABLE:
+                    raise Gone(f"{self.what}: partition {part} is gone") from error
                 problem = as_migration_error(error, self.what)
                 if sqlstate(error) not in locks.PASSING:
                     raise problem from error
@@ -174,14 +186,16 @@ class Reader:
             tries.rest(problem, scan.rows)
 
 
-def space_of(*parts: str) -> int:
-    """Where the units of a table are claimed: the first half of an advisory lock's key, the second is the unit."""
-    return locks.key_of("units", *parts) >> 32
-
-
-def claimed(db: Database, space: int) -> set[int]:
-    """The units that anybody has claimed."""
-    return {row[0] for row in db.rows(CLAIMED, {"space": space % 2**32})}
+def pages_of(db: Database) -> int:
+    return int(
+        db.value(
+            """
+            SELECT pg_catalog.pg_relation_size(CAST(:table AS regclass))
+                   / CAST(current_setting('block_size') AS integer)
+            """,
+            {"table": db.names["table"]},
+        )
+    )
 
 
 def runs(units: list[int]) -> Iterator[tuple[int, int]]:

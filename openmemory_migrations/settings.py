@@ -150,6 +150,12 @@ class Settings:
     backfill_batch: int = _option(
         "BACKFILL_BATCH", _whole(1, 100_000), 4000, "rows a batch and commit, also bounded to about 8 MiB"
     )
+    backfill_engine: str | None = _option(
+        "OM_BACKFILL_ENGINE",
+        _choice("client", "server"),
+        None,
+        "where values are converted: here, or by the server; unset: here, on Citus by the server",
+    )
     backfill_workers: int = _option(
         "OM_BACKFILL_WORKERS", _whole(1, 32), 1, "pairs of connections that convert side by side"
     )

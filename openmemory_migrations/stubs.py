@@ -18,7 +18,8 @@ from alembic.util import CommandError
 
 from . import hosts, log, stubfiles
 from .errors import MigrationError
-from .hosts import REVISIONS, UsageError
+from .errors import UsageError
+from .hosts import REVISIONS
 from .ops import SETTING, Options
 from .settings import OPTIONS, Settings
 from .stubfiles import Stub

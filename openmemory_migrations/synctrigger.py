@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .database import Database
+from sqlalchemy.exc import DBAPIError
+
+from .database import Database, as_migration_error
 
 # float32 from its bytes: sign, exponent and 23 bits, in float8, where every float32 is exact (denormals and -0 too).
 # NULL for whatever can't become a vector, so that it never fails a write. PL/pgSQL because it is 2.6 times as fast here
@@ -64,6 +66,10 @@ CREATE OR REPLACE TRIGGER {sync} BEFORE INSERT OR UPDATE OF {source} ON {table}
 FOR EACH ROW EXECUTE FUNCTION {sync_function}()
 """
 
+# Citus asks for this around the DDL of a trigger, not for its work; elsewhere it is a name that nobody uses
+ALLOW_TRIGGERS = "SET LOCAL citus.enable_unsafe_triggers TO on"
+REFUSE_TRIGGERS = "SET LOCAL citus.enable_unsafe_triggers TO off"
+
 
 def tag(names: Iterable[str]) -> str:
     """A dollar quote that no name inside the function can end."""
@@ -77,18 +83,40 @@ def create_convert(db: Database, **names: str) -> None:
     db.run(CREATE_CONVERT, tag=tag([*db.names.values(), *names.values()]), **names)
 
 
+def ensure_convert(db: Database, **names: str) -> None:
+    """Creates the function where there is no trigger that has brought it; who comes second finds it there."""
+
+    def missing() -> bool:
+        with db.transaction():
+            name = {"name": db.names["convert"] + "(bytea, integer)"}
+            return bool(db.value("SELECT pg_catalog.to_regprocedure(:name) IS NULL", name))
+
+    if not missing():
+        return
+    try:
+        with db.transaction():
+            create_convert(db, **names)
+    except DBAPIError as error:
+        if missing():
+            raise as_migration_error(error, "creating the function that converts") from error
+
+
 def create_trigger(db: Database, dimensions: int | None, **names: str) -> None:
     """One statement each, inside the caller's transaction; SHARE ROW EXCLUSIVE on the table."""
     size = "NULL" if dimensions is None else str(dimensions)
     db.run(CREATE_SYNC, dimensions=size, tag=tag([*db.names.values(), *names.values()]), **names)
     db.run("REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC")
+    db.run(ALLOW_TRIGGERS)
     db.run(CREATE_TRIGGER, **names)
+    db.run(REFUSE_TRIGGERS)
     db.run("COMMENT ON TRIGGER {sync} ON {table} IS {comment}")
 
 
 def drop_trigger(db: Database) -> None:
     """The trigger and its function, then the function that converts if no other table of the schema needs it."""
+    db.run(ALLOW_TRIGGERS)
     db.run("DROP TRIGGER IF EXISTS {sync} ON {table}")
+    db.run(REFUSE_TRIGGERS)
     db.run("DROP FUNCTION IF EXISTS {sync_function}()")
     used = db.value(
         """

@@ -96,7 +96,7 @@ def under(statements: list[tuple[str, str]], setting: str) -> Iterator[tuple[str
             value.pop(True, None)
         for given, local in re.findall(rf"set_config\('{setting}', '(\w+)', (true|false)\)", text):
             value[local == "true"] = given
-        for given in re.findall(rf"SET LOCAL {setting} = (\w+)", text):
+        for given in re.findall(rf"SET LOCAL {setting} (?:=|TO) '?(\w+)", text):
             value[True] = given
         yield text, value.get(True, value[False])
 

@@ -37,12 +37,6 @@ NEWER = "CREATE EXTENSION vector; CREATE TABLE {} (id uuid, sector text, v {}, d
             id="materialized view",
         ),
         pytest.param(
-            f"CREATE TABLE {TABLE} ({COLUMNS}) PARTITION BY LIST (sector);"
-            f"CREATE TABLE semantic PARTITION OF {TABLE} FOR VALUES IN ('semantic')",
-            f"{NAME} is a partitioned table",
-            id="partitioned",
-        ),
-        pytest.param(
             f"CREATE TABLE rows ({COLUMNS}) PARTITION BY LIST (sector);"
             f"CREATE TABLE {TABLE} PARTITION OF rows FOR VALUES IN ('semantic')",
             f"{NAME} is a partition",

@@ -9,7 +9,7 @@ import pytest
 from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
-from openmemory_migrations import backfill, beside, reading
+from openmemory_migrations import backfill, beside, claims, reading
 from openmemory_migrations.database import Database as PackageDatabase
 
 from .helpers import Database, alembic, checksum, create_table, load, mismatches, random_rows
@@ -90,7 +90,7 @@ def test_what_another_run_has_claimed_is_waited_for_but_not_for_ever(
     table: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backfill, "PATIENCE", 2)
-    space = reading.space_of("public", TABLE, "v_vector")
+    space = claims.space_of("public", TABLE, "v_vector")
     with package(table, PackageDatabase) as other, other.transaction():
         other.run("SELECT pg_advisory_xact_lock(CAST(:space AS integer), 1)", {"space": space})
 

@@ -1,0 +1,149 @@
+"""The vector index of a partitioned table, without blocking anybody: one of its own for each leaf.
+
+PostgreSQL can't build an index on a partitioned table CONCURRENTLY. So the parents get theirs first, ON ONLY them: that
+is quick and leaves it invalid. Each leaf gets one CONCURRENTLY, which is then attached, and with the last of them the
+parents' are valid. A partition that is made meanwhile, or later, gets its index from them by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from . import building, catalog, indexes, locks, log, partitions
+from .catalog import Extension, Table
+from .database import Database
+from .errors import INDEX_ANEW, MigrationError
+from .indexes import NoIndex, Plan
+from .partitions import Part
+from .settings import Settings
+from .target import Target, quote
+
+ROUNDS = 5  # one is enough unless partitions come while the index is built
+ROWS = "SELECT CAST(tableoid AS bigint), count(*) FROM {table} WHERE {vector} IS NOT NULL GROUP BY 1"
+ATTACHED = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_index x ON x.indexrelid = i.inhrelid
+               WHERE x.indrelid = :part AND i.inhparent = to_regclass(:parent))
+"""
+
+
+def ensure(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan | None:
+    """Leaves an index on the table and all its partitions; returns that of the largest, or None with the reason logged.
+
+    Each leaf's has as many lists as its own rows ask for. The parents' have one: a partition that is made from them
+    has no rows to learn more lists from, and with one list a search misses nothing.
+    """
+    size = table.columns[target.vector].dimensions
+    parent_settings = settings if settings.index_lists else replace(settings, index_lists=1)
+    parent_plan = indexes.plan(target, parent_settings, extension, size, 0)
+    assert isinstance(parent_plan, Plan)  # or there would be none for the whole table
+    for _ in range(ROUNDS):
+        with db.transaction(snapshot=True):
+            rows = dict(db.rows(ROWS))
+            tree = partitions.parts(db, table.oid)
+        largest = parent_plan
+        for part in tree:
+            wanted = parent_plan
+            if part.is_leaf:
+                wanted = _leaf_plan(target, settings, extension, size, rows.get(part.oid, 0), parent_plan)
+                largest = max(largest, wanted, key=lambda plan: plan.probes)
+            if not _ensure_part(db, target, settings, part, tree, wanted):
+                log.warning(
+                    f"index {quote(target.index)} on {target} is not complete: {part} has none",
+                    hint=f"When that is mended: {INDEX_ANEW}.",
+                )
+                return None
+        with db.transaction():
+            found = catalog.indexes(db, target.schema, target.index).get(target.index)
+        if found and found.valid:
+            log.notice(f"index {quote(target.index)} on {target} is valid on all {len(tree):,} tables of the tree")
+            return largest
+    raise MigrationError(
+        f"index {quote(target.index)} on {target} is still not valid after {ROUNDS} rounds",
+        hint="Partitions keep coming; run the same command again.",
+    )
+
+
+def drop(db: Database, target: Target, table: Table, settings: Settings) -> bool:
+    """Takes the indexes away, those of the leaves that were never attached too; says whether there were any."""
+    dropped = False
+    with db.transaction():
+        tree = partitions.parts(db, table.oid)
+    for part in tree:
+        at, own = _own(db, target, part)
+        with db.transaction():
+            found = catalog.indexes(db, own.schema, own.index, own.mirrored_index)
+        for index in found.values():
+            if index.table_oid != part.oid or index.method not in indexes.DEFAULTS:
+                continue
+            if part.is_leaf:
+                building.drop(at, index.name)
+            else:
+                # takes those that are attached along
+                what, name = f"dropping index {quote(index.name)} of {part}", f"{quote(own.schema)}.{quote(index.name)}"
+                locks.retried(db, settings.lock_timeout_ms, part.oid, what, partial(_drop, db, name))
+            dropped = True
+    return dropped
+
+
+def _drop(db: Database, name: str) -> None:
+    db.run("DROP INDEX IF EXISTS {index}", index=name)
+
+
+def _own(db: Database, target: Target, part: Part) -> tuple[Database, Target]:
+    """The part as a target of its own, so that its index has a name like any table's."""
+    own = replace(target, schema=part.schema, table=part.name)
+    return db.at(own.names()), own
+
+
+def _leaf_plan(
+    target: Target, settings: Settings, extension: Extension, size: int | None, rows: int, few: Plan
+) -> Plan:
+    found = indexes.plan(target, settings, extension, size, rows)
+    return few if isinstance(found, NoIndex) else found
+
+
+def _ensure_part(db: Database, target: Target, settings: Settings, part: Part, tree: list[Part], wanted: Plan) -> bool:
+    at, own = _own(db, target, part)
+    parent = next((one for one in tree if one.oid == part.parent), None)
+    above = _own(db, target, parent)[1] if parent else None
+    index = f"{quote(own.schema)}.{quote(own.index)}"
+    if above:
+        above_index = f"{quote(above.schema)}.{quote(above.index)}"
+        with db.transaction():
+            if db.value(ATTACHED, {"part": part.oid, "parent": above_index}):
+                return True
+    if part.is_leaf:
+        building.drop_invalid(at, own, part.oid)
+        if not building.ensure(at, own, settings, part.oid, wanted):
+            return False
+    elif not _ensure_parent(at, own, settings, part, wanted):
+        return False
+    if above:
+        what = f"attaching index {quote(own.index)} to {quote(above.index)}"
+        statement = f"ALTER INDEX {above_index} ATTACH PARTITION {index}"
+        locks.retried(db, settings.lock_timeout_ms, part.oid, what, lambda: db.run("{it}", it=statement))
+    return True
+
+
+def _ensure_parent(db: Database, own: Target, settings: Settings, part: Part, wanted: Plan) -> bool:
+    with db.transaction():
+        present = catalog.indexes(db, own.schema, own.index).get(own.index)
+        taken = catalog.relation_exists(db, own.schema, own.index)
+    if building.refused(own, part.oid, present, taken, wanted):
+        return False
+    if present is None:
+        locks.retried(
+            db,
+            settings.lock_timeout_ms,
+            part.oid,
+            f"creating index {quote(own.index)} on only {part}",
+            lambda: db.run(
+                "CREATE INDEX {index} ON ONLY {table} USING {method} ({expression}) WITH ({options})",
+                index=quote(own.index),
+                method=wanted.method,
+                expression=wanted.expression,
+                options=wanted.options,
+            ),
+        )
+    return True

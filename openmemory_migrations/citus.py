@@ -1,0 +1,101 @@
+"""What is different on Citus: which tables it distributes, and where sizes and a build's progress are to be seen.
+
+Everything else is how the steps behave anywhere. docs/scale.md says what of this has been run, and on what. Its
+functions for all shards open connections of their own: they are asked here, never told to write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from . import log
+from .catalog import Table
+from .database import Database
+from .errors import MigrationError
+from .settings import Settings
+from .target import Target
+
+INSTALLED = "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus')"
+DISTRIBUTION = """
+SELECT (SELECT count(*) FROM pg_catalog.pg_dist_shard s WHERE s.logicalrelid = p.logicalrelid)
+FROM pg_catalog.pg_dist_partition p WHERE p.logicalrelid = CAST(CAST(:oid AS oid) AS regclass)
+"""
+INDEX_SIZE = """
+SELECT coalesce(sum(CAST(result AS bigint)), 0) FROM run_command_on_shards(
+  CAST(CAST(:oid AS oid) AS regclass),
+  $command$SELECT coalesce(sum(pg_relation_size(i.indexrelid)), 0)
+  FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+  WHERE i.indrelid = '%s'::regclass AND a.amname IN ('ivfflat', 'hnsw')$command$)
+WHERE success
+"""
+BUILDING = """
+SELECT string_agg(nodename || ': ' || result, '; ' ORDER BY nodename, nodeport) FROM run_command_on_workers(
+  $command$SELECT count(*) || ' shards, ' || coalesce(round(100.0 * sum(tuples_done) / nullif(sum(tuples_total), 0)), 0)
+                  || ' % of their rows' FROM pg_stat_progress_create_index WHERE datname = current_database()$command$)
+WHERE success
+"""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Of a table that Citus knows: shards are 1 for a reference table, which every node has whole."""
+
+    shards: int
+
+
+def distribution(db: Database, table_oid: int) -> Distribution | None:
+    """How Citus has spread the table, or None: an ordinary one, or no Citus. Raises MigrationError on a worker."""
+    if not db.value(INSTALLED):
+        return None
+    row = db.run(DISTRIBUTION, {"oid": table_oid}).one_or_none()
+    if row is None:
+        return None
+    if not db.value("SELECT citus_is_coordinator()"):
+        raise MigrationError(
+            "this is a worker of Citus, which can't change a distributed table",
+            hint="Connect to the coordinator and run the same command again.",
+        )
+    return Distribution(max(1, int(row[0])))
+
+
+def engine(db: Database, target: Target, settings: Settings, table: Table) -> str:
+    """The engine to convert with: as configured, else on the client, for a distributed table on the server.
+
+    Raises MigrationError where the configured one can't work.
+    """
+    found = distribution(db, table.oid)
+    if found and settings.backfill_engine == "client":
+        raise MigrationError(
+            f"{target} is distributed by Citus, and OM_BACKFILL_ENGINE=client works on ordinary tables only",
+            detail="A row's place (ctid), by which it writes, names a row in each of the shards.",
+            hint="Leave OM_BACKFILL_ENGINE unset, or set it to server.",
+        )
+    return settings.backfill_engine or ("server" if found else "client")
+
+
+def rows_a_shard(db: Database, table_oid: int, rows: int) -> int:
+    """How many rows an index covers: Citus builds one for each shard, with the same options."""
+    found = distribution(db, table_oid)
+    if found is None:
+        return rows
+    log.notice(
+        f"Citus builds the index once for each of {found.shards:,} shards, with the memory that its nodes have for it",
+        hint="maintenance_work_mem of the nodes: ALTER DATABASE … SET maintenance_work_mem = …, on the coordinator.",
+    )
+    return rows // found.shards
+
+
+def index_size(db: Database, table_oid: int) -> int | None:
+    """Bytes of the vector indexes on all shards, or None where the table isn't distributed."""
+    return int(db.value(INDEX_SIZE, {"oid": table_oid})) if distribution(db, table_oid) else None
+
+
+def build_progress(connection: Connection) -> str | None:
+    """What the nodes say of the builds that they are at; None without Citus, or where none is at one."""
+    if not connection.scalar(sa.text(INSTALLED)):
+        return None
+    found: str | None = connection.scalar(sa.text(BUILDING))
+    return found

@@ -1,0 +1,1 @@
+"""Commands of the console script that work on a database."""

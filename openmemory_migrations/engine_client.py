@@ -1,0 +1,113 @@
+"""Converts on the client: reads bytes, re-encodes them with numpy and writes vectors, by binary COPY all the way.
+
+A pass reads every table that holds rows in physical order, by ranges of tids, up to the page that is its last then: no
+OFFSET, no index, no sort, and a batch costs the same in a small table and in a large one. A row that another
+transaction moves behind the scan is found by the next pass.
+
+A batch is read and converted on a connection of its own while the one before it is written. Its UPDATE asks for tid,
+xmin and the table's file as they were when the row was read, and so never writes a value to a row that has changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from functools import partial
+
+from sqlalchemy.exc import DBAPIError
+
+from . import catalog, locks, partitions
+from .beside import ahead, side_by_side
+from .catalog import Extension, Table
+from .claims import Claims
+from .database import Database, as_migration_error, sqlstate
+from .pace import Pace
+from .partitions import Part
+from .progress import Progress
+from .reading import PLAN, UNDEFINED_TABLE, Found, Reader
+from .settings import Settings
+from .target import Target
+from .writing import Stage
+
+
+class ClientEngine:
+    """Works on the leaves of a partitioned table, which it finds anew for each pass."""
+
+    def __init__(self, db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+        self.db, self.target, self.settings, self.table, self.extension = db, target, settings, table, extension
+        with db.transaction():
+            self.vector_oid = catalog.vector_oid(db)
+            self.lock_timeout = locks.batch_timeout(db, settings)
+
+    def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
+        with self.db.transaction():
+            leaves = partitions.leaves(self.db, self.table.oid)
+
+        def convert(db: Database, claims: Claims) -> None:
+            reader = Reader(
+                what=progress.what,
+                parts=leaves,
+                column=self.target.vector,
+                dimensions=dimensions,
+                most_rows=self.settings.backfill_batch,
+                vector_oid=self.vector_oid,
+                lock_timeout=self.lock_timeout,
+                claims=claims,
+            )
+            _Writer(db, self.lock_timeout, self.extension, progress).take(reader, pace.on(db))
+
+        side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])
+
+
+class _Writer:
+    """Writes batch after batch, each in a transaction of its own, in smaller parts while something is in the way."""
+
+    def __init__(self, db: Database, lock_timeout: str, extension: Extension, progress: Progress) -> None:
+        self.db, self.lock_timeout, self.extension, self.progress = db, lock_timeout, extension, progress
+        self.most_rows = sys.maxsize
+        self.part: Part | None = None
+        self.stage: Stage | None = None
+
+    def take(self, reader: Reader, pace: Pace) -> None:
+        try:
+            with ahead(self.db, reader.batches) as batches:
+                for found in batches:
+                    self._write(found, self._stage(found.part))
+                    self.progress.add(self.db, len(found.rows), found.rows_bad)
+                    pace.rest(self.progress.what)
+        finally:
+            self._drop()
+
+    def _stage(self, part: Part) -> Stage:
+        if self.stage is None or part != self.part:
+            self._drop()
+            with self.db.transaction():
+                self.stage = Stage(part.at(self.db), self.extension.names())
+            self.part = part
+        return self.stage
+
+    def _drop(self) -> None:
+        if self.stage is not None:
+            with suppress(DBAPIError):  # a session that ends drops it as well
+                self.stage.drop()
+
+    def _write(self, found: Found, stage: Stage) -> None:
+        first, tries = 0, locks.Tries(self.db.stop.sleep)
+        while first < len(found.rows):
+            end = min(first + self.most_rows, len(found.rows))
+            try:
+                with self.db.transaction():
+                    name = self.progress.application_name
+                    self.db.run(PLAN, {"name": name, "lock_timeout": self.lock_timeout})
+                    stage.write(found.some(first, end))
+                stage.committed()
+            except DBAPIError as error:
+                if found.part.parent is not None and sqlstate(error) == UNDEFINED_TABLE:
+                    return  # the partition is gone; its reader says so
+                problem = as_migration_error(error, self.progress.what)
+                if sqlstate(error) not in locks.PASSING:
+                    raise problem from error
+                self.most_rows = max(1, (end - first) // 2)
+                tries.rest(problem, self.most_rows)
+            else:
+                first, tries, self.most_rows = end, locks.Tries(self.db.stop.sleep), 2 * self.most_rows

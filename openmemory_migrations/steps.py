@@ -1,0 +1,80 @@
+"""One step on one table: its locks, what has to be there, the backfill with its verdict. Knows nothing of Alembic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from . import backfill, catalog, checks, locks, log
+from .catalog import Extension, Table
+from .database import Database
+from .errors import MigrationError
+from .leftovers import Leftovers
+from .settings import Settings
+from .target import Target, quote
+
+
+@dataclass(frozen=True)
+class Step:
+    db: Database
+    target: Target
+    settings: Settings
+
+    def alone(self) -> AbstractContextManager[None]:
+        return locks.exclusive(self.db.connection.engine, str(self.target), *self._lock, sleep=self.db.stop.sleep)
+
+    def beside_others(self) -> AbstractContextManager[None]:
+        return locks.shared(self.db.connection.engine, str(self.target), *self._lock, sleep=self.db.stop.sleep)
+
+    @property
+    def _lock(self) -> tuple[str, str, str]:
+        return "table", self.target.schema, self.target.table
+
+    def prepared(self, stamp: Iterable[str] | None) -> tuple[Table, Extension] | None:
+        """The table with its column of ours, everything before it committed; None where `v` is a vector already.
+
+        `stamp` are the revisions that say that there is such a column, None where nothing says it.
+        """
+        with self.db.reading():
+            table = checks.require_table(self.db, self.target)
+            if checks.already_vector(table, self.target):
+                return None
+            checks.require_column(table, self.target, self.settings, stamp)
+            extension = catalog.extension(self.db)
+        self.db.take_over()
+        assert extension is not None  # there is a column of its type
+        return table, extension
+
+    def backfill(self, table: Table, extension: Extension, *, last: bool) -> Leftovers:
+        """Converts what is pending and reports what can't be. Raises MigrationError for that if OM_ON_BAD_ROWS is fail.
+
+        The `last` of any number of runs also puts values without source into our column and drops the adopted one.
+        """
+        db, target, settings = self.db, self.target, self.settings
+        left = backfill.run(db, target, settings, table, extension)
+        aside = table.columns.get(target.adopted)
+        if aside is not None and aside.set_aside:
+            if last:
+                backfill.carry_over(db, target, settings, table)
+            else:
+                log.notice(f"{quote(target.adopted)} of {target} is kept until the revision has run")
+        if left.dim_differs:
+            log.notice(
+                f"column dim disagrees with the bytes in {left.dim_differs:,} rows of {target}; the bytes decided"
+            )
+        if left.convertible:
+            log.warning(
+                f"{left.convertible:,} rows of {target} were written during the backfill and have no vector",
+                detail="OM_SYNC_TRIGGER is off, so nothing converts what the application writes.",
+            )
+        if left.skipped:
+            message = f"{left.skipped:,} rows of {target} can't be converted and were skipped"
+            hint = (
+                f"Mend {quote(target.source)} in those rows; the trigger, or UPDATE … SET {quote(target.source)} ="
+                f" {quote(target.source)}, then fills {quote(target.vector)}."
+            )
+            if settings.on_bad_rows == "fail":
+                raise MigrationError(message, detail=f"{left.summary()}. All others are converted.", hint=hint)
+            log.warning(message, detail=f"{left.summary()}.", hint=hint)
+        return left
