@@ -54,25 +54,27 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     look = by_converting if kind == "server" else by_reading
     heeded = True
     passes = 0
+    started: dict[int, Progress] = {}  # of the pass that is going on, with its waits for other runs
     while passes < 1000:
         waiting: set[Claim] = set()
         for size in [fixed] if fixed else _sizes(db):
             pending = partial(_pending, size=size)
             workers = [Claims(heeded) for _ in range(settings.backfill_workers)]
             with db.transaction(snapshot=True):
-                progress = Progress(what, pending(db), pending, partial(claims.of_others, workers))
-            if progress.total:
+                rows = pending(db)
+            progress = started.setdefault(size, Progress(what, rows, pending, told=(0, 0) if passes else None))
+            progress.others = partial(claims.of_others, workers)
+            if rows:
                 engine.walk(size, workers, progress, pace)
-                progress.look(db)
-            # not each time that another run is waited for
-            if progress.converted or progress.skipped or not passes:
-                log.notice(str(progress))
+            progress.look(db)
+            progress.tell()
             waiting |= claims.of_others(workers)
         if waiting:
             log.notice(f"{what}: another run is at work on a part of the table; waiting for it")
             heeded = _given_back(db, waiting)
             continue
         passes += 1
+        started.clear()
         left = leftovers(db, target, table, look)
         if not left.convertible or (passes >= 2 and not followed):
             return left

@@ -32,6 +32,8 @@ NO_VERIFICATION = "/nonexistent/openmemory-migrations"
 AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 READ_COMMITTED: Any = "READ COMMITTED"
 
+# SQLSTATE: connection exceptions, no such role or database, the server is going down or on its way up
+NO_CONNECTION = ("08", "28", "3D", "57P")
 LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
 
 
@@ -118,11 +120,14 @@ def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
             hint="Run the same command again to continue; what is committed is kept.",
         )
     state = sqlstate(error)
-    return MigrationError(
+    problem = MigrationError(
         f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
         detail=getattr(diagnostics, "message_detail", None) or getattr(own, "detail", None),
         hint=getattr(diagnostics, "message_hint", None) or getattr(own, "hint", None),
     )
+    if state is None or state.startswith(NO_CONNECTION):
+        problem.exit_code = ConnectionLost.exit_code
+    return problem
 
 
 class Database:

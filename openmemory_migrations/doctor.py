@@ -14,6 +14,7 @@ from dataclasses import asdict
 from alembic.config import Config
 
 from . import doctor_environment, doctor_history, hosts, probe
+from .errors import UsageError
 from .finding import Finding
 
 UNREADABLE = ("history-unreadable", "env-fails", "no-connection")  # the rest can't be told then: exit code 2
@@ -27,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     config = hosts.configuration(options)
     if config is None:
-        raise hosts.UsageError(
+        raise UsageError(
             f"there is neither an ini file with a section [{options.name}] nor a [tool.alembic] in pyproject.toml here",
             hint="Run this in the host's folder, or name its configuration with --config.",
         )

@@ -29,11 +29,13 @@ class Progress:
     what: str
     total: int
     pending: Callable[[Database], int]
-    others: Callable[[], object]
+    others: Callable[[], object] = bool  # none
+    told: tuple[int, int] | None = None  # done and skipped, when last said at the end of a pass
     converted: int = 0  # by this run
     skipped: int = 0
     started: float = field(default_factory=time.monotonic)
     _logged: float = field(default_factory=time.monotonic)
+    _met: bool = False
     _theirs: int = 0  # rows that others have done, when last looked
     _looked: float = 0.0
     _look_again: float = 0.0
@@ -53,7 +55,8 @@ class Progress:
 
     def look(self, db: Database) -> None:
         """Counts what is left, if there is anybody else who may have done something."""
-        if not self.others():
+        self._met = self._met or bool(self.others())
+        if not self._met:
             return
         began = time.monotonic()
         with db.transaction(snapshot=True):
@@ -61,6 +64,13 @@ class Progress:
         self._theirs = max(0, self.total - left - self.converted)
         self._looked = time.monotonic()
         self._look_again = self._looked + (self._looked - began) / LOOK_SHARE
+
+    def tell(self) -> None:
+        """Logs how far the pass is, unless that has been said."""
+        now = (self.done, self.skipped)
+        if now != self.told:
+            self.told = now
+            log.notice(str(self))
 
     @property
     def done(self) -> int:

@@ -17,15 +17,14 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from . import hosts, log, stubfiles
-from .errors import MigrationError
-from .errors import UsageError
+from .errors import MigrationError, UsageError
 from .hosts import REVISIONS
 from .ops import SETTING, Options
 from .settings import OPTIONS, Settings
 from .stubfiles import Stub
 
 # what belongs to one run or one database is left to OM_*: it would be frozen in every environment
-OPERATIONAL = ("batch", "pause_ms", "max_lag", "index_memory", "lock_timeout_ms", "accept_loss")
+OPERATIONAL = ("batch", "engine", "workers", "pause_ms", "max_lag", "index_memory", "lock_timeout_ms", "accept_loss")
 HINTS = {name: hint for name, hint in get_type_hints(Options).items() if name not in OPERATIONAL}
 
 

@@ -61,7 +61,7 @@ def package(database: Database, make: Callable[..., D] = PackageDatabase) -> Ite
         engine.dispose()
 
 
-def run_backfill(database: Database, make: Callable[..., D], **settings: int) -> D:
+def run_backfill(database: Database, make: Callable[..., D], **settings: object) -> D:
     """The package's own backfill, in this process, on a connection that watches it or interferes."""
     with package(database, make) as db:
         with db.transaction():
