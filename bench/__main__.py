@@ -14,13 +14,13 @@ from demo.openmemory import drop_database
 from openmemory_migrations import embedded
 from openmemory_migrations.embedded import Server
 
-from . import blocks, indexes, report, sizes
+from . import blocks, growth, indexes, report, scaling, sizes
 from .machine import OPTIONS, machine
 from .rows import copied, make
 from .ways import WAYS, run
 
 SLOW = {"row by row", "execute_values", "pgvector-python"}  # their rate is that of the first rows
-PARTS = ("ways", "sizes", "blocks", "indexes")
+PARTS = ("ways", "sizes", "blocks", "indexes", "scaling", "growth")
 
 
 def main() -> None:
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--most-rows", type=int, default=1_000_000, help="of the largest table in part sizes")
+    parser.add_argument("--large-rows", type=int, default=4_000_000, help="of the one large table in part growth, or 0")
     parser.add_argument("--output", type=Path, default=Path("docs/bench"), help="folder for bench.json and pictures")
     options = parser.parse_args()
 
@@ -44,6 +45,10 @@ def main() -> None:
             results["ways"] = compare(server, options)
         if "sizes" in options.parts:
             results["sizes"] = sizes.measure(server, options.most_rows)
+        if "scaling" in options.parts:
+            results["scaling"] = scaling.measure(server)
+    if "growth" in options.parts:
+        results["growth"] = growth.measure(256, options.large_rows)
     if "blocks" in options.parts:
         results["blocks"] = blocks.measure()
     if "indexes" in options.parts:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from openmemory_migrations import indexes as indexes_plan
+from openmemory_migrations import log
+from openmemory_migrations.catalog import Extension
+from openmemory_migrations.settings import Settings
+from openmemory_migrations.target import Target
 
 FLOOR, OLD, USUAL = "floor", "row by row", "execute_values"
 
 
 def text(results: dict[str, Any]) -> str:
     parts = [f"Measured on {results['machine']}."]
-    for name, write in (("ways", ways), ("sizes", sizes), ("blocks", blocks), ("indexes", indexes)):
+    for name, write in PARTS.items():
         if name in results:
             parts.append(write(results[name]))
     return "\n\n".join(parts)
@@ -77,6 +84,89 @@ def indexes(measured: list[dict[str, Any]]) -> str:
             f" {m['seconds'] / m['default_seconds']:.2f} |"
         )
     return "\n".join(lines)
+
+
+def scaling(measured: list[dict[str, Any]]) -> str:
+    lines = [
+        "| engine | pause a batch | processes | rows | rows/s | times one process |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for m in measured:
+        (one,) = (
+            other["rows_per_second"]
+            for other in measured
+            if (other["engine"], other["pause_ms"], other["processes"]) == (m["engine"], m["pause_ms"], 1)
+        )
+        lines.append(
+            f"| {m['engine']} | {m['pause_ms']} ms | {m['processes']} | {m['rows']:,} | {m['rows_per_second']:,.0f} |"
+            f" {m['rows_per_second'] / one:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def growth(measured: dict[str, Any]) -> str:
+    lines = [
+        "| dimensions | engine | bytes a row before | grown by | needed once rewritten | WAL |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for m in measured["rows"]:
+        lines.append(
+            f"| {m['dimensions']:,} | {m['engine']} | {m['before']:,.0f} | {m['grown']:,.0f} | {m['needed']:,.0f} |"
+            f" {m['wal']:,.0f} |"
+        )
+    if large := measured.get("large"):
+        gib = large["rows"] / 1024**3
+        lines.append(
+            f"\nThe largest run: {large['rows']:,} rows of {large['dimensions']} dimensions with two workers in"
+            f" {large['seconds']:,.0f} s ({large['rows_per_second']:,.0f} rows/s); the table was"
+            f" {large['before'] * gib:.1f} GiB and grew by {large['grown'] * gib:.1f} GiB, with"
+            f" {large['wal'] * gib:.1f} GiB of WAL."
+        )
+    return "\n".join(lines)
+
+
+def expected(results: dict[str, Any]) -> str:
+    """What to expect of tables from 10⁵ to 10⁹ rows: measured a row, times rows; memory by pgvector's own formulas."""
+    lines = [
+        "| rows | dimensions | time | table grows by | WAL | memory of an ivfflat build | of an hnsw build |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for dimensions in (256, 1536):
+        (rate,) = (m["rows_per_second"] for m in results["ways"] if (m["way"], m["dimensions"]) == ("ours", dimensions))
+        (grown,) = (m for m in results["growth"]["rows"] if (m["engine"], m["dimensions"]) == ("client", dimensions))
+        for power in range(5, 10):
+            rows = 10**power
+            memory = " | ".join(_memory(method, dimensions, rows) for method in ("ivfflat", "hnsw"))
+            lines.append(
+                f"| {rows:,} | {dimensions:,} | {log.duration(rows / rate)} | {_size(rows * grown['grown'])} |"
+                f" {_size(rows * grown['wal'])} | {memory} |"
+            )
+    return "\n".join(lines)
+
+
+def _memory(method: str, dimensions: int, rows: int) -> str:
+    plan = indexes_plan.plan(
+        Target("public", "openmemory_vectors"), Settings(index=method), Extension("public", (0, 8)), dimensions, rows
+    )
+    return _size(plan.memory_kb * 1024) if isinstance(plan, indexes_plan.Plan) else plan.reason
+
+
+def _size(number: float) -> str:
+    for unit in ("kB", "MB", "GB"):
+        number /= 1000
+        if number < 1000:
+            return f"{number:,.1f} {unit}"
+    return f"{number / 1000:,.1f} TB"
+
+
+PARTS: dict[str, Callable[[Any], str]] = {
+    "ways": ways,
+    "sizes": sizes,
+    "blocks": blocks,
+    "indexes": indexes,
+    "scaling": scaling,
+    "growth": growth,
+}
 
 
 def _ratio(own: float, other: float | None) -> str:

@@ -8,7 +8,6 @@ parents' are valid. A partition that is made meanwhile, or later, gets its index
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from . import building, catalog, indexes, locks, log, partitions
 from .catalog import Extension, Table
@@ -54,9 +53,13 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, exten
                 )
                 return None
         with db.transaction():
-            found = catalog.indexes(db, target.schema, target.index).get(target.index)
-        if found and found.valid:
+            found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+        if found[target.index].valid:
             log.notice(f"index {quote(target.index)} on {target} is valid on all {len(tree):,} tables of the tree")
+            duplicate = found.get(target.mirrored_index)
+            if duplicate and duplicate.table_oid == table.oid and parent_plan.matches(duplicate):
+                log.notice(f"index {quote(duplicate.name)} is a duplicate of {quote(target.index)}; dropping it")
+                _drop(db, settings, tree[0], f"{quote(target.schema)}.{quote(duplicate.name)}")
             return largest
     raise MigrationError(
         f"index {quote(target.index)} on {target} is still not valid after {ROUNDS} rounds",
@@ -79,15 +82,16 @@ def drop(db: Database, target: Target, table: Table, settings: Settings) -> bool
             if part.is_leaf:
                 building.drop(at, index.name)
             else:
-                # takes those that are attached along
-                what, name = f"dropping index {quote(index.name)} of {part}", f"{quote(own.schema)}.{quote(index.name)}"
-                locks.retried(db, settings.lock_timeout_ms, part.oid, what, partial(_drop, db, name))
+                _drop(db, settings, part, f"{quote(own.schema)}.{quote(index.name)}")
             dropped = True
     return dropped
 
 
-def _drop(db: Database, name: str) -> None:
-    db.run("DROP INDEX IF EXISTS {index}", index=name)
+def _drop(db: Database, settings: Settings, part: Part, index: str) -> None:
+    """A parent's, and with it those that are attached; not CONCURRENTLY, which PostgreSQL doesn't have for these."""
+    what = f"dropping index {index} of {part}"
+    statement = f"DROP INDEX IF EXISTS {index}"
+    locks.retried(db, settings.lock_timeout_ms, part.oid, what, lambda: db.run("{it}", it=statement))
 
 
 def _own(db: Database, target: Target, part: Part) -> tuple[Database, Target]:
@@ -130,6 +134,10 @@ def _ensure_parent(db: Database, own: Target, settings: Settings, part: Part, wa
     with db.transaction():
         present = catalog.indexes(db, own.schema, own.index).get(own.index)
         taken = catalog.relation_exists(db, own.schema, own.index)
+    if present and present.table_oid == part.oid and not present.valid and not wanted.matches(present):
+        log.notice(f"index {quote(own.index)} is invalid and not as wanted now; dropping it")
+        _drop(db, settings, part, f"{quote(own.schema)}.{quote(own.index)}")
+        present, taken = None, False
     if building.refused(own, part.oid, present, taken, wanted):
         return False
     if present is None:

@@ -271,7 +271,8 @@ REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
   END IF;
   IF EXISTS (SELECT FROM pg_class WHERE oid = {table_text}::regclass AND (relkind <> 'r' OR relispartition))
      OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = {table_text}::regclass) THEN
-    RAISE EXCEPTION USING MESSAGE = {not_ordinary};
+    RAISE EXCEPTION USING MESSAGE = {not_ordinary},
+      HINT = 'A script migrates ordinary tables; for a partitioned one: alembic upgrade head, without --sql.';
   END IF;
   SELECT format_type(atttypid, NULL) AS type, typname AS name INTO found FROM pg_attribute
    JOIN pg_type t ON t.oid = atttypid

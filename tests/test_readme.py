@@ -38,6 +38,12 @@ def block(marker: str) -> str:
     return after.split("\n\n")[0].replace("```\n", "").replace("\n```", "")
 
 
+def commands(section: str) -> list[str]:
+    """What is typed in a section, without the remarks."""
+    text = README.split(f"## {section}\n")[1].split("\n## ")[0]
+    return [line.split("#")[0].strip() for line in re.findall(r"^\$ (.*)", text, re.MULTILINE)]
+
+
 def shape(line: str) -> str:
     """A line with what differs from run to run taken out."""
     return re.sub(r"[\d,.]+", "#", line)
@@ -86,7 +92,9 @@ def test_project_of_two_files_migrates_as_shown(database: Database, tmp_path: Pa
     create_table(database)
     load(database, real_rows(256))
 
-    for command in re.findall(r"^\$ (alembic \w+ \w+)", README, re.MULTILINE):
+    for command in commands("Five minutes"):
+        if not command.startswith("alembic"):
+            continue
         done = subprocess.run(
             [sys.executable, "-m", *command.split()],
             cwd=tmp_path,
@@ -98,6 +106,23 @@ def test_project_of_two_files_migrates_as_shown(database: Database, tmp_path: Pa
         if "upgrade" in command:
             assert not mismatches(database)
     assert not database.rows("SELECT FROM information_schema.columns WHERE column_name = 'v_vector'")
+
+
+def test_several_processes_as_shown(database: Database) -> None:
+    create_table(database)
+    load(database, real_rows(256))
+
+    for command in commands("Large tables"):
+        program, *args = command.split()
+        done = subprocess.run(
+            [sys.executable, "-m", program.replace("-", "_"), *args],
+            cwd=ROOT,
+            env=environment(database, {}),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert not mismatches(database)
 
 
 @pytest.mark.parametrize("version", re.findall(r"PostgreSQL (\d\d) or newer", README))
