@@ -13,9 +13,10 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from . import log
-from .database import Database, as_migration_error, in_thread
+from .database import Database, in_thread
 from .errors import MigrationError
 from .signals import Stop
+from .sqlerrors import as_migration_error
 
 PATIENCE = 5.0  # seconds, with a connection that isn't there yet when nobody wants it any more
 LOOK = 0.1  # seconds between two looks at whether the other side has ended

@@ -17,10 +17,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import catalog, citus, locks, log
 from .catalog import Index
-from .database import Database, as_migration_error, in_thread, second_connection, sqlstate
+from .database import Database, in_thread, second_connection
 from .errors import INDEX_ANEW, MigrationError
 from .indexes import DEFAULTS, Plan
 from .settings import Settings
+from .sqlerrors import as_migration_error, sqlstate
 from .target import Target, quote
 
 # SQLSTATE classes of a server that can't build this index: insufficient resources, limit exceeded, not supported.

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from . import __version__, doctor, log, stubs
 from .commands import backfill
-from .database import as_migration_error
 from .errors import MigrationError
+from .sqlerrors import as_migration_error
 
 PROGRAM = "openmemory-migrations"
 # a command is a module with arguments(parser) and run(options) -> exit code; its docstring's first line is the help

@@ -2,21 +2,81 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy.engine import URL
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
 from . import log
-from .database import as_migration_error, url_of
+from .database import APPLICATION_NAME
+from .drivers import DRIVERS
 from .errors import ConnectionLost, MigrationError
 from .settings import Settings
+from .sqlerrors import as_migration_error
 
+NO_VERIFICATION = "/nonexistent/openmemory-migrations"
+# Debian, Red Hat, Alpine and macOS
+AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 RECONNECT_PAUSES = (1, 2, 4, 8, 15, 30)  # seconds: a server that restarts is back within a minute
 
 T = TypeVar("T")
+
+
+def url_of(settings: Settings) -> URL | None:
+    """The configured database, or None. Never a guess: no default host."""
+    if settings.database_url is not None:
+        return settings.database_url
+    if settings.pg_host is None:
+        return None
+    tls = {"sslmode": settings.pg_ssl}
+    if settings.pg_ssl == "require":
+        # libpq verifies under `require` too as soon as ~/.postgresql/root.crt exists; OpenMemory's `require` doesn't
+        tls["sslrootcert"] = NO_VERIFICATION
+    elif settings.pg_ssl == "verify-full":
+        tls["sslrootcert"] = settings.pg_ssl_ca or _system_authorities()
+    return URL.create(
+        "postgresql+psycopg2",
+        username=settings.pg_user,
+        password=settings.pg_password,
+        host=settings.pg_host,
+        port=settings.pg_port,
+        database=settings.pg_db,
+        query=tls,
+    )
+
+
+def _system_authorities() -> str:
+    """The file of authorities that this machine trusts, where OpenMemory names none.
+
+    libpq's own word for it, `system`, finds none in psycopg2-binary: its OpenSSL looks in a folder that nobody has.
+    """
+    found = (ssl.get_default_verify_paths().cafile, *AUTHORITIES)
+    return next((path for path in found if path and os.path.isfile(path)), "system")
+
+
+def engine_for(url: URL) -> Engine:
+    if url.get_driver_name() == "pysqlite":
+        return sa.create_engine(url, poolclass=NullPool)
+    if (url.get_driver_name(), False) not in DRIVERS:
+        raise MigrationError(
+            f'driver "{url.get_driver_name()}" is not supported',
+            hint="Use postgresql+psycopg2:// or postgresql+psycopg:// in OM_DATABASE_URL.",
+        )
+    # a lock's connection is idle for hours, and what stands between forgets idle connections within minutes
+    arguments = {"application_name": APPLICATION_NAME, "keepalives_idle": "60"}
+    own = {name: value for name, value in arguments.items() if name not in url.query}
+    try:
+        return sa.create_engine(url, poolclass=NullPool, connect_args=own)
+    except ModuleNotFoundError as error:
+        raise MigrationError(
+            f'driver "{url.get_driver_name()}" is not installed', hint=f'pip install "{error.name}"'
+        ) from error
 
 
 def required_url(settings: Settings) -> URL | None:

@@ -8,84 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
-import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, CursorResult, Engine
+from sqlalchemy.engine import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
 
 from . import log
-from .drivers import DRIVERS, driver_of
-from .errors import ConnectionLost, MigrationError
-from .settings import Settings
+from .drivers import driver_of
+from .errors import MigrationError
 from .signals import Stop, listening
+from .sqlerrors import CANCELED, sqlstate
 
 APPLICATION_NAME = "openmemory-migrations"
-NO_VERIFICATION = "/nonexistent/openmemory-migrations"
-# Debian, Red Hat, Alpine and macOS
-AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 READ_COMMITTED: Any = "READ COMMITTED"
-
-# SQLSTATE: connection exceptions, no such role or database, the server is going down or on its way up
-NO_CONNECTION = ("08", "28", "3D", "57P")
-LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
-
-
-def url_of(settings: Settings) -> URL | None:
-    """The configured database, or None. Never a guess: no default host."""
-    if settings.database_url is not None:
-        return settings.database_url
-    if settings.pg_host is None:
-        return None
-    tls = {"sslmode": settings.pg_ssl}
-    if settings.pg_ssl == "require":
-        # libpq verifies under `require` too as soon as ~/.postgresql/root.crt exists; OpenMemory's `require` doesn't
-        tls["sslrootcert"] = NO_VERIFICATION
-    elif settings.pg_ssl == "verify-full":
-        tls["sslrootcert"] = settings.pg_ssl_ca or _system_authorities()
-    return URL.create(
-        "postgresql+psycopg2",
-        username=settings.pg_user,
-        password=settings.pg_password,
-        host=settings.pg_host,
-        port=settings.pg_port,
-        database=settings.pg_db,
-        query=tls,
-    )
-
-
-def _system_authorities() -> str:
-    """The file of authorities that this machine trusts, where OpenMemory names none.
-
-    libpq's own word for it, `system`, finds none in psycopg2-binary: its OpenSSL looks in a folder that nobody has.
-    """
-    found = (ssl.get_default_verify_paths().cafile, *AUTHORITIES)
-    return next((path for path in found if path and os.path.isfile(path)), "system")
-
-
-def engine_for(url: URL) -> Engine:
-    if url.get_driver_name() == "pysqlite":
-        return sa.create_engine(url, poolclass=NullPool)
-    if (url.get_driver_name(), False) not in DRIVERS:
-        raise MigrationError(
-            f'driver "{url.get_driver_name()}" is not supported',
-            hint="Use postgresql+psycopg2:// or postgresql+psycopg:// in OM_DATABASE_URL.",
-        )
-    # a lock's connection is idle for hours, and what stands between forgets idle connections within minutes
-    arguments = {"application_name": APPLICATION_NAME, "keepalives_idle": "60"}
-    own = {name: value for name, value in arguments.items() if name not in url.query}
-    try:
-        return sa.create_engine(url, poolclass=NullPool, connect_args=own)
-    except ModuleNotFoundError as error:
-        raise MigrationError(
-            f'driver "{url.get_driver_name()}" is not installed', hint=f'pip install "{error.name}"'
-        ) from error
 
 
 @contextmanager
@@ -101,33 +40,6 @@ def in_thread(engine: Engine, work: Callable[[], None]) -> None:
         asyncio.run(sa.util.greenlet_spawn(work))
     else:
         work()
-
-
-def sqlstate(error: DBAPIError) -> str | None:
-    return getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
-
-
-def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
-    """The server's or the driver's own words as our error, without the statement and its parameters."""
-    # psycopg keeps the server's message in parts as `diag`; asyncpg's error has them itself, behind SQLAlchemy's
-    diagnostics = getattr(error.orig, "diag", None)
-    own = error.orig if hasattr(error.orig, "detail") else getattr(error.orig, "__cause__", None)
-    message = getattr(diagnostics, "message_primary", None) or getattr(own, "message", None)
-    message = message or " ".join(str(error.orig).split())
-    if error.connection_invalidated:
-        return ConnectionLost(
-            f"{doing}: the connection was lost: {message}",
-            hint="Run the same command again to continue; what is committed is kept.",
-        )
-    state = sqlstate(error)
-    problem = MigrationError(
-        f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
-        detail=getattr(diagnostics, "message_detail", None) or getattr(own, "detail", None),
-        hint=getattr(diagnostics, "message_hint", None) or getattr(own, "hint", None),
-    )
-    if state is None or state.startswith(NO_CONNECTION):
-        problem.exit_code = ConnectionLost.exit_code
-    return problem
 
 
 class Database:

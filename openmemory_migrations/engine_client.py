@@ -20,12 +20,13 @@ from . import catalog, locks, partitions
 from .beside import ahead, side_by_side
 from .catalog import Extension, Table
 from .claims import Claims
-from .database import Database, as_migration_error, sqlstate
+from .database import Database
 from .pace import Pace
 from .partitions import Part
 from .progress import Progress
-from .reading import PLAN, UNDEFINED_TABLE, Found, Reader
+from .reading import PLAN, Found, Reader
 from .settings import Settings
+from .sqlerrors import UNDEFINED_TABLE, as_migration_error, sqlstate
 from .target import Target
 from .writing import Stage
 

@@ -19,12 +19,13 @@ from . import locks, synctrigger
 from .beside import side_by_side
 from .catalog import Extension, Table
 from .claims import Claims, space_of
-from .database import Database, as_migration_error, sqlstate
+from .database import Database
 from .errors import MigrationError
 from .pace import Pace
 from .progress import Progress
 from .reading import BATCH_BYTES
 from .settings import Settings
+from .sqlerrors import as_migration_error, sqlstate
 from .target import Target, quote
 
 # by the primary key whatever the planner believes about the table's size; what the batch does is the same without

@@ -11,11 +11,12 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, locks
-from .connecting import reconnecting, required_url
-from .database import Database, as_migration_error, engine_for
+from .connecting import engine_for, reconnecting, required_url
+from .database import Database
 from .errors import MigrationError
 from .settings import Settings, refuse_unknown
 from .signals import Interrupted, Stop, listening
+from .sqlerrors import as_migration_error
 from .target import Target, quote
 
 VERSION_TABLE = "openmemory_alembic_version"

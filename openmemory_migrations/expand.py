@@ -6,9 +6,10 @@ from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, dimensions, locks, log, synctrigger
 from .catalog import Column, Extension, Table
-from .database import Database, as_migration_error
+from .database import Database
 from .errors import ANEW, MigrationError
 from .settings import Settings
+from .sqlerrors import as_migration_error
 from .target import SET_ASIDE, Target, literal, quote
 
 EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own

@@ -19,18 +19,10 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from . import log, partitions
-from .database import (
-    CANCELED,
-    DEADLOCK,
-    LOCK_NOT_AVAILABLE,
-    SERIALIZATION_FAILURE,
-    Database,
-    as_migration_error,
-    second_connection,
-    sqlstate,
-)
+from .database import Database, second_connection
 from .errors import MigrationError
 from .settings import Settings
+from .sqlerrors import CANCELED, DEADLOCK, LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE, as_migration_error, sqlstate
 from .target import literal
 
 TRIES = 30

@@ -21,10 +21,11 @@ from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
 from . import expand, finalize, log, stamps
-from .database import Database, as_migration_error, refuse_foreign_transaction
+from .database import Database, refuse_foreign_transaction
 from .errors import MigrationError
 from .offline import Script
 from .settings import Settings
+from .sqlerrors import as_migration_error
 from .steps import Step
 from .target import Target
 

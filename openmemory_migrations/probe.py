@@ -25,8 +25,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from .database import as_migration_error
 from .errors import MigrationError
+from .sqlerrors import as_migration_error
 
 READS = re.compile(
     r"""(?: \s | --[^\n]*\n | /\*.*?\*/ )*

@@ -16,14 +16,14 @@ from sqlalchemy.exc import DBAPIError
 from . import codec, locks, log
 from .claims import Claims, space_of
 from .codec import Rows
-from .database import APPLICATION_NAME, Database, as_migration_error, sqlstate
+from .database import APPLICATION_NAME, Database
 from .errors import MigrationError
 from .partitions import Part
+from .sqlerrors import UNDEFINED_TABLE, as_migration_error, sqlstate
 
 BATCH_BYTES = 8 * 1024**2
 UNIT = 64  # pages of heap
 MOST_UNITS = 64  # claimed and read at once: 32 MiB of heap, how far one statement looks when there is little to find
-UNDEFINED_TABLE = "42P01"
 MOST_HELD = 2 * MOST_UNITS  # by one worker, of the thousands of places in the lock table of the server
 
 # the planner would rather hash or scan the whole table once per batch as long as it thinks that it is small

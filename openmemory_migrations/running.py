@@ -9,11 +9,12 @@ from typing import TypeVar
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from .connecting import reconnecting, required_url
-from .database import Database, as_migration_error, engine_for
+from .connecting import engine_for, reconnecting, required_url
+from .database import Database
 from .errors import MigrationError, UsageError
 from .settings import Settings, refuse_unknown
 from .signals import Interrupted
+from .sqlerrors import as_migration_error
 from .steps import Step
 from .target import Target
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from sqlalchemy.exc import DBAPIError
 
-from .database import Database, as_migration_error
+from .database import Database
+from .sqlerrors import as_migration_error
 
 # float32 from its bytes: sign, exponent and 23 bits, in float8, where every float32 is exact (denormals and -0 too).
 # NULL for whatever can't become a vector, so that it never fails a write. PL/pgSQL because it is 2.6 times as fast here

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from demo.openmemory import TABLE
 from openmemory_migrations import backfill, catalog
-from openmemory_migrations.database import APPLICATION_NAME, engine_for, url_of
+from openmemory_migrations.connecting import engine_for, url_of
+from openmemory_migrations.database import APPLICATION_NAME
 from openmemory_migrations.database import Database as PackageDatabase
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.target import Target

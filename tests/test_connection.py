@@ -16,7 +16,7 @@ from psycopg2.sql import SQL, Identifier, Literal
 from sqlalchemy.exc import OperationalError
 
 from openmemory_migrations import embedded
-from openmemory_migrations.database import engine_for, url_of
+from openmemory_migrations.connecting import engine_for, url_of
 from openmemory_migrations.settings import Settings
 
 from .conftest import OPTIONS, programs

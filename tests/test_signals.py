@@ -23,7 +23,7 @@ from sqlalchemy.engine import Engine
 
 from demo.openmemory import TABLE, environment
 from openmemory_migrations import locks
-from openmemory_migrations.database import engine_for
+from openmemory_migrations.connecting import engine_for
 from openmemory_migrations.settings import Settings
 
 from .helpers import (

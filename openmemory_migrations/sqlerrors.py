@@ -1,0 +1,39 @@
+"""The server's errors: which they are, and what they become for the operator."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+from .errors import ConnectionLost, MigrationError
+
+# SQLSTATE: connection exceptions, no such role or database, the server is going down or on its way up
+NO_CONNECTION = ("08", "28", "3D", "57P")
+LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
+UNDEFINED_TABLE = "42P01"
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
+
+
+def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
+    """The server's or the driver's own words as our error, without the statement and its parameters."""
+    # psycopg keeps the server's message in parts as `diag`; asyncpg's error has them itself, behind SQLAlchemy's
+    diagnostics = getattr(error.orig, "diag", None)
+    own = error.orig if hasattr(error.orig, "detail") else getattr(error.orig, "__cause__", None)
+    message = getattr(diagnostics, "message_primary", None) or getattr(own, "message", None)
+    message = message or " ".join(str(error.orig).split())
+    if error.connection_invalidated:
+        return ConnectionLost(
+            f"{doing}: the connection was lost: {message}",
+            hint="Run the same command again to continue; what is committed is kept.",
+        )
+    state = sqlstate(error)
+    problem = MigrationError(
+        f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
+        detail=getattr(diagnostics, "message_detail", None) or getattr(own, "detail", None),
+        hint=getattr(diagnostics, "message_hint", None) or getattr(own, "hint", None),
+    )
+    if state is None or state.startswith(NO_CONNECTION):
+        problem.exit_code = ConnectionLost.exit_code
+    return problem
