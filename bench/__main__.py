@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--most-rows", type=int, default=1_000_000, help="of the largest table in part sizes")
+    parser.add_argument("--share", type=float, default=1.0, help="of the rows in parts scaling and growth")
     parser.add_argument("--large-rows", type=int, default=4_000_000, help="of the one large table in part growth, or 0")
     parser.add_argument("--output", type=Path, default=Path("docs/bench"), help="folder for bench.json and pictures")
     options = parser.parse_args()
@@ -46,9 +47,9 @@ def main() -> None:
         if "sizes" in options.parts:
             results["sizes"] = sizes.measure(server, options.most_rows)
         if "scaling" in options.parts:
-            results["scaling"] = scaling.measure(server)
+            results["scaling"] = scaling.measure(server, options.share)
     if "growth" in options.parts:
-        results["growth"] = growth.measure(256, options.large_rows)
+        results["growth"] = growth.measure(options.share, 256, options.large_rows)
     if "blocks" in options.parts:
         results["blocks"] = blocks.measure()
     if "indexes" in options.parts:

@@ -20,10 +20,11 @@ SIZE = "SELECT pg_total_relation_size('openmemory_vectors')"
 WAL = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
 
 
-def measure(large_dimensions: int, large_rows: int) -> dict[str, Any]:
+def measure(share: float, large_dimensions: int, large_rows: int) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": []}
     with embedded.temporary(options=OPTIONS) as server:
-        for dimensions, rows in SIZES:
+        for dimensions, whole in SIZES:
+            rows = int(whole * share)
             template = make(server, f"growth_{dimensions}", dimensions, rows)
             for engine in ("client", "server"):
                 with copied(server, template) as database:

@@ -27,9 +27,10 @@ CASES: tuple[tuple[str, int, dict[str, str]], ...] = (
 )
 
 
-def measure(server: Server) -> list[dict[str, Any]]:
+def measure(server: Server, share: float) -> list[dict[str, Any]]:
     found = []
-    for engine, rows, settings in CASES:
+    for engine, whole, settings in CASES:
+        rows = int(whole * share)
         template = make(server, f"scaling_{rows}", DIMENSIONS, rows)
         taken: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
         for _ in range(ROUNDS):

@@ -21,19 +21,44 @@ RESULTS = json.loads((ROOT / "docs/bench/bench.json").read_text())
 def test_the_tables_in_the_readme_and_on_the_page_are_what_was_measured() -> None:
     at_1536 = report.ways([measured for measured in RESULTS["ways"] if measured["dimensions"] == 1536])
     assert at_1536 in (ROOT / "README.md").read_text()
-    page = (ROOT / "docs/performance.md").read_text()
-    for part in report.text(RESULTS).split("\n\n"):
-        assert part in page
-    assert RESULTS["machine"] in page
+    performance, scale = ((ROOT / f"docs/{name}.md").read_text() for name in ("performance", "scale"))
+    for name, write in report.PARTS.items():
+        for part in write(RESULTS[name]).split("\n\n"):
+            assert part in (scale if name in ("scaling", "growth") else performance)
+    assert report.expected(RESULTS) in scale
+    assert RESULTS["machine"] in performance
 
 
 def test_the_figures_are_those_of_all_ways_and_of_whole_tables() -> None:
     for dimensions in (256, 1536, 3072):
         here = {m["way"]: m for m in RESULTS["ways"] if m["dimensions"] == dimensions}
         assert set(here) == set(WAYS)
-        for way in ("floor", "ours", "ours, 2 workers", "ours, script"):
+        for way in ("floor", "ours", "ours, 2 workers", "ours, server engine", "ours, script"):
             assert {run["rows"] for run in here[way]["runs"]} == {here[way]["rows"]}
             assert len(here[way]["runs"]) >= 3
+
+
+@pytest.mark.slow
+def test_the_parts_on_scale_run(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench", "--parts", "scaling", "growth", "--share", "0.02"),
+            *("--large-rows", "1000", "--output", str(tmp_path)),
+        ],
+        cwd=ROOT,
+        env=environment(None, {}),
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
+    results = json.loads((tmp_path / "bench.json").read_text())
+    assert {(m["engine"], m["processes"]) for m in results["scaling"]} == {
+        (engine, processes) for engine in ("client", "server") for processes in (1, 2, 4)
+    }
+    assert all(m["grown"] > 4 * m["dimensions"] / 2 for m in results["growth"]["rows"])
+    assert results["growth"]["large"]["rows"] == 1000
+    assert report.scaling(results["scaling"]) in done.stdout
+    assert report.growth(results["growth"]) in done.stdout
 
 
 @pytest.mark.slow
