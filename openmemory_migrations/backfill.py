@@ -47,11 +47,10 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     what = f"backfill {target.table}"
     with db.transaction():
         followed = catalog.trigger_enabled(db, table.oid, target.sync)
-        kind = citus.engine(db, target, settings, table)
         pace = Pace(db, settings)
-    make: Callable[..., Engine] = ServerEngine if kind == "server" else ClientEngine
+        in_server = citus.engine(db, target, settings, table) == "server"
+    make: Callable[..., Engine] = ServerEngine if in_server else ClientEngine
     engine = make(db, target, settings, table, extension)
-    look = by_converting if kind == "server" else by_reading
     heeded = True
     passes = 0
     started: dict[int, Progress] = {}  # of the pass that is going on, with its waits for other runs
@@ -75,7 +74,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
             continue
         passes += 1
         started.clear()
-        left = leftovers(db, target, table, look)
+        left = leftovers(db, target, table, by_converting if in_server else by_reading)
         if not left.convertible or (passes >= 2 and not followed):
             return left
     raise MigrationError(
@@ -97,7 +96,15 @@ def _given_back(db: Database, parts: set[Claim]) -> bool:
 def carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """Moves the values without source from the adopted column to ours, then drops the adopted column."""
     moved = 0
-    while True:
+    with db.transaction():
+        spread = citus.distribution(db, table.oid)
+    if spread:  # no place to go by; rows without source are few
+
+        def at_once() -> int:
+            return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
+
+        moved = locks.retried(db, settings.lock_timeout_ms, table.oid, "carrying values over", at_once)
+    while not spread:
         with db.transaction(snapshot=True):
             if not db.value("SELECT EXISTS (SELECT FROM {table} WHERE " + ADOPTED_ONLY + ")"):
                 break

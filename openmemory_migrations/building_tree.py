@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sqlalchemy.exc import DBAPIError
+
 from . import building, catalog, indexes, locks, log, partitions
 from .catalog import Extension, Table
 from .database import Database
@@ -16,14 +18,20 @@ from .errors import INDEX_ANEW, MigrationError
 from .indexes import NoIndex, Plan
 from .partitions import Part
 from .settings import Settings
+from .sqlerrors import UNDEFINED_TABLE, sqlstate
 from .target import Target, quote
 
 ROUNDS = 5  # one is enough unless partitions come while the index is built
 ROWS = "SELECT CAST(tableoid AS bigint), count(*) FROM {table} WHERE {vector} IS NOT NULL GROUP BY 1"
+# whatever its name: what the server has made for a new partition has another one than ours
 ATTACHED = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_index x ON x.indexrelid = i.inhrelid
-               WHERE x.indrelid = :part AND i.inhparent = to_regclass(:parent))
+SELECT n.nspname, c.relname
+FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_index x ON x.indexrelid = i.inhrelid
+     JOIN pg_catalog.pg_class c ON c.oid = x.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE x.indrelid = :part AND i.inhparent = to_regclass(:parent)
 """
+# a partition that is no longer there, or no longer one
+GONE = (UNDEFINED_TABLE, "55000")
 
 
 def ensure(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan | None:
@@ -41,17 +49,25 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, exten
             rows = dict(db.rows(ROWS))
             tree = partitions.parts(db, table.oid)
         largest = parent_plan
+        names: dict[int, str] = {}  # of the index on each part
         for part in tree:
             wanted = parent_plan
             if part.is_leaf:
                 wanted = _leaf_plan(target, settings, extension, size, rows.get(part.oid, 0), parent_plan)
                 largest = max(largest, wanted, key=lambda plan: plan.probes)
-            if not _ensure_part(db, target, settings, part, tree, wanted):
+            try:
+                name = _ensure_part(db, target, settings, part, names.get(part.parent or 0), tree[0], wanted)
+            except (MigrationError, DBAPIError) as error:
+                if not _gone(db, target, table, part, error):
+                    raise
+                continue
+            if name is None:
                 log.warning(
                     f"index {quote(target.index)} on {target} is not complete: {part} has none",
                     hint=f"When that is mended: {INDEX_ANEW}.",
                 )
                 return None
+            names[part.oid] = name
         with db.transaction():
             found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
         if found[target.index].valid:
@@ -107,26 +123,48 @@ def _leaf_plan(
     return few if isinstance(found, NoIndex) else found
 
 
-def _ensure_part(db: Database, target: Target, settings: Settings, part: Part, tree: list[Part], wanted: Plan) -> bool:
+def _ensure_part(
+    db: Database, target: Target, settings: Settings, part: Part, above: str | None, root: Part, wanted: Plan
+) -> str | None:
+    """The name of the part's index, which is attached to that of the part `above`; None where there can't be one."""
     at, own = _own(db, target, part)
-    parent = next((one for one in tree if one.oid == part.parent), None)
-    above = _own(db, target, parent)[1] if parent else None
-    index = f"{quote(own.schema)}.{quote(own.index)}"
     if above:
-        above_index = f"{quote(above.schema)}.{quote(above.index)}"
         with db.transaction():
-            if db.value(ATTACHED, {"part": part.oid, "parent": above_index}):
-                return True
+            for schema, name in db.rows(ATTACHED, {"part": part.oid, "parent": above}):
+                return f"{quote(schema)}.{quote(name)}"
     if part.is_leaf:
         building.drop_invalid(at, own, part.oid)
         if not building.ensure(at, own, settings, part.oid, wanted):
-            return False
+            return None
     elif not _ensure_parent(at, own, settings, part, wanted):
-        return False
+        return None
+    index = f"{quote(own.schema)}.{quote(own.index)}"
     if above:
-        what = f"attaching index {quote(own.index)} to {quote(above.index)}"
-        statement = f"ALTER INDEX {above_index} ATTACH PARTITION {index}"
-        locks.retried(db, settings.lock_timeout_ms, part.oid, what, lambda: db.run("{it}", it=statement))
+
+        def attach() -> None:
+            # or a writer that is in two partitions, and another that waits for its rows, wait for us as we for them
+            db.run("LOCK TABLE ONLY {root} IN SHARE ROW EXCLUSIVE MODE", root=root.sql_name)
+            db.run("ALTER INDEX {above} ATTACH PARTITION {index}", above=str(above), index=index)
+
+        locks.retried(db, settings.lock_timeout_ms, root.oid, f"attaching index {index} to {above}", attach)
+    return index
+
+
+def _gone(db: Database, target: Target, table: Table, part: Part, error: MigrationError | DBAPIError) -> bool:
+    """Whether an error is that of a partition that has been dropped or detached; says so, and cleans up behind it."""
+    cause = error if isinstance(error, DBAPIError) else error.__cause__
+    if not isinstance(cause, DBAPIError) or sqlstate(cause) not in GONE or not db.usable:
+        return False
+    db.rollback()
+    with db.transaction():
+        if part.oid in {one.oid for one in partitions.parts(db, table.oid)}:
+            return False
+    log.notice(f"partition {part} of {target} is gone: going on without it")
+    at, own = _own(db, target, part)
+    with db.transaction():
+        left = catalog.indexes(db, own.schema, own.index).get(own.index)
+    if left and left.table_oid == part.oid and part.is_leaf:
+        building.drop(at, left.name)
     return True
 
 

@@ -113,7 +113,7 @@ def table(db: Database, schema: str, name: str) -> Table | None:
     oid, kind, owner, owned, has_children, is_partition, rows_hidden, key = found
     columns = db.rows(
         """
-        SELECT a.attname, pg_catalog.format_type(a.atttypid, NULL), t.typname = 'vector' AND e.oid IS NOT NULL,
+        SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), t.typname = 'vector' AND e.oid IS NOT NULL,
                a.atttypmod, pg_catalog.col_description(a.attrelid, a.attnum)
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
              LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace

@@ -28,16 +28,21 @@ from .settings import Settings
 from .sqlerrors import as_migration_error, sqlstate
 from .target import Target, quote
 
-# by the primary key whatever the planner believes about the table's size; what the batch does is the same without
+# by the primary key whatever the planner believes about the table's size, and keys as text that is read back as it was;
+# a page may be far behind the one before it, so looking for its end may take longer than a statement of the role's may
 PLAN = """
 SELECT set_config('row_security', 'off', true),
        set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+       set_config('enable_sort', 'off', true), set_config('enable_incremental_sort', 'off', true),
+       set_config('extra_float_digits', '1', true), set_config('datestyle', 'ISO', true),
+       set_config('intervalstyle', 'postgres', true), set_config('statement_timeout', '0', true),
        set_config('application_name', :name, true)
 """
 PENDING = "{vector} IS NULL AND octet_length({source}) = {octets}"
-LAST_OF_PAGE = "SELECT {key_text} FROM {table} WHERE " + PENDING + "{after} ORDER BY {key} LIMIT 1 OFFSET {skipped}"
+# qualified: a plain name in ORDER BY would be the text that is returned
+KEY_OF = "SELECT {key_text} FROM {table} AS t WHERE " + PENDING + "{from} ORDER BY {key_order} LIMIT 1 OFFSET {skipped}"
 # the value is computed from the version of the row that is updated: nothing can come between reading and writing it
-CONVERT = "UPDATE {table} SET {vector} = {convert}({source}, {dimensions}) WHERE " + PENDING + "{after}{until}"
+CONVERT = "UPDATE {table} SET {vector} = {convert}({source}, {dimensions}) WHERE " + PENDING + "{from}{until}"
 CONVERTIBLE = " AND {convert}({source}, {dimensions}) IS NOT NULL"
 RETURNING = " RETURNING {vector} IS NULL"
 LAST_PAGE = 0  # claimed by this number; the others by their last key's
@@ -58,6 +63,7 @@ class ServerEngine:
         self.space = space_of(target.schema, target.table, target.vector)
         with db.transaction():
             self.lock_timeout = locks.batch_timeout(db, settings)
+            self.statement_timeout = str(db.value("SELECT current_setting('statement_timeout')"))
         synctrigger.ensure_convert(db, **extension.names())
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
@@ -104,41 +110,49 @@ class _Worker:
         with self.db.transaction():
             locks.set_timeout(self.db, self.engine.lock_timeout)
             self.db.run(PLAN, {"name": self.progress.application_name})
-            until = self._last_key(after)
+            first = self._key(">", after, 0)
+            if first is None:
+                return None
+            until = self._key(">=", first, self.rows - 1)
             if self.claims.take(self.db, self.engine.space, [_number(until)]):
+                self.db.set_local("statement_timeout", self.engine.statement_timeout)
                 self.db.run("SAVEPOINT openmemory_migrations")
-                found = self._convert(after, until)
+                found = self._convert(first, until)
                 if bad := sum(found):
                     # those are not to be touched: once more without them
                     self.db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
-                    found = self._convert(after, until, CONVERTIBLE)
+                    found = self._convert(first, until, CONVERTIBLE)
                 done = len(found)
         self.progress.add(self.db, done, bad)
         return until
 
-    def _last_key(self, after: Key | None) -> Key | None:
-        row = self._run(LAST_OF_PAGE, {"after": after}, skipped=str(self.rows - 1)).one_or_none()
+    def _key(self, side: str, bound: Key | None, skipped: int) -> Key | None:
+        """The pending row's that comes so many rows behind `bound`."""
+        row = self._run(KEY_OF, {"from": (side, bound)}, skipped=str(skipped)).one_or_none()
         return None if row is None else tuple(row)
 
-    def _convert(self, after: Key | None, until: Key | None, more: str = "") -> list[bool]:
+    def _convert(self, first: Key, until: Key | None, more: str = "") -> list[bool]:
         """For each row that was updated, whether it has no vector even so."""
-        return [row[0] for row in self._run(CONVERT + more + RETURNING, {"after": after, "until": until})]
+        bounds = {"from": (">=", first), "until": ("<=", until)}
+        return [row[0] for row in self._run(CONVERT + more + RETURNING, bounds)]
 
-    def _run(self, template: str, bounds: dict[str, Key | None], **names: str) -> CursorResult[Any]:
+    def _run(self, template: str, bounds: dict[str, tuple[str, Key | None]], **names: str) -> CursorResult[Any]:
         key = self.engine.table.key
         types = {f"type{i}": self.engine.table.columns[name].type for i, name in enumerate(key)}
-        conditions = {"after": "", "until": ""}
         values: dict[str, str] = {}
-        for name, bound in bounds.items():
+        for name, (operator, bound) in bounds.items():
+            condition = ""
             if bound is not None:
                 given = ", ".join(f"CAST(:{name}{i} AS {{type{i}}})" for i in range(len(key)))
-                conditions[name] = f" AND ({{key}}) {'>' if name == 'after' else '<='} ({given})"
+                condition = f" AND ({{key}}) {operator} ({given})"
                 values |= {f"{name}{i}": value for i, value in enumerate(bound)}
+            template = template.replace(f"{{{name}}}", condition)
         return self.db.run(
-            template.replace("{after}", conditions["after"]).replace("{until}", conditions["until"]),
+            template,
             values,
             key=", ".join(map(quote, key)),
-            key_text=", ".join(f"CAST({quote(name)} AS text)" for name in key),
+            key_order=", ".join(f"t.{quote(name)}" for name in key),
+            key_text=", ".join(f"CAST(t.{quote(name)} AS text)" for name in key),
             octets=str(4 * self.dimensions),
             dimensions=str(self.dimensions),
             **types,

@@ -85,6 +85,9 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         log.warning(f"column {quote(target.vector)} of {target} is not this package's, leaving it")
 
     def change() -> None:
+        if table.kind == "p":
+            # the root first, as writers do: the trigger would be taken off the partitions before
+            db.run("LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")
         synctrigger.drop_trigger(db)
         if column is not None and column.ours:
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}")

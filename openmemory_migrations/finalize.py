@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import building, building_tree, catalog, citus, indexes, log
+from . import building, building_tree, catalog, citus, indexes, log, synctrigger
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW
@@ -21,8 +21,10 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
     with db.transaction():
-        spread = citus.distribution(db, table.oid)
-    left = leftovers(db, target, table, by_converting if spread else by_reading)
+        in_server = citus.engine(db, target, settings, table) == "server"
+    if in_server:
+        synctrigger.ensure_convert(db, **extension.names())
+    left = leftovers(db, target, table, by_converting if in_server else by_reading)
     if left.convertible:
         log.warning(
             f"{left.convertible:,} rows of {target} have {quote(target.source)} but no {quote(target.vector)}",

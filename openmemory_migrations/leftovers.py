@@ -105,7 +105,7 @@ def by_reading(db: Database, table: Table, size: int) -> Found:
             bad += rows.rows_bad
             tids += rows.bad_tids[: SHOWN_KEYS - len(keys) - len(tids)]
         if tids:
-            keys += _keys(at, table, "ctid = ANY (CAST(:values AS tid[]))", tids)
+            keys += _keys(at, table, "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))", tids)
     return Found(good, bad, keys)
 
 

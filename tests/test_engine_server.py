@@ -221,7 +221,7 @@ def test_who_comes_second_finds_the_function_that_another_is_creating(table: Dat
     def run() -> None:
         done.append(run_backfill(table, counting(), backfill_engine="server"))
 
-    with package(table) as first, first.transaction():
+    with package(table, PackageDatabase) as first, first.transaction():
         first.connection.exec_driver_sql(create)
         if how == "again":
             first.connection.exec_driver_sql(create)

@@ -73,12 +73,12 @@ def test_each_leaf_has_lists_by_its_own_rows_and_small_ones_lose_nothing(databas
     ("env", "wanted"),
     [
         pytest.param({"OM_INDEX_LISTS": "5"}, "lists=5", id="lists"),
-        pytest.param({"OM_INDEX": "hnsw", "OM_INDEX_M": "8"}, "m=8,ef_construction=64", id="hnsw"),
+        pytest.param(
+            {"OM_INDEX": "hnsw", "OM_INDEX_M": "8"}, "m=8,ef_construction=64", id="hnsw", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_what_is_configured_holds_for_every_table_of_the_tree(
-    tree: Database, env: dict[str, str], wanted: str
-) -> None:
+def test_what_is_configured_holds_for_every_table_of_the_tree(tree: Database, env: dict[str, str], wanted: str) -> None:
     alembic(tree, "upgrade", "head", env=env)
 
     assert_migrated(tree)
@@ -105,18 +105,25 @@ def test_where_there_is_no_index_the_log_says_why(
     assert mismatches(database) == []
 
 
-@pytest.mark.parametrize("names", [[INDEX], [SECOND_INDEX], [INDEX, SECOND_INDEX]], ids=["first", "second", "both"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param([INDEX], id="first"),
+        pytest.param([SECOND_INDEX], id="second", marks=pytest.mark.slow),
+        pytest.param([INDEX, SECOND_INDEX], id="both", marks=pytest.mark.slow),
+    ],
+)
 def test_an_index_made_by_hand_on_the_parent_is_adopted_and_a_duplicate_dropped(
-    tree: Database, names: list[str]
+    tree: Database, made: list[str]
 ) -> None:
     alembic(tree, "upgrade", BACKFILL)
-    for name in names:
+    for name in made:
         tree.run(f"CREATE INDEX {name} ON {TABLE} USING ivfflat (v_vector vector_l2_ops) WITH (lists = 1)")
 
     log = alembic(tree, "upgrade", "head").stderr
 
     assert_migrated(tree)
-    if SECOND_INDEX in names:
+    if SECOND_INDEX in made:
         assert f'NOTICE:  index "{SECOND_INDEX}" is a duplicate of "{INDEX}"; dropping it' in log
     alembic(tree, "downgrade", BACKFILL)
     assert set(map(len, vector_indexes(tree).values())) == {0}
@@ -133,6 +140,7 @@ def test_an_index_made_by_hand_on_a_leaf_is_attached(tree: Database) -> None:
     assert options(tree)["semantic"] == "lists=7"
 
 
+@pytest.mark.slow
 def test_something_else_under_the_name_of_a_leafs_index_leaves_it_incomplete_and_says_so(tree: Database) -> None:
     alembic(tree, "upgrade", BACKFILL)
     tree.run("CREATE TABLE semantic_vvector_idx ()")
@@ -160,11 +168,11 @@ FULL = (
     ("change", "moment"),
     [
         pytest.param(LATE, "CREATE INDEX CONCURRENTLY", id="created between the parents' and a leaf's"),
-        pytest.param(FULL, " ATTACH PARTITION ", id="attached with rows"),
         pytest.param("DROP TABLE semantic", "CREATE INDEX CONCURRENTLY", id="dropped before its index is built"),
         *(
             pytest.param(change, moment, id=what, marks=pytest.mark.slow)
             for change, moment, what in [
+                (FULL, " ATTACH PARTITION ", "attached with rows"),
                 (LATE, " ATTACH PARTITION ", "created before the first is attached"),
                 (LATE, " ON ONLY ", "created before the parents'"),
                 ("DROP TABLE semantic", " ON ONLY ", "dropped before the parents'"),
