@@ -157,6 +157,7 @@ def test_something_else_under_the_name_of_a_leafs_index_leaves_it_incomplete_and
     assert_migrated(tree)
 
 
+SEMANTIC = '"semantic_vvector_idx" ON'
 LATE = f"CREATE TABLE late PARTITION OF {TABLE} FOR VALUES IN ('late')"
 FULL = (
     f"CREATE TABLE late (LIKE {TABLE}); INSERT INTO late SELECT gen_random_uuid(), 'late', 'late', v, dim, v_vector"
@@ -172,21 +173,21 @@ FULL = (
         *(
             pytest.param(change, moment, id=what, marks=pytest.mark.slow)
             for change, moment, what in [
-                (FULL, " ATTACH PARTITION ", "attached with rows"),
-                (LATE, " ATTACH PARTITION ", "created before the first is attached"),
+                (FULL, "LOCK TABLE ONLY ", "attached with rows"),
+                (LATE, "LOCK TABLE ONLY ", "created before the first is attached"),
                 (LATE, " ON ONLY ", "created before the parents'"),
                 ("DROP TABLE semantic", " ON ONLY ", "dropped before the parents'"),
-                ("DROP TABLE semantic", '"semantic_vvector_idx" ON', "dropped just before its index is built"),
-                ("DROP TABLE semantic", 'PARTITION "public"."semantic_vvector_idx"', "dropped before it is attached"),
+                ("DROP TABLE semantic", SEMANTIC, "dropped just before its index is built"),
+                ("DROP TABLE semantic", f"{SEMANTIC} then LOCK TABLE ONLY ", "dropped before it is attached"),
                 (f"ALTER TABLE {TABLE} DETACH PARTITION semantic", " ON ONLY ", "detached before the parents'"),
                 (
                     f"ALTER TABLE {TABLE} DETACH PARTITION semantic",
-                    '"semantic_vvector_idx" ON',
+                    SEMANTIC,
                     "detached just before its index is built",
                 ),
                 (
                     f"ALTER TABLE {TABLE} DETACH PARTITION semantic",
-                    'PARTITION "public"."semantic_vvector_idx"',
+                    f"{SEMANTIC} then LOCK TABLE ONLY ",
                     "detached before it is attached",
                 ),
             ]
@@ -197,19 +198,20 @@ def test_what_happens_to_a_partition_during_the_build_does_not_fail_it(
     server: embedded.Server, tree: Database, change: str, moment: str
 ) -> None:
     alembic(tree, "upgrade", BACKFILL)
-    seen = False
+    waiting = moment.split(" then ")
 
     def watch(statement: str) -> Verdict:
-        nonlocal seen
-        if moment in statement and not seen:
-            seen = True
+        if waiting and waiting[0] in statement:
+            waiting.pop(0)
+            if waiting:
+                return None
             tree.run(f"SET lock_timeout = '5s'; {change}")
         return None
 
     with proxy(server, watch) as between:
         log = alembic(between.to(tree), "upgrade", "head").stderr
 
-    assert seen
+    assert not waiting
     if "DETACH" in change:
         tree.run("DROP TABLE semantic")
     assert_migrated(tree)
