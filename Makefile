@@ -14,7 +14,7 @@ test: install  ## the tests, without the slow ones
 test-slow: install ## the slow tests
 	.venv/bin/python -m pytest -n 2 -m slow
 
-bench: install ## how fast the backfill is, against rivals and the server's own pace; some 15 minutes (BENCH="--rows 10000 …")
+bench: install ## how fast the backfill is, against rivals and the server's own pace; some 30 minutes (BENCH="--rows 10000 …")
 	.venv/bin/python -m bench $(BENCH)
 
 check: install ## formatting, lint, types

@@ -22,7 +22,7 @@ PROCESSES, ROUNDS = (1, 2, 4), 3
 CASES: tuple[tuple[str, int, dict[str, str]], ...] = (
     ("client", 120_000, {}),
     ("client", 60_000, {"BACKFILL_BATCH": "500", "OM_BACKFILL_PAUSE_MS": "50"}),
-    ("server", 30_000, {"BACKFILL_BATCH": "1000"}),
+    ("server", 60_000, {"BACKFILL_BATCH": "1000"}),
     ("server", 30_000, {"BACKFILL_BATCH": "500", "OM_BACKFILL_PAUSE_MS": "50"}),
 )
 

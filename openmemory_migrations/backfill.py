@@ -6,6 +6,7 @@ converted: what another transaction moves past it is found by the next pass.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -26,6 +27,7 @@ from .target import Target, quote
 
 PAGES_A_CARRY = 64  # at most some 14,000 rows, as short a lock on them as a batch's
 PATIENCE = 60  # seconds in which what another run has claimed is left to it
+POLL = 0.1  # seconds between two looks at whether it has given that back
 
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
 CARRY_OVER = (
@@ -85,11 +87,12 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
 
 def _given_back(db: Database, parts: set[Claim]) -> bool:
     """Waits until no other run has a claim on these parts, and says whether that has come to pass."""
-    for _ in range(PATIENCE):
+    over = time.monotonic() + PATIENCE
+    while time.monotonic() < over:
         with db.transaction():
             if not parts & claims.held(db):
                 return True
-        db.stop.sleep(1)
+        db.stop.sleep(POLL)
     return False
 
 

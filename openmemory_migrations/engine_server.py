@@ -8,7 +8,7 @@ pages by the primary key, no lock clause, no join, every setting as a statement 
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,7 @@ class ServerEngine:
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
         def convert(db: Database, claims: Claims) -> None:
-            _Worker(self, db, dimensions, claims, progress).take(pace.on(db))
+            _Worker(self, db, dimensions, claims, progress, pace.on(db)).take()
 
         side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])
 
@@ -82,11 +82,17 @@ class _Worker:
     dimensions: int
     claims: Claims
     progress: Progress
-    rows: int = 0  # of a page, fewer while something is in the way
+    pace: Pace
+    rows: int = field(init=False)  # of a page, fewer while something is in the way
 
-    def take(self, pace: Pace) -> None:
-        self.most_rows = max(1, min(self.engine.settings.backfill_batch, BATCH_BYTES // (4 * self.dimensions)))
-        self.rows = self.most_rows
+    def __post_init__(self) -> None:
+        self.rows = self._most_rows
+
+    @property
+    def _most_rows(self) -> int:
+        return max(1, min(self.engine.settings.backfill_batch, BATCH_BYTES // (4 * self.dimensions)))
+
+    def take(self) -> None:
         after: Key | None = None
         tries = locks.Tries(self.db.stop.sleep)
         over = False
@@ -100,9 +106,8 @@ class _Worker:
                 self.rows = max(1, self.rows // 2)
                 tries.rest(problem, self.rows)
                 continue
-            pace.rest(self.progress.what)
             after, over, tries = until, until is None, locks.Tries(self.db.stop.sleep)
-            self.rows = min(2 * self.rows, self.most_rows)
+            self.rows = min(2 * self.rows, self._most_rows)
 
     def _page(self, after: Key | None) -> Key | None:
         """Converts the page behind `after` unless somebody else is at it; returns its last key, None at the end."""
@@ -114,7 +119,8 @@ class _Worker:
             if first is None:
                 return None
             until = self._key(">=", first, self.rows - 1)
-            if self.claims.take(self.db, self.engine.space, [_number(until)]):
+            ours = self.claims.take(self.db, self.engine.space, [_number(until)])
+            if ours:
                 self.db.set_local("statement_timeout", self.engine.statement_timeout)
                 self.db.run("SAVEPOINT openmemory_migrations")
                 found = self._convert(first, until)
@@ -123,7 +129,9 @@ class _Worker:
                     self.db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
                     found = self._convert(first, until, CONVERTIBLE)
                 done = len(found)
-        self.progress.add(self.db, done, bad)
+        if ours:
+            self.progress.add(self.db, done, bad)
+            self.pace.rest(self.progress.what)
         return until
 
     def _key(self, side: str, bound: Key | None, skipped: int) -> Key | None:

@@ -103,6 +103,7 @@ def test_columns_of_a_host(database: Database) -> None:
     assert database.value(f"SELECT count(embedding) FROM {TABLE}") == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "env", "code", "said"),
     [
@@ -160,6 +161,7 @@ def test_rows_that_can_not_be_converted(table: Database, policy: str, code: int)
     assert converted(table) == ROWS - ROWS // 20
 
 
+@pytest.mark.slow
 def test_rows_that_come_without_a_trigger_are_not_fine(database: Database) -> None:
     create_table(database)
     load(database, random_rows(ROWS, DIM))
@@ -204,6 +206,7 @@ def test_what_was_set_aside_is_left_to_the_revision(database: Database) -> None:
     assert not database.value("SELECT count(*) FROM pg_attribute WHERE attname = 'v_vector_adopted'")
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_and_continued(table: Database) -> None:
     process = start(table, env=SLOWLY)
     wait_until(lambda: converted(table) > ROWS / 5)
@@ -220,6 +223,7 @@ def test_stopped_by_a_signal_and_continued(table: Database) -> None:
     assert converted(table) == ROWS
 
 
+@pytest.mark.slow
 def test_a_lost_connection_is_made_anew(table: Database) -> None:
     process = start(table, env=SLOWLY)
     wait_until(lambda: converted(table) > ROWS / 5)
@@ -299,6 +303,7 @@ def test_beside_the_revision_which_waits_for_it_before_the_index(table: Database
     assert indexes(table)
 
 
+@pytest.mark.slow
 def test_the_revision_waits_to_take_the_column_away(table: Database) -> None:
     alone = start(table, env=SLOWLY)
     wait_until(lambda: converted(table) > 0)

@@ -110,7 +110,7 @@ def assert_same(ends: Mapping[str, End], v: str, before: set[tuple[Any, ...]]) -
     return server
 
 
-@pytest.mark.parametrize("dim", [256, 1536])
+@pytest.mark.parametrize("dim", [256, pytest.param(1536, marks=pytest.mark.slow)])
 def test_real_rows_become_the_same_bits_with_either_engine(database: Database, both: Both, dim: int) -> None:
     create_table(database)
     load(database, [*real_rows(dim), *random_rows(40, dim), *with_v(ODD * (dim // 8), 1, 5)])
@@ -184,7 +184,7 @@ def table(database: Database) -> Database:
     return database
 
 
-@pytest.mark.parametrize("runs", [2, 4])
+@pytest.mark.parametrize("runs", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_runs_started_together_share_the_table_and_the_function_and_do_nothing_twice(
     table: Database, runs: int
 ) -> None:

@@ -58,6 +58,8 @@ from .test_signals import eventually, expanded, running, slow_rows, transaction,
 from .test_writers import remembered, v_of, written
 from .writers import writing
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 __all__ = ["ends", "table"]  # fixtures
 
 SLOW = {**SERVER, **SLOWLY}

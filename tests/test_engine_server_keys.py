@@ -19,6 +19,8 @@ from .online import run_backfill
 from .states import BACKFILL, EXPAND
 from .test_engine_server import OFF, SERVER
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 DIM, ROWS = 3, 40
 LARGE, BATCH = 6_000, 200
 EXPLAIN = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "

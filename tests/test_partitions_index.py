@@ -108,7 +108,7 @@ def test_where_there_is_no_index_the_log_says_why(
 @pytest.mark.parametrize(
     "made",
     [
-        pytest.param([INDEX], id="first"),
+        pytest.param([INDEX], id="first", marks=pytest.mark.slow),
         pytest.param([SECOND_INDEX], id="second", marks=pytest.mark.slow),
         pytest.param([INDEX, SECOND_INDEX], id="both", marks=pytest.mark.slow),
     ],
@@ -129,6 +129,7 @@ def test_an_index_made_by_hand_on_the_parent_is_adopted_and_a_duplicate_dropped(
     assert set(map(len, vector_indexes(tree).values())) == {0}
 
 
+@pytest.mark.slow
 def test_an_index_made_by_hand_on_a_leaf_is_attached(tree: Database) -> None:
     alembic(tree, "upgrade", BACKFILL)
     tree.run("CREATE INDEX semantic_vvector_idx ON semantic USING ivfflat (v_vector vector_l2_ops) WITH (lists = 7)")
@@ -168,7 +169,9 @@ FULL = (
 @pytest.mark.parametrize(
     ("change", "moment"),
     [
-        pytest.param(LATE, "CREATE INDEX CONCURRENTLY", id="created between the parents' and a leaf's"),
+        pytest.param(
+            LATE, "CREATE INDEX CONCURRENTLY", id="created between the parents' and a leaf's", marks=pytest.mark.slow
+        ),
         pytest.param("DROP TABLE semantic", "CREATE INDEX CONCURRENTLY", id="dropped before its index is built"),
         *(
             pytest.param(change, moment, id=what, marks=pytest.mark.slow)

@@ -20,6 +20,8 @@ from .test_index_build import SNAPSHOT, build_waits
 from .test_interrupted_steps import killed
 from .test_signals import eventually, running, transaction
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 __all__ = ["tree"]  # a fixture
 
 Ends = dict[tuple[str, str], End]
