@@ -30,6 +30,7 @@ CANNOT_BUILD = ("53", "54", "0A")
 # CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
 LOCK_TIMEOUT = "1h"
 CLEAN_UP_TIMEOUT = "5s"
+RACED = "XX000"  # "tuple concurrently updated": the build whose index was to be dropped has just come to its end
 LOG_INTERVAL = 5.0  # seconds between two lines on the build
 
 
@@ -49,7 +50,7 @@ def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str
             return
         except DBAPIError as error:
             problem = as_migration_error(error, f"index {quote(index.name)} can't be dropped")
-            if sqlstate(error) not in locks.PASSING or lock_timeout != LOCK_TIMEOUT:
+            if sqlstate(error) not in (*locks.PASSING, RACED) or lock_timeout != LOCK_TIMEOUT:
                 raise problem from error
         log.notice(f"{problem.message}, again in {pause:.1f} s")
         db.stop.sleep(pause)

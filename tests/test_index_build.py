@@ -20,7 +20,7 @@ from openmemory_migrations.errors import MigrationError
 
 from .conftest import OPTIONS, programs
 from .helpers import Database, alembic, create_database, drop_database, mismatches, random_rows
-from .states import BACKFILL, HEAD, INDEX, IVFFLAT, indexes, stamp
+from .states import BACKFILL, HEAD, INDEX, INVALIDATE, IVFFLAT, indexes, stamp
 from .test_signals import OURS, SIGNALS, assert_stopped, engine_of, eventually, filled, running, transaction
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
@@ -318,3 +318,26 @@ def test_the_build_of_a_database_from_the_same_template_is_not_taken_for_ours(
                 assert "can't be shown" not in run.log
     finally:
         drop_database(server, twin.name)
+
+
+def test_an_interrupted_build_that_ends_while_its_index_is_dropped_is_tried_again(backfilled: Database) -> None:
+    """Both change the index's row in the catalog, and the server has an internal error for who comes second."""
+    backfilled.run(f"CREATE INDEX {INDEX} ON {TABLE} USING ivfflat (v_vector vector_l2_ops) WITH (lists = 1)")
+    backfilled.run(INVALIDATE)
+    backfilled.run(
+        """
+        CREATE SEQUENCE drops;
+        CREATE FUNCTION once() RETURNS event_trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          IF nextval('drops') = 1 THEN
+            RAISE EXCEPTION 'tuple concurrently updated' USING ERRCODE = 'XX000';
+          END IF;
+        END $$;
+        CREATE EVENT TRIGGER once ON ddl_command_start WHEN TAG IN ('DROP INDEX') EXECUTE FUNCTION once()
+        """
+    )
+
+    log = alembic(backfilled, "upgrade", "head").stderr
+
+    assert "can't be dropped: tuple concurrently updated (SQLSTATE XX000), again in" in log
+    assert_indexed(backfilled)
