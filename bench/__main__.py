@@ -47,7 +47,7 @@ def main() -> None:
         if "sizes" in options.parts:
             results["sizes"] = sizes.measure(server, options.most_rows)
         if "scaling" in options.parts:
-            results["scaling"] = scaling.measure(server, options.share)
+            results["scaling"] = scaling.measure(server, options.share, options.rounds)
     if "growth" in options.parts:
         results["growth"] = growth.measure(options.share, 256, options.large_rows)
     if "blocks" in options.parts:

@@ -17,7 +17,7 @@ from openmemory_migrations.embedded import Server
 from .rows import copied, make
 
 DIMENSIONS = 256
-PROCESSES, ROUNDS = (1, 2, 4), 3
+PROCESSES = (1, 2, 4)
 # engine, rows, settings: batches so small that there are enough of them for four
 CASES: tuple[tuple[str, int, dict[str, str]], ...] = (
     ("client", 120_000, {}),
@@ -27,13 +27,13 @@ CASES: tuple[tuple[str, int, dict[str, str]], ...] = (
 )
 
 
-def measure(server: Server, share: float) -> list[dict[str, Any]]:
+def measure(server: Server, share: float, rounds: int) -> list[dict[str, Any]]:
     found = []
     for engine, whole, settings in CASES:
         rows = int(whole * share)
         template = make(server, f"scaling_{rows}", DIMENSIONS, rows)
         taken: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for processes in PROCESSES:
                 with copied(server, template) as database:
                     seconds = _run(database, processes, {**settings, "OM_BACKFILL_ENGINE": engine})

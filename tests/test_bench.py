@@ -42,7 +42,7 @@ def test_the_figures_are_those_of_all_ways_and_of_whole_tables() -> None:
 def test_the_parts_on_scale_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "bench", "--parts", "scaling", "growth", "--share", "0.02"),
+            *(sys.executable, "-m", "bench", "--parts", "scaling", "growth", "--share", "0.02", "--rounds", "1"),
             *("--large-rows", "1000", "--output", str(tmp_path)),
         ],
         cwd=ROOT,
