@@ -57,18 +57,23 @@ def migrate(project: Path, url: str) -> None:
     connection.autocommit = True
     with connection.cursor() as cursor:
         cursor.execute(TABLE)
-        alembic(project, url, "upgrade", "head")
+        run("alembic", project, url, "upgrade", "head")
         cursor.execute("SELECT v_vector::text, count(*) FROM openmemory_vectors GROUP BY 1")
         assert cursor.fetchall() == [("[1,-2]", 100)]
-        alembic(project, url, "downgrade", "base")
+        run("alembic", project, url, "downgrade", "base")
         cursor.execute("SELECT * FROM openmemory_vectors")
         assert len(cursor.description or ()) == 5
+        with TemporaryDirectory() as empty:
+            for arguments in (["upgrade", "om_20240107_pgvector"], ["backfill"], ["upgrade"], ["status"]):
+                run("openmemory-migrations", Path(empty), url, *arguments)
+        cursor.execute("SELECT v_vector::text, count(*) FROM openmemory_vectors GROUP BY 1")
+        assert cursor.fetchall() == [("[1,-2]", 100)]
     connection.close()
 
 
-def alembic(project: Path, url: str, *arguments: str) -> None:
-    command = [str(Path(sys.executable).with_name("alembic")), *arguments]
-    subprocess.run(command, cwd=project, env={"OM_DATABASE_URL": url}, check=True)
+def run(program: str, folder: Path, url: str, *arguments: str) -> None:
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    subprocess.run(command, cwd=folder, env={"OM_DATABASE_URL": url}, check=True)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,28 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from sqlalchemy.exc import DBAPIError
 
 from . import __version__, doctor, log, stubs
-from .commands import backfill
+from .commands import Command, backfill, chain, of, status
 from .errors import MigrationError
 from .sqlerrors import as_migration_error
 
 PROGRAM = "openmemory-migrations"
-# a command is a module with arguments(parser) and run(options) -> exit code; its docstring's first line is the help
-COMMANDS: dict[str, ModuleType] = {"backfill": backfill, "stubs": stubs, "doctor": doctor}
+COMMANDS: dict[str, Command] = {
+    "status": of(status),
+    **chain.COMMANDS,
+    "backfill": of(backfill),
+    "stubs": of(stubs),
+    "doctor": of(doctor),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; an error of ours is printed without a traceback."""
     options = parser().parse_args(argv)
-    _log_to_stderr()
+    _log_to_stderr(logging.WARNING if getattr(options, "quiet", False) else logging.INFO)
     try:
         return int(COMMANDS[options.command].run(options))
     except MigrationError as error:
@@ -41,19 +45,18 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog=PROGRAM, description="OpenMemory's vectors from bytea to pgvector.")
     whole.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="command")
-    for name, module in COMMANDS.items():
-        description = (module.__doc__ or "").partition("\n\n")[0]
-        command = commands.add_parser(name, help=description, description=description)
-        module.arguments(command)
+    for name, command in COMMANDS.items():
+        command.arguments(commands.add_parser(name, help=command.help, description=command.description))
     return whole
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log.logger.handlers = [handler]
-    log.logger.setLevel(logging.INFO)
-    log.logger.propagate = False
+    for logger in (log.logger, logging.getLogger("alembic")):
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
 
 
 __all__ = ["COMMANDS", "main", "parser"]

@@ -21,8 +21,7 @@ from .target import Target
 T = TypeVar("T")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say which database and table are meant."""
+def settings_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-x",
         action="append",
@@ -30,6 +29,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a setting, as with alembic -x; the OM_* variables count as they do there",
     )
+    parser.add_argument("--quiet", action="store_true", help="no messages but warnings and errors")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say which database, table and columns are meant."""
+    settings_argument(parser)
     parser.add_argument("--column", default="v", help="of the bytes; default: v")
     parser.add_argument("--vector-column", default="v_vector", help="default: v_vector")
 
@@ -47,7 +52,8 @@ def configured(options: argparse.Namespace) -> tuple[Settings, Target]:
         settings = Settings.load(given)
     except MigrationError as error:
         raise UsageError(error.message, detail=error.detail, hint=error.hint) from error
-    return settings, Target(settings.pg_schema, settings.vector_table, options.column, options.vector_column)
+    columns = [getattr(options, name) for name in ("column", "vector_column") if hasattr(options, name)]
+    return settings, Target(settings.pg_schema, settings.vector_table, *columns)
 
 
 def on_postgres(options: argparse.Namespace, work: Callable[[Step], T]) -> T | None:
@@ -76,4 +82,5 @@ def _run(engine: Engine, settings: Settings, target: Target, work: Callable[[Ste
     with engine.connect() as connection:
         db = Database(connection, target.names())
         with db.session():
+            db.take_over()
             return work(Step(db, target, settings))

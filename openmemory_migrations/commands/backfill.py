@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import argparse
 
-from .. import running
+from .. import output, running
+from ..leftovers import Leftovers
 from ..steps import Step
 
-arguments = running.arguments
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    running.arguments(parser)
+    output.arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """0 when nothing is left that could be converted. Raises MigrationError."""
 
-    def work(step: Step) -> int:
+    def work(step: Step) -> Leftovers | None:
         with step.beside_others():
             ready = step.prepared(None)
-            left = step.backfill(*ready, last=False) if ready else None
-        return 1 if left and left.convertible else 0
+            return step.backfill(*ready, last=False) if ready else None
 
-    return running.on_postgres(options, work) or 0
+    left = running.on_postgres(options, work)
+    if options.json:
+        skipped = []
+        if left:
+            keys = left.examples
+            skipped = [{"reason": r, "rows": rows, "keys": keys.get(r, [])} for r, rows in left.reasons.items()]
+        output.write(options, {"left": left.convertible if left else 0, "skipped": skipped}, [])
+    return 1 if left and left.convertible else 0

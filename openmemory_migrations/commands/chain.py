@@ -1,0 +1,86 @@
+"""Alembic with the environment that is in the package, for who installed the wheel and has no alembic.ini."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+
+from .. import hosts, output, running
+from ..errors import MigrationError, UsageError
+from . import Command
+
+
+def upgrade(options: argparse.Namespace) -> int:
+    return _run(options, lambda config: command.upgrade(config, options.revision))
+
+
+def downgrade(options: argparse.Namespace) -> int:
+    return _run(options, lambda config: command.downgrade(config, options.revision))
+
+
+def current(options: argparse.Namespace) -> int:
+    printed = io.StringIO()
+    code = _run(options, command.current, printed)
+    revisions = [line.split()[0] for line in printed.getvalue().splitlines()]
+    lines = [("", line) for line in printed.getvalue().splitlines()]
+    output.write(options, {"revisions": revisions, "at_head": revisions == [hosts.FINALIZE]}, lines)
+    return code
+
+
+def sql(options: argparse.Namespace) -> int:
+    if ":" in options.revisions and options.down:
+        return _run(options, lambda config: command.downgrade(config, options.revisions, sql=True))
+    if options.down:
+        raise UsageError("a script down needs to know from where", hint="Such as: sql --down head:base.")
+    return _run(options, lambda config: command.upgrade(config, options.revisions, sql=True))
+
+
+def _run(options: argparse.Namespace, work: Callable[[Config], object], stdout: TextIO = sys.stdout) -> int:
+    running.configured(options)  # what can't be meant is said before Alembic begins
+    config = Config(cmd_opts=argparse.Namespace(x=options.x), stdout=stdout, output_buffer=stdout)
+    config.set_main_option("script_location", f"{hosts.PACKAGE}:packaged")
+    config.set_main_option("version_locations", hosts.LOCATION)
+    config.set_main_option(hosts.SEPARATOR, "space")
+    try:
+        work(config)
+    except MigrationError:
+        raise
+    except CommandError as error:  # a revision that there isn't
+        raise UsageError(str(error)) from error
+    return 0
+
+
+def _to_head(parser: argparse.ArgumentParser) -> None:
+    running.settings_argument(parser)
+    parser.add_argument("revision", nargs="?", default="head", help="default: head")
+
+
+def _down_to(parser: argparse.ArgumentParser) -> None:
+    running.settings_argument(parser)
+    parser.add_argument("revision", help="such as base, -1 or om_20240107_backfill")
+
+
+def _current(parser: argparse.ArgumentParser) -> None:
+    running.settings_argument(parser)
+    output.arguments(parser)
+
+
+def _script(parser: argparse.ArgumentParser) -> None:
+    running.settings_argument(parser)
+    parser.add_argument("revisions", nargs="?", default="head", help="one, or FROM:TO; default: head")
+    parser.add_argument("--down", action="store_true", help="the way back, FROM:TO such as head:base")
+
+
+COMMANDS = {
+    "upgrade": Command("run the chain up, as `alembic upgrade` does", _to_head, upgrade),
+    "downgrade": Command("run the chain down, as `alembic downgrade` does", _down_to, downgrade),
+    "current": Command("print the revision that the database is stamped with", _current, current),
+    "sql": Command("print the chain as a script for psql, as `alembic upgrade --sql` does", _script, sql),
+}

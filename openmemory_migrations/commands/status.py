@@ -1,0 +1,144 @@
+"""say where the migration stands, and what to do next; also while a run is going on
+
+Exit code 0 when the chain is at its head, nothing is pending, the trigger is on, and the index valid, unless
+OM_SYNC_TRIGGER or OM_INDEX say that there is to be none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import hosts, output, running, state
+from ..catalog import Extension, extension
+from ..indexes import NoIndex, Plan, plan
+from ..settings import Settings
+from ..state import State
+from ..steps import Step
+from ..target import quote
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    running.arguments(parser)
+    output.arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises MigrationError."""
+
+    def work(step: Step) -> tuple[State, Extension | None]:
+        found = state.look(step.db, step.target, step.settings)
+        with step.db.transaction():
+            return found, extension(step.db)
+
+    result = running.on_postgres(options, work)
+    if result is None:
+        return 0
+    found, installed = result
+    settings, _ = running.configured(options)
+    judged = judge(found, settings, installed)
+    output.write(options, _data(found, judged), _lines(found, judged))
+    return 0 if judged.fine else 1
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is made of a state: whether it is as it should be in the end, and the next thing to do."""
+
+    at_head: bool
+    index: str
+    fine: bool
+    next: str
+
+
+def judge(found: State, settings: Settings, installed: Extension | None) -> Judged:
+    if found.source_is_vector:
+        return Judged(True, "not ours", True, "nothing: v is of type vector already")
+    # a host's chain has its version table where only the host knows
+    at_head = found.revisions == [hosts.FINALIZE] or (found.revisions is None and found.ours)
+    index, wanted = _index(found, settings, installed)
+    pending = found.rows.pending if found.rows else 0
+    followed = found.trigger or not settings.sync_trigger
+    if not found.ours or not at_head:
+        todo = "openmemory-migrations upgrade"
+    elif pending:
+        todo = "openmemory-migrations backfill"
+    elif not followed:
+        todo = f"the trigger is missing or disabled: ALTER TABLE … ENABLE TRIGGER {quote(found.target.sync)}"
+    elif wanted:
+        todo = "openmemory-migrations downgrade om_20240107_backfill, then openmemory-migrations upgrade"
+    else:
+        todo = "nothing"
+    if found.runs:
+        todo = "wait for what is running; " + todo
+    return Judged(at_head, index, bool(at_head and found.ours and not pending and followed and not wanted), todo)
+
+
+def _index(found: State, settings: Settings, installed: Extension | None) -> tuple[str, bool]:
+    """What to say of the index, and whether one is wanted that isn't there."""
+    rows = found.rows.converted if found.rows else 0
+    wanted = (
+        plan(found.target, settings, installed, found.dimensions, rows)
+        if installed
+        else NoIndex("there is no extension yet")
+    )
+    if found.build:
+        return f"being built: {found.build}", True
+    if found.index is None:
+        return ("missing", True) if isinstance(wanted, Plan) else (f"none: {wanted.reason}", False)
+    index = found.index
+    size = f"{index.size / 1024**2:,.1f} MiB"
+    text = f"{quote(index.name)}, {index.method} with {index.opclass}, {size}"
+    return (text + ", valid", False) if index.valid else (text + ", INVALID", isinstance(wanted, Plan))
+
+
+def _data(found: State, judged: Judged) -> dict[str, Any]:
+    rows = asdict(found.rows) if found.rows else None
+    return {
+        "table": f"{found.target.schema}.{found.target.table}",
+        "fine": judged.fine,
+        "revisions": found.revisions,
+        "at_head": judged.at_head,
+        "column": {
+            "name": found.target.vector,
+            "type": found.column,
+            "dimensions": found.dimensions,
+            "ours": found.ours,
+        },
+        "rows": rows,
+        "trigger": found.trigger,
+        "indexes": [
+            {"name": i.name, "method": i.method, "opclass": i.opclass, "valid": i.valid, "bytes": i.size}
+            for i in found.indexes
+        ],
+        "index_build": found.build,
+        "runs": [{"pid": pid, "application_name": name, "since": since} for pid, name, since in found.runs],
+        "found_by_application": found.found_by_application,
+        "detection": state.detection(found.target),
+        "next": judged.next,
+    }
+
+
+def _lines(found: State, judged: Judged) -> list[tuple[str, object]]:
+    target, rows = found.target, found.rows
+    stamped = "not stamped" if found.revisions == [] else ", ".join(found.revisions or [])
+    lines: list[tuple[str, object]] = [
+        ("table", str(target)),
+        ("revision", stamped or "no version table of this package's own (not begun, or a host's chain)"),
+        ("column", f"{quote(target.vector)} {found.column}({found.dimensions or ''})" if found.column else "missing"),
+    ]
+    if rows:
+        share = 100 * rows.converted // (rows.total or 1)
+        lines += [
+            ("rows", f"{rows.total:,}; {rows.converted:,} converted ({share} %), {rows.pending:,} pending"),
+            *(("", f"{number:,} skipped: {reason}") for reason, number in rows.skipped.items()),
+        ]
+    lines += [("trigger", "on" if found.trigger else "off"), ("index", judged.index)]
+    lines += [("running", f'process {pid} "{name}", since {since}') for pid, name, since in found.runs]
+    lines += [
+        ("application", "finds the column" if found.found_by_application else "OpenMemory 1.x won't find the column"),
+        ("", f"it should ask: {state.detection(target)}"),
+        ("next", judged.next),
+    ]
+    return lines

@@ -1,0 +1,1 @@
+"""Alembic's script_location for the console script."""
