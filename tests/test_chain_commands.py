@@ -51,6 +51,7 @@ def test_up_and_down_as_alembic_does(table: Database) -> None:
     assert checksum(table) == v
 
 
+@pytest.mark.slow
 def test_quiet_says_only_what_is_wrong(table: Database) -> None:
     table.run(f"UPDATE {TABLE} SET v = '' WHERE user_id = 'user1'")
 
@@ -60,6 +61,7 @@ def test_quiet_says_only_what_is_wrong(table: Database) -> None:
     assert {line.partition(":")[0] for line in done.stderr.splitlines()} == {"WARNING", "DETAIL", "HINT"}
 
 
+@pytest.mark.slow
 def test_settings_and_their_mistakes(table: Database) -> None:
     assert om(table, "upgrade", "-x", "index=hnsw", "-x", "backfill_engine=server").returncode == 0
     assert "USING hnsw" in next(iter(indexes(table).values()))[0]
@@ -77,6 +79,7 @@ def test_settings_and_their_mistakes(table: Database) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_refusal_is_exit_code_1(table: Database) -> None:
     done = om(table, "upgrade", "-x", f"vec_dim={DIM + 1}")
 
@@ -85,6 +88,7 @@ def test_a_refusal_is_exit_code_1(table: Database) -> None:
     assert stamp(table) is None
 
 
+@pytest.mark.slow
 def test_scripts_are_those_of_alembic(server: embedded.Server, table: Database) -> None:
     env = {"OM_VEC_DIM": str(DIM)}
 

@@ -144,6 +144,7 @@ def test_bad_rows_are_skipped_for_the_same_reasons_with_either_engine_and_never_
     assert mismatches(end.database, dim=8) == []
 
 
+@pytest.mark.slow
 def test_a_column_without_dimensions_takes_rows_of_any(database: Database, both: Both) -> None:
     create_table(database)
     alembic(database, "upgrade", EXPAND, env=OFF)
@@ -158,6 +159,7 @@ def test_a_column_without_dimensions_takes_rows_of_any(database: Database, both:
     assert mismatches(end.database) == []
 
 
+@pytest.mark.slow
 def test_without_the_trigger_the_function_comes_for_the_backfill_and_goes_with_the_column(database: Database) -> None:
     create_table(database)
     load(database, random_rows(60, 8))
@@ -211,6 +213,7 @@ def test_runs_started_together_share_the_table_and_the_function_and_do_nothing_t
     assert mismatches(table) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["anew", "again"])
 def test_who_comes_second_finds_the_function_that_another_is_creating(table: Database, how: str) -> None:
     source = (Path(ops.__file__).parent / "synctrigger.py").read_text()
@@ -271,6 +274,7 @@ def test_without_a_primary_key_it_says_what_to_set_and_changes_nothing(database:
     assert mismatches(database) == []
 
 
+@pytest.mark.slow
 def test_values_do_not_travel(server: embedded.Server, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and a flag for each row come, where the client's engine would read all the bytes."""
     received: Counter[str] = Counter()

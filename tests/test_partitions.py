@@ -90,6 +90,7 @@ def test_trees_by_hash_and_by_range(database: Database, by: str, engine: str) ->
     assert without_extension(snapshot(database)) == before
 
 
+@pytest.mark.slow
 def test_a_table_without_primary_key_is_converted_by_the_client(database: Database) -> None:
     database.run(f"CREATE TABLE {TABLE} ({COLUMNS}) PARTITION BY HASH (id)")
     for n in range(3):
@@ -170,6 +171,7 @@ def test_any_leaf_may_be_dropped_at_any_moment(tree: Database, leaf: str) -> Non
     assert_migrated(tree)
 
 
+@pytest.mark.slow
 def test_partitions_made_between_the_steps_and_after_them_are_as_the_others(tree: Database) -> None:
     alembic(tree, "upgrade", BACKFILL)
     tree.run(f"{LATE}; {INSERT_LATE.format(TABLE)}")

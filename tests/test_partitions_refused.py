@@ -14,6 +14,8 @@ from .helpers import Database, alembic
 from .partitioned import ELSEWHERE, assert_migrated, tree
 from .states import column_type, refused, stamp
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 __all__ = ["tree"]  # a fixture
 
 NAME = f'"public.{TABLE}"'

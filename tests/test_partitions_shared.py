@@ -21,6 +21,8 @@ from .online import TARGET, converted, package
 from .partitioned import LEAVES, ROWS, engines, tree
 from .states import EXPAND
 
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
 __all__ = ["tree"]  # a fixture
 
 BATCH = 25

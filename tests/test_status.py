@@ -95,6 +95,7 @@ def test_rows_by_what_they_are(table: Database) -> None:
     assert status(table, 0)["next"] == "nothing"
 
 
+@pytest.mark.slow
 def test_an_index_that_is_wanted_and_one_that_is_not(table: Database) -> None:
     alembic(table, "upgrade", "head", env={"OM_INDEX": "none"})
 
@@ -111,6 +112,7 @@ def test_an_index_that_is_wanted_and_one_that_is_not(table: Database) -> None:
     assert "INVALID" in om(table, "status").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [0, 1])
 def test_a_table_with_hardly_a_row(database: Database, rows: int) -> None:
     create_table(database)
@@ -123,6 +125,7 @@ def test_a_table_with_hardly_a_row(database: Database, rows: int) -> None:
     assert "ivfflat needs 50 rows" in om(database, "status").stdout
 
 
+@pytest.mark.slow
 def test_while_a_run_is_going_on(table: Database) -> None:
     alembic(table, "upgrade", EXPAND)
     process = start_alembic(table, "upgrade", "head", env={"BACKFILL_BATCH": "10", "OM_BACKFILL_PAUSE_MS": "50"})
@@ -138,6 +141,7 @@ def test_while_a_run_is_going_on(table: Database) -> None:
     status(table, 0)
 
 
+@pytest.mark.slow
 def test_what_an_application_finds(table: Database) -> None:
     alembic(table, "upgrade", "head")
 
@@ -147,6 +151,7 @@ def test_what_an_application_finds(table: Database) -> None:
     assert table.rows(found["detection"]) == [("vector",)]
 
 
+@pytest.mark.slow
 def test_in_a_hosts_chain_the_stamp_is_where_only_the_host_knows(table: Database) -> None:
     alembic(table, "upgrade", "head")
     table.run("DROP TABLE openmemory_alembic_version")
@@ -157,12 +162,14 @@ def test_in_a_hosts_chain_the_stamp_is_where_only_the_host_knows(table: Database
     assert "a host's chain" in om(table, "status").stdout
 
 
+@pytest.mark.slow
 def test_v_that_is_a_vector_already(database: Database) -> None:
     database.run(f"CREATE EXTENSION vector; CREATE TABLE {TABLE} (id uuid, sector text, v vector(3), dim integer)")
 
     assert status(database, 0)["next"] == "nothing: v is of type vector already"
 
 
+@pytest.mark.slow
 def test_it_changes_nothing(table: Database) -> None:
     alembic(table, "upgrade", EXPAND)
     before = table.rows(f"SELECT ctid, xmin FROM {TABLE} ORDER BY 1")
@@ -177,6 +184,7 @@ def test_it_changes_nothing(table: Database) -> None:
     assert table.rows(f"SELECT ctid, xmin FROM {TABLE} ORDER BY 1") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setup", "env", "code", "said"),
     [
@@ -198,6 +206,7 @@ def test_what_can_not_be_looked_at(table: Database, setup: str, env: Mapping[str
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_it_can_be_stopped(table: Database) -> None:
     process = start_om(table, "status")
     process.terminate()
