@@ -82,6 +82,7 @@ def test_before_the_revision_which_then_finds_nothing_to_do(table: Database) -> 
     assert indexes(table)
 
 
+@pytest.mark.slow
 def test_settings_are_those_of_the_chain(table: Database) -> None:
     done = backfill(table, "-x", "backfill_engine=server", "-x", "backfill_workers=2", env={"BACKFILL_BATCH": "700"})
 
@@ -90,6 +91,7 @@ def test_settings_are_those_of_the_chain(table: Database) -> None:
     assert converted(table) == ROWS
 
 
+@pytest.mark.slow
 def test_columns_of_a_host(database: Database) -> None:
     create_table(database)
     load(database, random_rows(100, 8))
@@ -150,6 +152,7 @@ def test_v_that_is_a_vector_already_is_nothing_to_do(database: Database) -> None
     assert "is of type vector already" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "code"), [("skip", 0), ("fail", 1)])
 def test_rows_that_can_not_be_converted(table: Database, policy: str, code: int) -> None:
     table.run(f"UPDATE {TABLE} SET v = %s WHERE user_id = 'user1'", pack([float("nan")] * DIM))
@@ -187,6 +190,7 @@ def test_rows_that_come_without_a_trigger_are_not_fine(database: Database) -> No
     assert (done.returncode == 1) == ("were written during the backfill and have no vector" in done.stderr)
 
 
+@pytest.mark.slow
 def test_what_was_set_aside_is_left_to_the_revision(database: Database) -> None:
     create_table(database)
     load(database, random_rows(200, 8))

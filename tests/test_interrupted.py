@@ -66,6 +66,7 @@ def test_what_is_written_between_a_kill_and_the_next_run_is_kept(table: Database
     assert checksum(table) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whose", ["all", "the writer's", pytest.param("the advisory locks'", marks=pytest.mark.slow)])
 def test_sessions_terminated_in_the_middle(table: Database, ends: Ends, whose: str) -> None:
     holders = "(SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)"
@@ -86,6 +87,7 @@ def test_sessions_terminated_in_the_middle(table: Database, ends: Ends, whose: s
     life_cycle(table, ends)
 
 
+@pytest.mark.slow
 def test_the_network_fails_in_the_middle(server: embedded.Server, table: Database, ends: Ends) -> None:
     batches = 0
 
@@ -105,6 +107,7 @@ def test_the_network_fails_in_the_middle(server: embedded.Server, table: Databas
     life_cycle(table, ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["waits for it", "is killed", pytest.param("gives up", marks=pytest.mark.slow)])
 def test_the_server_crashes_in_the_middle(ends: Ends, run: str) -> None:
     with embedded.temporary(bin=programs(), options=OPTIONS) as server:

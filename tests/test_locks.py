@@ -134,6 +134,7 @@ def test_a_lock_on_the_table_is_waited_for_in_short_tries_and_its_holder_named(
     assert after == [] or mismatches(database) == []
 
 
+@pytest.mark.slow
 def test_readers_and_writers_never_queue_longer_behind_the_run_than_its_lock_timeout(database: Database) -> None:
     filled(database, random_rows(300, 8))
 
@@ -171,6 +172,7 @@ def test_a_lock_that_never_ends_is_an_error_and_nothing_is_changed(database: Dat
         assert not stamp(database)
 
 
+@pytest.mark.slow
 def test_a_locked_row_makes_batches_smaller_and_no_other_row_waits_for_it(database: Database) -> None:
     v = expanded(database, random_rows(500, 8))
     free = f"SELECT count(*) FROM (SELECT FROM {TABLE} FOR UPDATE SKIP LOCKED) AS free"
@@ -191,6 +193,7 @@ def test_a_locked_row_makes_batches_smaller_and_no_other_row_waits_for_it(databa
     assert checksum(database) == v
 
 
+@pytest.mark.slow
 def test_rows_before_the_locked_one_are_let_go_between_two_tries(database: Database) -> None:
     expanded(database, random_rows(100, 8))
     patient(database)
@@ -252,6 +255,7 @@ def test_a_batch_survives_pg_cancel_backend(database: Database) -> None:
     assert checksum(database) == v
 
 
+@pytest.mark.slow
 def test_a_batch_survives_a_statement_timeout_that_is_too_short_for_it(database: Database) -> None:
     v = expanded(database, random_rows(200, 8))
     slow_rows(database, 0.005)

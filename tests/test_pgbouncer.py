@@ -179,6 +179,7 @@ def test_the_chain_goes_up_and_down_through_it_and_leaves_no_state(
         assert assert_nothing_stays(database, through, pool) == processes
 
 
+@pytest.mark.slow
 def test_another_client_of_the_pool_notices_nothing(server: embedded.Server, database: Database) -> None:
     v = filled(database, random_rows(900, 16))
 

@@ -254,6 +254,7 @@ def test_a_table_rewritten_between_read_and_write_gives_no_row_the_value_of_anot
     assert mismatches(database) == []
 
 
+@pytest.mark.slow
 def test_a_table_rewritten_between_two_batches_is_converted_whole(database: Database) -> None:
     prepared(database)
     moved = []

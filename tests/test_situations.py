@@ -100,6 +100,7 @@ def test_a_stamp_made_for_a_table_that_is_gone_is_an_error(migrated: Database) -
     refused(migrated, '"public.nothing"', env={"OM_VECTOR_TABLE": "nothing"})
 
 
+@pytest.mark.slow
 def test_the_stamp_can_be_looked_at_and_mended_while_it_does_not_fit(migrated: Database) -> None:
     assert HEAD in alembic(migrated, "current", env=OTHER).stdout
     alembic(migrated, "stamp", "head", env=OTHER)
@@ -126,6 +127,7 @@ def test_a_stamp_made_by_hand_is_an_error_that_names_it_and_the_table(database: 
     assert stamp(database) == [revision]
 
 
+@pytest.mark.slow
 def test_what_the_hint_for_a_stamp_made_by_hand_says_works(database: Database) -> None:
     create_table(database)
     load(database, random_rows(60, 8))

@@ -173,6 +173,7 @@ def test_too_little_memory_for_the_build_is_a_notice_with_the_next_step(database
     assert indexes(database) == {INDEX: (f"{ON} ivfflat (v_vector) WITH (lists='1')", True)}
 
 
+@pytest.mark.slow
 def test_a_downgrade_that_would_lose_values_is_refused_with_their_count(database: Database) -> None:
     filled(database, 60)
     before = snapshot(database)["columns"]

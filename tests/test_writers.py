@@ -33,7 +33,7 @@ def remembered(writers: list[Writer]) -> dict[Key, bytes | None]:
 @pytest.mark.parametrize(
     ("rows", "env"),
     [
-        (10_000, {"BACKFILL_BATCH": "200"}),
+        pytest.param(10_000, {"BACKFILL_BATCH": "200"}, marks=pytest.mark.slow),
         pytest.param(2_000, {"BACKFILL_BATCH": "1", "OM_INDEX": "none"}, marks=pytest.mark.slow),
         pytest.param(10_000, {"OM_INDEX": "hnsw"}, marks=pytest.mark.slow),
         pytest.param(100_000, {}, marks=pytest.mark.slow),
