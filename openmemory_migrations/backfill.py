@@ -100,7 +100,7 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
     """Moves the values without source from the adopted column to ours, then drops the adopted column."""
     moved = 0
     with db.transaction():
-        spread = citus.distribution(db, table.oid)
+        spread = citus.shards(db, table.oid)
     if spread:  # no place to go by; rows without source are few
 
         def at_once() -> int:

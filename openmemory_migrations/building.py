@@ -223,7 +223,7 @@ def _progress(db: Database, table_oid: int, what: str) -> Iterator[None]:
         try:
             with second_connection(engine) as connection:
                 while not over.wait(LOG_INTERVAL):
-                    if line := citus.build_progress(connection) or _phase(connection, table_oid):
+                    if line := citus.build_progress(connection) or phase(connection, [table_oid]):
                         log.notice(f"{what}: {line}")
                     connection.rollback()
         except SQLAlchemyError as error:
@@ -263,20 +263,21 @@ def _waits(connection: Connection) -> str | None:
     return "; ".join(found) + "." if found else None
 
 
-def _phase(connection: Connection, table_oid: int) -> str | None:
+def phase(connection: Connection, tables: list[int]) -> str | None:
+    """How far the build of an index on one of these tables is, or None where none is being built."""
     row = connection.execute(
         sa.text(
             """
             SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total, lockers_done, lockers_total,
                    current_locker_pid
-            FROM pg_catalog.pg_stat_progress_create_index WHERE relid = :oid AND datname = current_database()
+            FROM pg_catalog.pg_stat_progress_create_index WHERE relid = ANY (:tables) AND datname = current_database()
             """
         ),
-        {"oid": table_oid},
+        {"tables": tables},
     ).first()
     if row is None:
         return None
-    phase, *counts, locker = row
+    name, *counts, locker = row
     shares = [f"{100 * done // total} %" for done, total in zip(counts[::2], counts[1::2], strict=True) if total]
-    line = f"{phase}, {shares[0]}" if shares else str(phase)
+    line = f"{name}, {shares[0]}" if shares else str(name)
     return line + (f", waiting for process {locker}" if locker else "")

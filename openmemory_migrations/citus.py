@@ -6,8 +6,6 @@ functions for all shards open connections of their own: they are asked here, nev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -39,15 +37,11 @@ WHERE success
 """
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """Of a table that Citus knows: shards are 1 for a reference table, which every node has whole."""
+def shards(db: Database, table_oid: int) -> int | None:
+    """How many shards Citus has spread the table over, 1 for a reference table, which every node has whole.
 
-    shards: int
-
-
-def distribution(db: Database, table_oid: int) -> Distribution | None:
-    """How Citus has spread the table, or None: an ordinary one, or no Citus. Raises MigrationError on a worker."""
+    None where the table is an ordinary one, or there is no Citus. Raises MigrationError on a worker.
+    """
     if not db.value(INSTALLED):
         return None
     row = db.run(DISTRIBUTION, {"oid": table_oid}).one_or_none()
@@ -58,7 +52,7 @@ def distribution(db: Database, table_oid: int) -> Distribution | None:
             "this is a worker of Citus, which can't change a distributed table",
             hint="Connect to the coordinator and run the same command again.",
         )
-    return Distribution(max(1, int(row[0])))
+    return max(1, int(row[0]))
 
 
 def engine(db: Database, target: Target, settings: Settings, table: Table) -> str:
@@ -66,7 +60,7 @@ def engine(db: Database, target: Target, settings: Settings, table: Table) -> st
 
     Raises MigrationError where the configured one can't work.
     """
-    found = distribution(db, table.oid)
+    found = shards(db, table.oid)
     if found and settings.backfill_engine == "client":
         raise MigrationError(
             f"{target} is distributed by Citus, and OM_BACKFILL_ENGINE=client works on ordinary tables only",
@@ -78,19 +72,19 @@ def engine(db: Database, target: Target, settings: Settings, table: Table) -> st
 
 def rows_a_shard(db: Database, table_oid: int, rows: int) -> int:
     """How many rows an index covers: Citus builds one for each shard, with the same options."""
-    found = distribution(db, table_oid)
+    found = shards(db, table_oid)
     if found is None:
         return rows
     log.notice(
-        f"Citus builds the index once for each of {found.shards:,} shards, with the memory that its nodes have for it",
+        f"Citus builds the index once for each of {found:,} shards, with the memory that its nodes have for it",
         hint="maintenance_work_mem of the nodes: ALTER DATABASE … SET maintenance_work_mem = …, on the coordinator.",
     )
-    return rows // found.shards
+    return rows // found
 
 
 def index_size(db: Database, table_oid: int) -> int | None:
     """Bytes of the vector indexes on all shards, or None where the table isn't distributed."""
-    return int(db.value(INDEX_SIZE, {"oid": table_oid})) if distribution(db, table_oid) else None
+    return int(db.value(INDEX_SIZE, {"oid": table_oid})) if shards(db, table_oid) else None
 
 
 def build_progress(connection: Connection) -> str | None:

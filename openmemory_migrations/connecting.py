@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from .database import APPLICATION_NAME
 from .drivers import DRIVERS
 from .errors import ConnectionLost, MigrationError
 from .settings import Settings
+from .signals import Interrupted
 from .sqlerrors import as_migration_error
 
 NO_VERIFICATION = "/nonexistent/openmemory-migrations"
@@ -92,6 +94,20 @@ def required_url(settings: Settings) -> URL | None:
             " OM_PG_DB, OM_PG_USER and OM_PG_PASSWORD as OpenMemory has them.",
         )
     return url
+
+
+@contextmanager
+def engine_of(url: URL) -> Iterator[Engine]:
+    """The engine as long as a command works with it; what goes wrong leaves as an error of ours."""
+    engine = engine_for(url)
+    try:
+        yield engine
+    except DBAPIError as error:
+        raise as_migration_error(error, "database") from error
+    except KeyboardInterrupt:
+        raise Interrupted("SIGINT") from None
+    finally:
+        engine.dispose()
 
 
 def reconnecting(work: Callable[[], T]) -> T:

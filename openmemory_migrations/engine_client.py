@@ -26,7 +26,6 @@ from .partitions import Part
 from .progress import Progress
 from .reading import PLAN, Found, Reader
 from .settings import Settings
-from .sqlerrors import UNDEFINED_TABLE, as_migration_error, sqlstate
 from .target import Target
 from .writing import Stage
 
@@ -103,11 +102,9 @@ class _Writer:
                     stage.write(found.some(first, end))
                 stage.committed()
             except DBAPIError as error:
-                if found.part.parent is not None and sqlstate(error) == UNDEFINED_TABLE:
+                if found.part.gone(error):
                     return  # the partition is gone; its reader says so
-                problem = as_migration_error(error, self.progress.what)
-                if sqlstate(error) not in locks.PASSING:
-                    raise problem from error
+                problem = locks.passing(error, self.progress.what)
                 self.most_rows = max(1, (end - first) // 2)
                 tries.rest(problem, self.most_rows)
             else:

@@ -25,7 +25,6 @@ from .pace import Pace
 from .progress import Progress
 from .reading import BATCH_BYTES
 from .settings import Settings
-from .sqlerrors import as_migration_error, sqlstate
 from .target import Target, quote
 
 # by the primary key whatever the planner believes about the table's size, and keys as text that is read back as it was;
@@ -100,9 +99,7 @@ class _Worker:
             try:
                 until = self._page(after)
             except DBAPIError as error:
-                problem = as_migration_error(error, self.progress.what)
-                if sqlstate(error) not in locks.PASSING:
-                    raise problem from error
+                problem = locks.passing(error, self.progress.what)
                 self.rows = max(1, self.rows // 2)
                 tries.rest(problem, self.rows)
                 continue

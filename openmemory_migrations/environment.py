@@ -8,15 +8,13 @@ from typing import Any
 
 from alembic import context
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, locks
-from .connecting import engine_for, reconnecting, required_url
+from .connecting import engine_of, reconnecting, required_url
 from .database import Database
 from .errors import MigrationError
 from .settings import Settings, refuse_unknown
-from .signals import Interrupted, Stop, listening
-from .sqlerrors import as_migration_error
+from .signals import Stop, listening
 from .target import Target, quote
 
 VERSION_TABLE = "openmemory_alembic_version"
@@ -35,19 +33,12 @@ def run() -> None:
     url = required_url(settings)
     if url is None:
         return
-    engine = engine_for(url)
-    try:
+    with engine_of(url) as engine:
         if url.get_backend_name() == "sqlite":
             with engine.connect() as connection:
                 _migrate(connection, settings)
         else:
             reconnecting(lambda: _run_postgres(engine, settings))
-    except DBAPIError as error:
-        raise as_migration_error(error, "database") from error
-    except KeyboardInterrupt:
-        raise Interrupted("SIGINT") from None
-    finally:
-        engine.dispose()
 
 
 def _print(settings: Settings) -> None:

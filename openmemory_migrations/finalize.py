@@ -9,7 +9,7 @@ from .errors import ANEW
 from .indexes import NoIndex, Plan
 from .leftovers import by_converting, by_reading, leftovers
 from .settings import Settings
-from .target import Target, literal, quote
+from .target import Target, quote
 
 
 def upgrade(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
@@ -44,13 +44,10 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
 
     if built := _index(db, target, settings, table, extension, rows):
         _advise(target, built)
-    where = {"table_schema": target.schema, "table_name": target.table, "column_name": target.vector}
     log.notice(
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
-        detail="That is USER-DEFINED for every pgvector column. What it should ask: SELECT udt_name FROM"
-        " information_schema.columns WHERE "
-        + " AND ".join(f"{column} = {literal(name)}" for column, name in where.items())
-        + "; the answer is vector.",
+        detail="That is USER-DEFINED for every pgvector column."
+        f" What it should ask: {target.detection}; the answer is vector.",
     )
 
 

@@ -117,9 +117,7 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
                 set_timeout(db, f"{timeout_ms}ms")
                 return change()
         except DBAPIError as error:
-            if sqlstate(error) not in PASSING:
-                raise as_migration_error(error, what) from error
-            problem = as_migration_error(error, what)
+            problem = passing(error, what)
         holders = _table_holders(db, table_oid)
         log.notice(f"{problem.message}, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders)
         db.stop.sleep(pause)
@@ -155,6 +153,14 @@ def pauses() -> Iterator[float]:
     for _ in range(TRIES):
         yield pause * random.uniform(0.5, 1.0)
         pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def passing(error: DBAPIError, doing: str) -> MigrationError:
+    """The error as ours, where another try may mend it; raises it where none can."""
+    problem = as_migration_error(error, doing)
+    if sqlstate(error) not in PASSING:
+        raise problem from error
+    return problem
 
 
 class Tries:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqlalchemy.exc import DBAPIError
+
 from .database import Database
+from .sqlerrors import UNDEFINED_TABLE, sqlstate
 from .target import quote
 
 
@@ -28,6 +31,10 @@ class Part:
     @property
     def sql_name(self) -> str:
         return f"{quote(self.schema)}.{quote(self.name)}"
+
+    def gone(self, error: DBAPIError) -> bool:
+        """Whether an error says that this partition is no longer where it was; the root is never passed over."""
+        return self.parent is not None and sqlstate(error) == UNDEFINED_TABLE
 
     def __str__(self) -> str:
         return f'"{self.schema}.{self.name}"'

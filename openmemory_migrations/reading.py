@@ -19,7 +19,6 @@ from .codec import Rows
 from .database import APPLICATION_NAME, Database
 from .errors import MigrationError
 from .partitions import Part
-from .sqlerrors import UNDEFINED_TABLE, as_migration_error, sqlstate
 
 BATCH_BYTES = 8 * 1024**2
 UNIT = 64  # pages of heap
@@ -158,7 +157,7 @@ class Reader:
         try:
             return pages_of(db)
         except DBAPIError as error:
-            if part.parent is not None and sqlstate(error) == UNDEFINED_TABLE:
+            if part.gone(error):
                 raise Gone(f"{self.what}: partition {part} is gone") from error
             raise
 
@@ -176,11 +175,9 @@ class Reader:
                 db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
                 return rows, filenode
             except DBAPIError as error:
-                if part.parent is not None and sqlstate(error) == UNDEFINED_TABLE:
+                if part.gone(error):
                     raise Gone(f"{self.what}: partition {part} is gone") from error
-                problem = as_migration_error(error, self.what)
-                if sqlstate(error) not in locks.PASSING:
-                    raise problem from error
+                problem = locks.passing(error, self.what)
             db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
             scan.shrink()
             tries.rest(problem, scan.rows)

@@ -7,14 +7,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
 
-from .connecting import engine_for, reconnecting, required_url
+from .connecting import engine_of, reconnecting, required_url
 from .database import Database
 from .errors import MigrationError, UsageError
 from .settings import Settings, refuse_unknown
-from .signals import Interrupted
-from .sqlerrors import as_migration_error
 from .steps import Step
 from .target import Target
 
@@ -67,15 +64,8 @@ def on_postgres(options: argparse.Namespace, work: Callable[[Step], T]) -> T | N
         return None
     if url.get_backend_name() == "sqlite":
         raise UsageError("SQLite keeps vectors as bytes: there is nothing to work on", hint="Set OM_DATABASE_URL.")
-    engine = engine_for(url)
-    try:
+    with engine_of(url) as engine:
         return reconnecting(lambda: _run(engine, settings, target, work))
-    except DBAPIError as error:
-        raise as_migration_error(error, "database") from error
-    except KeyboardInterrupt:
-        raise Interrupted("SIGINT") from None
-    finally:
-        engine.dispose()
 
 
 def _run(engine: Engine, settings: Settings, target: Target, work: Callable[[Step], T]) -> T:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from . import catalog, checks, dimensions, partitions
+from . import building, catalog, checks, dimensions, partitions
 from .catalog import Index, Table
 from .database import APPLICATION_NAME, Database
 from .environment import VERSION_TABLE
 from .indexes import DEFAULTS
-from .leftovers import COUNT, by_reading
+from .leftovers import COUNT, NOT_FINITE, by_reading
 from .settings import Settings
-from .target import Target, literal, quote
+from .target import Target, quote
 
 LOOK_INTO = 10_000  # pending rows that are read to tell NaN from what is still to be converted
 
@@ -22,12 +22,8 @@ SELECT pid, application_name, CAST(date_trunc('second', backend_start) AS text) 
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE :ours
 ORDER BY backend_start, pid
 """
-BUILDS = """
-SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total FROM pg_catalog.pg_stat_progress_create_index
-WHERE datname = current_database() AND relid = ANY (:tables)
-"""
 DETECTED = """
-SELECT bool_or(data_type LIKE 'vector%'), bool_or(udt_name = 'vector') FROM information_schema.columns
+SELECT coalesce(bool_or(data_type LIKE 'vector%'), false) FROM information_schema.columns
 WHERE table_schema = :schema AND table_name = :table AND column_name = :column
 """
 
@@ -71,7 +67,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
         table = checks.require_table(db, target)
         column = table.columns.get(target.vector)
         tables = [part.oid for part in partitions.parts(db, table.oid)]
-        detected = db.rows(DETECTED, {"schema": target.schema, "table": target.table, "column": target.vector})[0]
+        column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
         indexes = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
         return State(
             target=target,
@@ -82,19 +78,11 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             trigger=catalog.trigger_enabled(db, table.oid, target.sync),
             rows=_rows(db, target, table) if column and column.ours else None,
             indexes=[i for i in indexes.values() if i.table_oid == table.oid and i.method in DEFAULTS],
-            build=_build(db, tables),
+            build=building.phase(db.connection, tables),
             runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
             source_is_vector=table.columns[target.source].is_vector,
-            found_by_application=bool(detected[0]),
+            found_by_application=db.value(DETECTED, column_is),
         )
-
-
-def detection(target: Target) -> str:
-    """What an application should ask to find the column."""
-    where = {"table_schema": target.schema, "table_name": target.table, "column_name": target.vector}
-    return "SELECT udt_name FROM information_schema.columns WHERE " + " AND ".join(
-        f"{column} = {literal(name)}" for column, name in where.items()
-    )
 
 
 def _revisions(db: Database, settings: Settings) -> list[str] | None:
@@ -109,7 +97,7 @@ def _rows(db: Database, target: Target, table: Table) -> Rows:
     total, converted, without = db.rows(
         "SELECT count(*), count({vector}), count(*) FILTER (WHERE {source} IS NULL) FROM {table}"
     )[0]
-    skipped: dict[str, int] = {}
+    skipped: Counter[str] = Counter()
     pending = 0
     for octets, rows, _ in db.rows(COUNT, differs="false"):
         if octets is None:
@@ -119,18 +107,9 @@ def _rows(db: Database, target: Target, table: Table) -> Rows:
             found = by_reading(db, table, octets // 4)
             pending += found.good
             if found.bad:
-                skipped["NaN or infinite values"] = skipped.get("NaN or infinite values", 0) + found.bad
+                skipped[NOT_FINITE] += found.bad
         elif reason is None:
             pending += rows
         else:
-            skipped[reason] = skipped.get(reason, 0) + rows
-    return Rows(total, converted, pending, skipped, without)
-
-
-def _build(db: Database, tables: list[int]) -> str | None:
-    rows: list[Any] = list(db.rows(BUILDS, {"tables": tables}))
-    if not rows:
-        return None
-    phase, *counts = rows[0]
-    shares = [f"{100 * done // total} %" for done, total in zip(counts[::2], counts[1::2], strict=True) if total]
-    return f"{phase}, {shares[0]}" if shares else str(phase)
+            skipped[reason] += rows
+    return Rows(total, converted, pending, dict(skipped), without)

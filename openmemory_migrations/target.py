@@ -80,6 +80,14 @@ class Target:
     def comment(self) -> str:
         return OWN_COMMENT + self.source
 
+    @property
+    def detection(self) -> str:
+        """What an application should ask to find the column; the answer is vector."""
+        where = {"table_schema": self.schema, "table_name": self.table, "column_name": self.vector}
+        return "SELECT udt_name FROM information_schema.columns WHERE " + " AND ".join(
+            f"{column} = {literal(name)}" for column, name in where.items()
+        )
+
     def names(self) -> dict[str, str]:
         """Quoted names for the `{…}` of every SQL text."""
         return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -60,6 +61,13 @@ def package(database: Database, make: Callable[..., D] = PackageDatabase) -> Ite
                 yield db
     finally:
         engine.dispose()
+
+
+def all_at_once(works: Sequence[Callable[[], object]]) -> None:
+    """Run each in a thread of its own, wait for all, and raise what the first of them has raised."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        for done in [pool.submit(work) for work in works]:
+            done.result()
 
 
 def run_backfill(database: Database, make: Callable[..., D], **settings: object) -> D:

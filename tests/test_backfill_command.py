@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 
 import pytest
 
-from demo.openmemory import TABLE, environment
+from demo.openmemory import TABLE
 from openmemory_migrations import progress
 from openmemory_migrations.database import Database as PackageDatabase
 
+from .commands import om, start_om
 from .helpers import (
     NOTHING,
-    ROOT,
     Database,
     Result,
     alembic,
@@ -39,19 +38,11 @@ SLOWLY = {"BACKFILL_BATCH": "50", "OM_BACKFILL_PAUSE_MS": "20"}  # 120 batches, 
 
 
 def start(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "openmemory_migrations", "backfill", *args],
-        cwd=ROOT,
-        env=environment(database, env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start_om(database, "backfill", *args, env=env)
 
 
 def backfill(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> Result:
-    return result(start(database, *args, env=env))
+    return om(database, "backfill", *args, env=env)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,47 +39,42 @@ def test_the_figures_are_those_of_all_ways_and_of_whole_tables() -> None:
             assert len(here[way]["runs"]) >= 3
 
 
-@pytest.mark.slow
-def test_the_parts_on_scale_run(tmp_path: Path) -> None:
+def bench(output: Path, *options: str) -> tuple[dict[str, Any], str]:
+    """Run it; return what it has written and what it has printed."""
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "bench", "--parts", "scaling", "growth", "--share", "0.02", "--rounds", "1"),
-            *("--large-rows", "1000", "--output", str(tmp_path)),
-        ],
+        [sys.executable, "-m", "bench", "--rounds", "1", "--output", str(output), *options],
         cwd=ROOT,
         env=environment(None, {}),
         check=True,
         text=True,
         stdout=subprocess.PIPE,
     )
-    results = json.loads((tmp_path / "bench.json").read_text())
+    return json.loads((output / "bench.json").read_text()), done.stdout
+
+
+@pytest.mark.slow
+def test_the_parts_on_scale_run(tmp_path: Path) -> None:
+    results, printed = bench(tmp_path, "--parts", "scaling", "growth", "--share", "0.02", "--large-rows", "1000")
+
     assert {(m["engine"], m["processes"]) for m in results["scaling"]} == {
         (engine, processes) for engine in ("client", "server") for processes in (1, 2, 4)
     }
     assert all(m["grown"] > 4 * m["dimensions"] / 2 for m in results["growth"]["rows"])
     assert results["growth"]["large"]["rows"] == 1000
-    assert report.scaling(results["scaling"]) in done.stdout
-    assert report.growth(results["growth"]) in done.stdout
+    assert report.scaling(results["scaling"]) in printed
+    assert report.growth(results["growth"]) in printed
 
 
 @pytest.mark.slow
 def test_it_runs(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "bench", "--rows", "400", "--dimensions", "1536", "--rounds", "1"),
-            *("--slow-rows", "50", "--most-rows", "10000", "--parts", "ways", "sizes", "--output", str(tmp_path)),
-        ],
-        cwd=ROOT,
-        env=environment(None, {}),
-        check=True,
-        text=True,
-        stdout=subprocess.PIPE,
-    )
-    results = json.loads((tmp_path / "bench.json").read_text())
+    rows = ("--rows", "400", "--dimensions", "1536", "--slow-rows", "50", "--most-rows", "10000")
+
+    results, printed = bench(tmp_path, *rows, "--parts", "ways", "sizes")
+
     assert {m["way"] for m in results["ways"]} == set(WAYS)
     assert {m["rows"] for m in results["ways"]} == {400}
     assert {run["rows"] for m in results["ways"] if m["way"].startswith("ours") for run in m["runs"]} == {400}
     assert all(m["rows_per_second"] > 0 for m in results["ways"])
     assert [m["dimensions"] for m in results["sizes"]["tables"]] == [64, 1536, 16_000]
-    assert report.text(results) in done.stdout
+    assert report.text(results) in printed
     assert {path.name for path in tmp_path.iterdir()} >= {"bench.json"}

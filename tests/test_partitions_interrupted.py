@@ -129,14 +129,15 @@ def test_killed_anywhere(
     record_property: Callable[[str, object], None],
 ) -> None:
     alembic(tree, "upgrade", BACKFILL if command == TO_HEAD else "head")
-    number, verdict = random.randint(20, 150), random.choice(("before", "after"))
+    number = random.randint(20, 150)
+    verdict: Verdict = random.choice(["before", "after"])
     record_property("statement", (number, verdict))
     statements = 0
 
     def when(seen: int, text: str) -> Verdict:
         nonlocal statements
         statements = seen
-        return verdict if seen == number else None  # type: ignore[return-value]
+        return verdict if seen == number else None
 
     killed(server, tree, command, when)
 

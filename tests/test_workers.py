@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
+from functools import partial
 
 import pytest
 from psycopg2.sql import SQL, Identifier
@@ -13,7 +13,7 @@ from openmemory_migrations import backfill, beside, claims, reading
 from openmemory_migrations.database import Database as PackageDatabase
 
 from .helpers import Database, alembic, checksum, create_table, load, mismatches, random_rows
-from .online import converted, package, run_backfill, sessions, wait_until
+from .online import all_at_once, converted, package, run_backfill, sessions, wait_until
 from .states import EXPAND
 
 ROWS, DIM, BATCH = 6_000, 64, 50  # some 4 units of pages
@@ -65,21 +65,9 @@ def test_workers_share_the_table_and_convert_every_row_once(table: Database, wor
 def test_two_runs_side_by_side_do_nothing_twice(table: Database) -> None:
     pages: int = table.value(f"SELECT pg_relation_size('{TABLE}') / 8192")
     makes = [counting(), counting()]
-    errors: list[BaseException] = []
 
-    def run(make: type[Counting]) -> None:
-        try:
-            run_backfill(table, make, backfill_batch=BATCH, backfill_pause_ms=5)
-        except BaseException as error:
-            errors.append(error)
+    all_at_once([partial(run_backfill, table, make, backfill_batch=BATCH, backfill_pause_ms=5) for make in makes])
 
-    threads = [threading.Thread(target=run, args=(make,)) for make in makes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert errors == []
     assert all(make.written for make in makes), "one of them has done it all"
     assert sum(make.written.total() for make in makes) <= batches(pages)
     assert mismatches(table) == []

@@ -115,7 +115,7 @@ def _data(found: State, judged: Judged) -> dict[str, Any]:
         "index_build": found.build,
         "runs": [{"pid": pid, "application_name": name, "since": since} for pid, name, since in found.runs],
         "found_by_application": found.found_by_application,
-        "detection": state.detection(found.target),
+        "detection": found.target.detection,
         "next": judged.next,
     }
 
@@ -138,7 +138,7 @@ def _lines(found: State, judged: Judged) -> list[tuple[str, object]]:
     lines += [("running", f'process {pid} "{name}", since {since}') for pid, name, since in found.runs]
     lines += [
         ("application", "finds the column" if found.found_by_application else "OpenMemory 1.x won't find the column"),
-        ("", f"it should ask: {state.detection(target)}"),
+        ("", f"it should ask: {target.detection}"),
         ("next", judged.next),
     ]
     return lines
