@@ -66,13 +66,15 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
             progress = started.setdefault(size, Progress(what, rows, pending, told=(0, 0) if passes else None))
             progress.others = partial(claims.of_others, workers)
             if rows:
-                engine.walk(size, workers, progress, pace)
+                with progress.shown():
+                    engine.walk(size, workers, progress, pace)
             progress.look(db)
             progress.tell()
             waiting |= claims.of_others(workers)
         if waiting:
             log.notice(f"{what}: another run is at work on a part of the table; waiting for it")
-            heeded = _given_back(db, waiting)
+            with progress.shown():
+                heeded = _given_back(db, waiting, progress)
             continue
         passes += 1
         started.clear()
@@ -85,13 +87,15 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     )
 
 
-def _given_back(db: Database, parts: set[Claim]) -> bool:
+def _given_back(db: Database, parts: set[Claim], progress: Progress) -> bool:
     """Waits until no other run has a claim on these parts, and says whether that has come to pass."""
     over = time.monotonic() + PATIENCE
     while time.monotonic() < over:
         with db.transaction():
             if not parts & claims.held(db):
                 return True
+        if progress.bar:
+            progress.show(db)
         db.stop.sleep(POLL)
     return False
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from . import log
+from . import console, log
+from .console import Shown
 from .database import APPLICATION_NAME, Database
 
 LOG_INTERVAL = 5.0  # seconds
@@ -34,6 +36,7 @@ class Progress:
     converted: int = 0  # by this run
     skipped: int = 0
     started: float = field(default_factory=time.monotonic)
+    bar: Shown | None = None
     _logged: float = field(default_factory=time.monotonic)
     _met: bool = False
     _theirs: int = 0  # rows that others have done, when last looked
@@ -46,12 +49,29 @@ class Progress:
         with self._lock:
             self.converted += converted
             self.skipped += skipped
-            if time.monotonic() - self._logged < LOG_INTERVAL:
-                return
-            self._logged = time.monotonic()
-        if time.monotonic() >= self._look_again:
+        self.show(db)
+
+    def show(self, db: Database) -> None:
+        """Moves the bar; where there is none, a line if it is time for one."""
+        with self._lock:
+            due = time.monotonic() - self._logged >= LOG_INTERVAL
+            if due:
+                self._logged = time.monotonic()
+        if due and time.monotonic() >= self._look_again:
             self.look(db)
-        log.notice(str(self))
+        if self.bar:
+            self.bar.to(self.done + self.skipped, f"{self.skipped:,} skipped" if self.skipped else "")
+        elif due:
+            log.notice(str(self))
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """On a terminal a bar stands for the lines while this lasts."""
+        with console.bar(self.what, self.total, done=self.done + self.skipped) as self.bar:
+            try:
+                yield
+            finally:
+                self.bar = None
 
     def look(self, db: Database) -> None:
         """Counts what is left, if there is anybody else who may have done something."""
@@ -82,7 +102,7 @@ class Progress:
 
     @property
     def percent(self) -> int:
-        return min(100, 100 * (self.done + self.skipped) // self.total) if self.total else 100
+        return console.percent(self.done + self.skipped, self.total)
 
     @property
     def application_name(self) -> str:
@@ -90,12 +110,8 @@ class Progress:
 
     def __str__(self) -> str:
         done = self.done
-        rate = done / max(time.monotonic() - self.started, 0.001)
-        text = f"{self.what}: {done:,} of {self.total:,} rows ({self.percent} %), {rate:,.0f} rows/s"
         # a worker may come to a row a second time that can't be converted
         skipped = min(self.skipped, self.total - done)
-        left = self.total - done - skipped
-        if left > 0 and rate > 0:
-            text += f", {log.duration(left / rate)} left"
+        text = console.line(self.what, done, self.total, "rows", time.monotonic() - self.started, skipped)
         text += f", {skipped:,} skipped" if skipped else ""
         return text + (f"; {self.converted:,} of them by this run" if self._theirs else "")
