@@ -6,18 +6,15 @@ It is built after the rows are there: ivfflat learns its lists from them, and an
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
-from . import catalog, citus, locks, log
+from . import building_progress, catalog, citus, locks, log
 from .catalog import Index
-from .database import Database, in_thread, second_connection
+from .database import Database
 from .errors import INDEX_ANEW, MigrationError
 from .indexes import DEFAULTS, Plan
 from .settings import Settings
@@ -31,7 +28,6 @@ CANNOT_BUILD = ("53", "54", "0A")
 LOCK_TIMEOUT = "1h"
 CLEAN_UP_TIMEOUT = "5s"
 RACED = "XX000"  # "tuple concurrently updated": the build whose index was to be dropped has just come to its end
-LOG_INTERVAL = 5.0  # seconds between two lines on the build
 
 
 def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = LOCK_TIMEOUT) -> None:
@@ -112,7 +108,7 @@ def _build(db: Database, target: Target, settings: Settings, table_oid: int, wan
     started = time.monotonic()
     try:
         with ExitStack() as stack:
-            stack.enter_context(_progress(db, table_oid, f"index {quote(target.index)}"))
+            stack.enter_context(building_progress.shown(db, table_oid, f"index {quote(target.index)}"))
             stack.enter_context(db.autocommit())
             stack.enter_context(_settings(db, {"maintenance_work_mem": f"{memory_kb}kB"}))
             # no IF NOT EXISTS: it would keep an invalid index and say nothing
@@ -210,74 +206,3 @@ def _settings(db: Database, more: Mapping[str, str]) -> Iterator[None]:
         if db.usable:
             for name, value in before.items():
                 db.set_session(name, value)
-
-
-@contextmanager
-def _progress(db: Database, table_oid: int, what: str) -> Iterator[None]:
-    """Logs whom the build has to wait for and how far it is, from a connection and a thread of its own."""
-    over = threading.Event()
-
-    engine = db.connection.engine
-
-    def watch() -> None:
-        try:
-            with second_connection(engine) as connection:
-                while not over.wait(LOG_INTERVAL):
-                    if line := citus.build_progress(connection) or phase(connection, [table_oid]):
-                        log.notice(f"{what}: {line}")
-                    connection.rollback()
-        except SQLAlchemyError as error:
-            # the build goes on without its lines
-            log.notice(f"{what}: progress can't be shown ({type(error).__name__})")
-
-    with db.transaction():
-        waits = _waits(db.connection)
-    if waits:
-        log.notice(f"{what}: has to wait until transactions that are open now are over", detail=waits)
-    thread = threading.Thread(
-        target=in_thread, args=(engine, watch), name="openmemory-migrations progress", daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _waits(connection: Connection) -> str | None:
-    """The transactions with a snapshot or a write that the build will have to outlive, oldest first."""
-    rows = connection.execute(
-        sa.text(
-            """
-            SELECT pid, application_name, usename, xact_start FROM pg_catalog.pg_stat_activity
-            WHERE datname = current_database() AND pid <> pg_backend_pid()
-              AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL) AND xact_start < now() - interval '1 second'
-            ORDER BY xact_start LIMIT 5
-            """
-        )
-    )
-    found = [
-        f'process {pid} ("{name}", role {role}, open since {since:%H:%M:%S %Z})' for pid, name, role, since in rows
-    ]
-    return "; ".join(found) + "." if found else None
-
-
-def phase(connection: Connection, tables: list[int]) -> str | None:
-    """How far the build of an index on one of these tables is, or None where none is being built."""
-    row = connection.execute(
-        sa.text(
-            """
-            SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total, lockers_done, lockers_total,
-                   current_locker_pid
-            FROM pg_catalog.pg_stat_progress_create_index WHERE relid = ANY (:tables) AND datname = current_database()
-            """
-        ),
-        {"tables": tables},
-    ).first()
-    if row is None:
-        return None
-    name, *counts, locker = row
-    shares = [f"{100 * done // total} %" for done, total in zip(counts[::2], counts[1::2], strict=True) if total]
-    line = f"{name}, {shares[0]}" if shares else str(name)
-    return line + (f", waiting for process {locker}" if locker else "")

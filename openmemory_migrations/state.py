@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from . import building, catalog, checks, dimensions, partitions
+from . import building_progress, catalog, checks, dimensions, partitions
 from .catalog import Index, Table
 from .database import APPLICATION_NAME, Database
 from .environment import VERSION_TABLE
@@ -69,6 +69,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
         tables = [part.oid for part in partitions.parts(db, table.oid)]
         column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
         indexes = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+        phase = building_progress.phase(db.connection, tables)
         return State(
             target=target,
             revisions=_revisions(db, settings),
@@ -78,7 +79,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             trigger=catalog.trigger_enabled(db, table.oid, target.sync),
             rows=_rows(db, target, table) if column and column.ours else None,
             indexes=[i for i in indexes.values() if i.table_oid == table.oid and i.method in DEFAULTS],
-            build=building.phase(db.connection, tables),
+            build=str(phase) if phase else None,
             runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
             source_is_vector=table.columns[target.source].is_vector,
             found_by_application=db.value(DETECTED, column_is),

@@ -110,7 +110,9 @@ def running(
 
 
 def _patched(database: Database, args: tuple[str, ...], env: Mapping[str, str], patch: str) -> subprocess.Popen[str]:
-    program = f"from openmemory_migrations import building, locks, pace\n{patch}\nfrom alembic.config import main\n"
+    program = (
+        f"from openmemory_migrations import building_progress, locks, pace\n{patch}\nfrom alembic.config import main\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", program + f"main({list(args)})"],
         cwd=ROOT,
