@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sqlalchemy.exc import DBAPIError
 
 from . import __version__, doctor, log, stubs
-from .commands import Command, backfill, chain, of, status
+from .commands import Command, backfill, chain, of, status, verify
 from .errors import MigrationError
 from .sqlerrors import as_migration_error
 
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "status": of(status),
     **chain.COMMANDS,
     "backfill": of(backfill),
+    "verify": of(verify),
     "stubs": of(stubs),
     "doctor": of(doctor),
 }

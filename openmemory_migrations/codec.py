@@ -48,34 +48,37 @@ def parse(copied: bytes | memoryview, dimensions: int) -> Rows:
     Rows that hold NaN or an infinite value, which pgvector refuses, are set apart and counted.
     Raises ValueError if the stream isn't what the query should have given.
     """
-    layout = np.dtype(
-        [
-            ("fields", ">i2"),
-            ("tid_size", ">i4"),
-            ("tid", "V6"),
-            ("xmin_size", ">i4"),
-            ("xmin", "V4"),
-            ("size", ">i4"),
-            ("value", "<f4", (dimensions,)),
-        ]
-    )
-    body = memoryview(copied)[len(_HEADER) : -len(_TRAILER)]
-    framed = bytes(copied[: len(_HEADER)]) == _HEADER and bytes(copied[-len(_TRAILER) :]) == _TRAILER
-    if not framed or len(copied) < len(_HEADER) + len(_TRAILER) or len(body) % layout.itemsize:
-        raise ValueError(f"unexpected COPY data for {dimensions} dimensions: {len(copied)} bytes")
-    rows = np.frombuffer(body, layout)
-    expected = {"fields": 3, "tid_size": 6, "xmin_size": 4, "size": 4 * dimensions}
-    if not all((rows[name] == value).all() for name, value in expected.items()):
-        raise ValueError(f"a row is not a tid, an xmin and {dimensions} dimensions")
+    value = ("value", "<f4", (dimensions,))
+    rows = records(copied, f"{dimensions} dimensions", ("tid", "V6"), ("xmin", "V4"), value)
 
     finite = np.isfinite(rows["value"]).all(axis=1)
     good, bad = (rows, rows[:0]) if finite.all() else (rows[finite], rows[~finite])
     return Rows(
         good=good,
         rows_read=len(rows),
-        last_tid=_tid(rows["tid"][-1]) if len(rows) else None,
-        bad_tids=["({},{})".format(*_tid(tid)) for tid in bad["tid"][:SHOWN]],
+        last_tid=tid_of(rows["tid"][-1]) if len(rows) else None,
+        bad_tids=[tid_text(tid) for tid in bad["tid"][:SHOWN]],
     )
+
+
+def records(copied: bytes | memoryview, what: str, *columns: tuple[Any, ...]) -> npt.NDArray[np.void]:
+    """The rows of one COPY … TO STDOUT (FORMAT binary), each column (name, numpy type, shape) always of one size.
+
+    Raises ValueError if the stream isn't what the query should have given.
+    """
+    layout: list[tuple[Any, ...]] = [("fields", ">i2")]
+    for name, *kind in columns:
+        layout += [(f"{name}_size", ">i4"), (name, *kind)]
+    row = np.dtype(layout)
+    body = memoryview(copied)[len(_HEADER) : -len(_TRAILER)]
+    framed = bytes(copied[: len(_HEADER)]) == _HEADER and bytes(copied[-len(_TRAILER) :]) == _TRAILER
+    if not framed or len(copied) < len(_HEADER) + len(_TRAILER) or len(body) % row.itemsize:
+        raise ValueError(f"unexpected COPY data for {what}: {len(copied)} bytes")
+    rows = np.frombuffer(body, row)
+    expected = {"fields": len(columns)} | {f"{name}_size": row[name].itemsize for name, *_ in columns}
+    if not all((rows[name] == value).all() for name, value in expected.items()):
+        raise ValueError(f"unexpected COPY data for {what}: not every row has the sizes {expected}")
+    return rows
 
 
 def encode(rows: npt.NDArray[np.void], vector_oid: int, filenode: int) -> bytes:
@@ -134,6 +137,11 @@ def _array(item: list[Any], length: int) -> np.dtype[np.void]:
     return np.dtype([*head, ("items", item, (length,))])
 
 
-def _tid(raw: np.void) -> tuple[int, int]:
+def tid_of(raw: np.void) -> tuple[int, int]:
     block, offset = struct.unpack(">IH", raw.tobytes())
     return block, offset
+
+
+def tid_text(raw: np.void) -> str:
+    """As the server writes it."""
+    return "({},{})".format(*tid_of(raw))

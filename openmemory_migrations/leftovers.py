@@ -100,7 +100,7 @@ def by_reading(db: Database, table: Table, size: int) -> Found:
         tids: list[str] = []
         while scan.more:
             rows = scan.read(at)
-            scan.advance(rows)
+            scan.advance(rows.rows_read, rows.last_tid)
             good += len(rows.good)
             bad += rows.rows_bad
             tids += rows.bad_tids[: SHOWN_KEYS - len(keys) - len(tids)]

@@ -7,6 +7,7 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,22 +60,20 @@ class Scan:
     def _end(self) -> int:
         return min(self.position[0] + UNIT * MOST_UNITS, self.end_page)
 
-    def read(self, db: Database) -> Rows:
+    @property
+    def names(self) -> dict[str, str]:
+        """What the next read is to give, for the `{…}` of its SQL."""
         page, item = self.position
-        copied = db.copy_out(
-            READ,
-            page=str(page),
-            item=str(item),
-            end=str(self._end),
-            octets=str(4 * self.dimensions),
-            rows=str(self.rows),
-        )
-        return codec.parse(copied, self.dimensions)
+        bounds = {"page": page, "item": item, "end": self._end, "octets": 4 * self.dimensions, "rows": self.rows}
+        return {name: str(value) for name, value in bounds.items()}
 
-    def advance(self, found: Rows) -> None:
+    def read(self, db: Database) -> Rows:
+        return codec.parse(db.copy_out(READ, **self.names), self.dimensions)
+
+    def advance(self, rows_read: int, last_tid: tuple[int, int] | None) -> None:
         # fewer rows than asked for: nothing is left before the end of what was looked at
-        full = found.rows_read == self.rows and found.last_tid is not None
-        self.position = found.last_tid if full and found.last_tid else (self._end, 0)
+        full = rows_read == self.rows and last_tid is not None
+        self.position = last_tid if full and last_tid else (self._end, 0)
         self.rows = min(2 * self.rows, self.most_rows)
 
     def shrink(self) -> None:
@@ -147,7 +146,7 @@ class Reader:
                 scan = Scan(self.dimensions, self.most_rows, start * UNIT, min(end * UNIT, pages))
                 while scan.more:
                     rows, filenode = self._read(db, scan, part)
-                    scan.advance(rows)
+                    scan.advance(rows.rows_read, rows.last_tid)
                     if rows.rows_read:
                         payload = codec.encode(rows.good, self.vector_oid, filenode)
                         yield Found(part, rows.good, payload, self.vector_oid, filenode, rows.rows_bad)
@@ -181,6 +180,29 @@ class Reader:
             db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
             scan.shrink()
             tries.rest(problem, scan.rows)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Pages of one part, from the first to before the end."""
+
+    part: Part
+    first: int
+    end: int
+
+
+def windows(db: Database, parts: Sequence[Part]) -> list[Window]:
+    """Each part as a whole, as it is now."""
+    return [Window(part, 0, pages_of(part.at(db))) for part in parts]
+
+
+@contextmanager
+def planned(db: Database, doing: str) -> Iterator[None]:
+    """Reads by ranges of tids inside a transaction that does other things as well; its settings are put back."""
+    db.run("SAVEPOINT openmemory_migrations")
+    db.run(PLAN, {"name": f"{APPLICATION_NAME} {doing}", "lock_timeout": "0"})
+    yield
+    db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
 
 
 def pages_of(db: Database) -> int:

@@ -1,0 +1,110 @@
+"""prove that every vector is its bytes to the bit, and measure what searches find; reads only
+
+Exit code 0 when every row is right and --fail-under, if it is given, holds; 1 when not. Rows that can't be converted
+have no vector, as they should: they are counted, and no failure. It takes one snapshot, as pg_dump does.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .. import advice, describe, output, proof, running
+from ..catalog import Extension, Table
+from ..errors import UsageError
+from ..finding import Finding
+from ..proof import Asking, Proof
+from ..steps import Step
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    running.arguments(parser)
+    output.arguments(parser)
+    search_arguments(parser)
+    parser.add_argument("--sample", type=int, metavar="N", help="compare about so many rows; default: all")
+    parser.add_argument(
+        "--fail-under",
+        type=float,
+        metavar="X",
+        help="exit code 1 when the recall of a session with its default settings is below this, 0 to 1",
+    )
+
+
+def search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queries", type=int, default=100, metavar="N", help="searches to measure; default: 100")
+    parser.add_argument("--k", type=int, default=10, help="rows that a search asks for; default: 10")
+    parser.add_argument(
+        "--recall", type=float, default=0.95, metavar="X", help="the recall that is wanted, 0 to 1; default: 0.95"
+    )
+
+
+def asking(options: argparse.Namespace) -> Asking:
+    """Raises UsageError for what can't be meant."""
+    sample, under = getattr(options, "sample", None), getattr(options, "fail_under", None)
+    for name, value, low, high in (
+        ("--k", options.k, 1, 1000),
+        ("--queries", options.queries, 0, 10_000),
+        ("--sample", sample, 1, 10**12),
+        ("--recall", options.recall, 0, 1),
+        ("--fail-under", under, 0, 1),
+    ):
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"{name} is {value}", hint=f"It must be from {low:,} to {high:,}.")
+    if under is not None and not options.queries:
+        raise UsageError("--fail-under needs searches to measure", hint="Leave --queries out.")
+    return Asking(options.queries, options.k, options.recall, sample)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises MigrationError."""
+    wanted = asking(options)
+
+    def work(step: Step) -> tuple[Table, Extension, Proof] | None:
+        ready = step.prepared(None)
+        return ready and (*ready, proof.prove(step.db, step.target, *ready, wanted))
+
+    result = running.on_postgres(options, work)
+    if result is None:
+        output.write(options, {"fine": True}, [])
+        return 0
+    table, extension, found = result
+    findings = list(advice.advice(found.quality, extension)) if found.quality else []
+    below = _below(found, options.fail_under)
+    if below:
+        findings.insert(0, below)
+    fine = found.comparison.fine and not below
+    _, target = running.configured(options)
+    data: dict[str, Any] = {
+        "table": f"{target.schema}.{target.table}",
+        "fine": fine,
+        "comparison": describe.comparison_data(table, found.comparison),
+        "index": describe.index_data(found.index),
+        "search": describe.quality_data(found.quality) if found.quality else None,
+        "not_searched": found.unsearched,
+        "fail_under": options.fail_under,
+        "findings": describe.findings_data(findings),
+    }
+    lines: list[describe.Line] = [("table", str(target)), *describe.comparison_lines(table, found.comparison)]
+    lines.append(describe.index_line(found.index))
+    if found.quality:
+        lines += describe.quality_lines(found.quality)
+    else:
+        lines.append(("searches", f"none: {found.unsearched}"))
+    lines += describe.finding_lines(findings)
+    lines.append(("verdict", "right" if fine else "NOT right"))
+    output.write(options, data, lines)
+    return 0 if fine else 1
+
+
+def _below(found: Proof, limit: float | None) -> Finding | None:
+    """Why --fail-under doesn't hold; in a table without rows there is nothing that could be missed."""
+    if limit is None:
+        return None
+    recall = found.quality.session.all.recall if found.quality else None
+    if recall is None:
+        if not found.comparison.rows:
+            return None
+        return Finding("error", "fail-under", f"no recall to hold against --fail-under {limit}", found.unsearched)
+    if recall >= limit:
+        return None
+    return Finding("error", "fail-under", f"the recall of a session is {recall:.3f}, below --fail-under {limit}")

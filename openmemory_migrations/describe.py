@@ -1,0 +1,132 @@
+"""What was compared and measured, as lines for people and as data for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from .catalog import Index, Table
+from .finding import Finding
+from .quality import Found, Quality, Tried
+from .target import quote
+from .verification import MEANING, Comparison, shown
+
+SHOWN_KEYS = 5
+WIDTH = 60  # of the names of ways and groups
+
+Line = tuple[str, object]
+
+
+def comparison_data(table: Table, found: Comparison) -> dict[str, Any]:
+    return {
+        "rows": found.rows,
+        "equal": found.equal,
+        "skipped": dict(found.skipped),
+        "without_source": found.without_source,
+        "sourceless": found.sourceless,
+        "sampled": found.sampled,
+        "looked_at_again": found.looked_at_again,
+        "wrong": [
+            {"kind": kind, "rows": wrong.rows, "keys": [shown(table, key) for key in wrong.keys]}
+            for kind, wrong in found.wrong.items()
+            if wrong.rows
+        ],
+    }
+
+
+def comparison_lines(table: Table, found: Comparison) -> Iterable[Line]:
+    looked = "looked at, a sample" if found.sampled else "looked at"
+    yield "rows", f"{found.rows:,} {looked}; {found.equal:,} equal to the bit"
+    for reason, rows in found.skipped.most_common():
+        yield "", f"{rows:,} skipped: {reason}"
+    if found.without_source:
+        yield "", f"{found.without_source:,} without bytes, {found.sourceless:,} of them with a vector"
+    if found.looked_at_again:
+        yield "", f"{found.looked_at_again:,} were wrong at first, and right when looked at again"
+    wrong = {kind: one for kind, one in found.wrong.items() if one.rows}
+    if not wrong:
+        yield "wrong", "none"
+    for place, (kind, one) in enumerate(wrong.items()):
+        keys = ", ".join(shown(table, key) for key in one.keys[:SHOWN_KEYS])
+        more = ", …" if one.rows > SHOWN_KEYS else ""
+        yield "" if place else "wrong", f"{one.rows:,}: {MEANING[kind]}: {keys}{more}"
+
+
+def index_data(index: Index | None) -> dict[str, Any] | None:
+    if index is None:
+        return None
+    options = {name: int(value) for name, _, value in (option.partition("=") for option in sorted(index.options))}
+    return {
+        "name": index.name,
+        "method": index.method,
+        "opclass": index.opclass,
+        "options": options,
+        "bytes": index.size,
+    }
+
+
+def index_line(index: Index | None) -> Line:
+    if index is None:
+        return "index", "none that is valid"
+    options = ", ".join(sorted(index.options)) or "default options"
+    return "index", f"{quote(index.name)}, {index.method} with {index.opclass}, {options}"
+
+
+def quality_data(quality: Quality) -> dict[str, Any]:
+    best = quality.best
+    return {
+        "k": quality.k,
+        "queries": quality.queries,
+        "metric": quality.searched.metric,
+        "wanted_recall": quality.wanted,
+        "defaults": dict(quality.defaults),
+        "planned": tried_data(quality.planned),
+        "session": tried_data(quality.session),
+        "every_row": tried_data(quality.every_row),
+        "tried": [tried_data(one) for one in quality.tried],
+        "best": dict(best.way.settings) if best else None,
+    }
+
+
+def tried_data(one: Tried) -> dict[str, Any]:
+    return {
+        "settings": dict(one.way.settings),
+        "by_index": one.by_index,
+        **asdict(one.all),
+        "groups": {name: asdict(found) for name, found in one.groups.items()},
+    }
+
+
+def quality_lines(quality: Quality) -> Iterable[Line]:
+    yield "searches", f"{quality.queries:,} of the table's own rows, for {quality.k} neighbours by {_metric(quality)}"
+    yield "", f"{'':<{WIDTH}}{'recall':>8}{'in memory':>11}{'short':>7}{'p50 ms':>9}{'p95 ms':>9}"
+    if quality.searched.method:
+        yield "", _row("by the index, a session's own settings", quality.session.all)
+        for name, found in quality.session.groups.items():
+            yield "", _row("  " + name, found)
+    yield "", _row("as the planner has it now", quality.planned.all)
+    for name, found in quality.planned.groups.items():
+        yield "", _row("  " + name, found)
+    for one in quality.tried:
+        yield "", _row(str(one.way), one.all)
+    yield "", _row("every row, without an index", quality.every_row.all)
+
+
+def _metric(quality: Quality) -> str:
+    return {"l2": "L2 (<->)", "cosine": "cosine (<=>)", "ip": "inner product (<#>)"}[quality.searched.metric]
+
+
+def _row(name: str, found: Found) -> str:
+    recall, in_memory = ("-" if share is None else f"{share:.3f}" for share in (found.recall, found.in_memory))
+    return f"{name:<{WIDTH}}{recall:>8}{in_memory:>11}{found.short:>7,}{found.p50_ms:>9.1f}{found.p95_ms:>9.1f}"
+
+
+def finding_lines(findings: Iterable[Finding]) -> Iterable[Line]:
+    for place, finding in enumerate(findings):
+        for number, line in enumerate(str(finding).splitlines()):
+            yield "" if place or number else "advice", line
+
+
+def findings_data(findings: Iterable[Finding]) -> list[Mapping[str, Any]]:
+    return [asdict(finding) for finding in findings]

@@ -1,0 +1,172 @@
+"""What `verify` proves: every row compared, and the searches measured, all in one snapshot. Read-only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import catalog, citus, console, partitions, verification
+from .asking import Asked, Choice
+from .catalog import Extension, Index, Table
+from .database import Database
+from .errors import MigrationError
+from .indexes import DEFAULTS
+from .pairs import Batch, Groups, batches
+from .quality import Quality, Tried, measure
+from .reading import Window, planned, windows
+from .searching import Searched, Searcher, ways
+from .target import Target, quote
+from .verification import Comparing, Comparison
+
+LOCK_TIMEOUT = "30s"
+
+LISTS_OF_LEAVES = """
+SELECT max(CAST(substr(option, 7) AS integer))
+FROM pg_catalog.pg_partition_tree(CAST(:index AS regclass)) AS t JOIN pg_catalog.pg_class c ON c.oid = t.relid,
+     unnest(c.reloptions) AS option
+WHERE t.isleaf AND option LIKE 'lists=%'
+"""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is to be measured: so many queries, each for `k` rows; the recall that is wanted; rows to compare."""
+
+    queries: int = 100
+    k: int = 10
+    wanted: float = 0.95
+    sample: int | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`quality` is None where nothing was searched, for the reason in `unsearched`."""
+
+    comparison: Comparison
+    index: Index | None
+    quality: Quality | None
+    unsearched: str | None
+
+
+def prove(db: Database, target: Target, table: Table, extension: Extension, asking: Asking) -> Proof:
+    """Raises MigrationError for a table that Citus has spread over shards."""
+    with db.transaction():
+        if citus.shards(db, table.oid):
+            raise MigrationError(f"{target} is distributed by Citus, where rows can't be read by their places")
+    with db.transaction(snapshot=True):
+        # nobody can drop or rewrite it until the snapshot is over
+        with db.local("lock_timeout", LOCK_TIMEOUT):
+            db.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+        everything = windows(db, partitions.leaves(db, table.oid))
+        chosen = verification.sample(db, everything, asking.sample) if asking.sample else everything
+        index = valid_index(db, target, table)
+        size, reason = _size(db, target, table, asking)
+        asked = Choice(db, target, table, extension, size).ask(asking.queries, asking.k) if size else None
+        gathering = asked if chosen == everything else None
+        found = _compare(db, target, table, extension, chosen, gathering)
+        quality = None
+        if asked and size:
+            if gathering is None:
+                _gather(db, target, table, extension, everything, size, asked)
+            quality = search(db, target, table, extension, size, index, asked, asking.wanted)
+            reason = None if quality else "no row has a vector to ask with"
+    if not found.fine:
+        found = _looked_at_again(db, target, table, extension, chosen, found)
+    found.sampled = chosen != everything
+    return Proof(found, index, quality, reason)
+
+
+def search(
+    db: Database,
+    target: Target,
+    table: Table,
+    extension: Extension,
+    size: int,
+    index: Index | None,
+    asked: Asked,
+    wanted: float,
+) -> Quality | None:
+    """Asks all queries in every way that is worth it; in the snapshot that the true neighbours are of."""
+    searched = _searched(db, target, table, index)
+    searcher = Searcher(db, extension, asked.groups, table.key, size, searched, asked.k + 1)
+    series = ways(searched, extension)
+    with console.shown(f"searching {target.table}", 3 + sum(map(len, series)), "ways") as shown:
+        done = 0
+
+        def tried(one: Tried) -> None:
+            nonlocal done
+            done += 1
+            shown.to(done, str(one.way))
+
+        return measure(searcher, asked, searched, series, wanted, tried)
+
+
+def valid_index(db: Database, target: Target, table: Table) -> Index | None:
+    """The vector index that searches can use, under whichever of its two names."""
+    found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+    usable = [i for i in found.values() if i.table_oid == table.oid and i.valid and i.method in DEFAULTS]
+    return min(usable, key=lambda index: index.name != target.index, default=None)
+
+
+def _searched(db: Database, target: Target, table: Table, index: Index | None) -> Searched:
+    if index is None or table.kind != "p":
+        return Searched.by(index)
+    name = f"{quote(target.schema)}.{quote(index.name)}"
+    return Searched.by(index, db.value(LISTS_OF_LEAVES, {"index": name}))
+
+
+def _size(db: Database, target: Target, table: Table, asking: Asking) -> tuple[int | None, str | None]:
+    """The dimensions that are searched, or why nothing is."""
+    if not asking.queries:
+        return None, "no queries were asked for"
+    if fixed := table.columns[target.vector].dimensions:
+        return fixed, None
+    rows = db.rows("SELECT DISTINCT octet_length({source}) FROM {table} WHERE {vector} IS NOT NULL")
+    sizes = [octets // 4 for (octets,) in rows if octets and octets % 4 == 0]
+    if len(sizes) == 1:
+        return sizes[0], None
+    return None, "the vectors have different dimensions" if sizes else "no row has a vector"
+
+
+def _compare(
+    db: Database, target: Target, table: Table, extension: Extension, chosen: list[Window], asked: Asked | None
+) -> Comparison:
+    total = sum(window.end - window.first for window in chosen)
+    with console.shown(f"verifying {target.table}", total, "pages") as shown:
+
+        def see(batch: Batch) -> None:
+            shown.to(batch.pages)
+            if asked:
+                asked.see(batch)
+
+        comparing = Comparing(db, target, table, extension, chosen)
+        return comparing.run(asked.groups if asked else Groups(), see)
+
+
+def _gather(
+    db: Database,
+    target: Target,
+    table: Table,
+    extension: Extension,
+    everything: list[Window],
+    size: int,
+    asked: Asked,
+) -> None:
+    """The true neighbours are among all rows, though only some are compared."""
+    fixed = table.columns[target.vector].dimensions is not None
+    total = sum(window.end for window in everything)
+    with console.shown(f"reading {target.table}", total, "pages") as shown, planned(db, "verifying"):
+        for batch in batches(db, everything, size, fixed=fixed, groups=asked.groups, ext=quote(extension.schema)):
+            shown.to(batch.pages)
+            asked.see(batch)
+
+
+def _looked_at_again(
+    db: Database, target: Target, table: Table, extension: Extension, chosen: list[Window], found: Comparison
+) -> Comparison:
+    """Without a key for every row that is wrong, all rows are."""
+    if verification.can_look_again(table, found):
+        with db.transaction():
+            verification.look_again(db, target, table, extension, found)
+        return found
+    with db.transaction(snapshot=True):
+        return Comparing(db, target, table, extension, chosen).run(Groups(), lambda batch: None)

@@ -1,0 +1,128 @@
+"""How well searches do: what an index finds of the true neighbours, and how fast, by sector and user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .asking import ALL, Asked
+from .neighbours import recall
+from .searching import EVERY_ROW, PLANNED, SESSION, Answer, Searched, Searcher, Way
+
+EXACT_QUERIES = 10  # each reads every row
+ENOUGH = 0.995  # nobody has to look at more than that takes
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of some queries: `recall` by the index's metric, `in_memory` by OpenMemory's cosine in memory; both 0 to 1.
+
+    None where there was nothing to be found. `short` are queries that brought fewer rows than were asked for and there.
+    """
+
+    queries: int
+    recall: float | None
+    in_memory: float | None
+    short: int
+    p50_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One way to search: what it finds over all sectors, and by group."""
+
+    way: Way
+    by_index: int  # of the queries, by the plan
+    all: Found
+    groups: Mapping[str, Found]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """`session` is a search by the index with the settings that a session has by default, `every_row` an exact one.
+
+    `planned` is what the planner makes of it now: that may change with the next ANALYZE, and what `session` finds is
+    then what there is. `tried` are searches by the index with other settings.
+    """
+
+    k: int
+    wanted: float  # recall
+    searched: Searched
+    queries: int
+    defaults: Mapping[str, str]  # what a session has, of the settings that count for this index
+    planned: Tried
+    session: Tried
+    every_row: Tried
+    tried: list[Tried]
+
+    @property
+    def best(self) -> Tried | None:
+        """The fastest of those that reach the wanted recall; one that brings all rows before one that doesn't."""
+        enough = [one for one in self.tried if (one.all.recall or 0) >= self.wanted]
+        return min(enough, key=lambda one: (one.all.short > 0, one.all.p50_ms), default=None)
+
+
+def measure(
+    searcher: Searcher,
+    asked: Asked,
+    searched: Searched,
+    series: Sequence[Sequence[Way]],
+    wanted: float,
+    told: Callable[[Tried], object] = bool,
+) -> Quality | None:
+    """Asks all queries in every way; a series ends with the first way that finds practically all. None: no queries.
+
+    The true neighbours have to be there, and every answer is of the same snapshot.
+    """
+    if not asked.names.get(ALL):
+        return None
+
+    def tried(way: Way, numbers: Sequence[int]) -> Tried:
+        with searcher.way(way):
+            by_index = sum(searcher.takes_index(asked.queries[number], asked.texts[number]) for number in numbers)
+            answers = {number: searcher.ask(asked.queries[number], asked.texts[number]) for number in numbers}
+        groups = {
+            name: _found(asked, searched.metric, {number: answers[number] for number in of if number in answers})
+            for name, of in asked.names.items()
+            if any(number in answers for number in of)
+        }
+        one = Tried(way, by_index, groups[ALL], {name: found for name, found in groups.items() if name != ALL})
+        told(one)
+        return one
+
+    everything = range(len(asked.queries))
+    planned = tried(PLANNED, everything)
+    session = tried(SESSION, everything) if searched.method else planned
+    ways: list[Tried] = []
+    for ever_more in series:
+        for way in ever_more:
+            ways.append(tried(way, everything))
+            found = ways[-1].all
+            if found.recall is None or (found.recall >= ENOUGH and not found.short):
+                break
+    every_row = tried(EVERY_ROW, asked.names[ALL][:EXACT_QUERIES])
+    defaults = searcher.defaults([name for one in ways for name in one.way.settings])
+    return Quality(asked.k, wanted, searched, len(asked.queries), defaults, planned, session, every_row, ways)
+
+
+def _found(asked: Asked, metric: str, answers: Mapping[int, Answer]) -> Found:
+    milliseconds = [1000 * answer.seconds for answer in answers.values()]
+
+    def mean(by: str) -> float | None:
+        exact = asked.exact.smallest(by)
+        shares = [
+            recall(by, asked.queries[number].vector, exact[number], answer.distances[by], asked.k)
+            for number, answer in answers.items()
+        ]
+        known = [share for share in shares if share is not None]
+        return float(np.mean(known)) if known else None
+
+    short = sum(
+        len(answer.distances[metric]) < min(asked.k, int(asked.exact.available[number]))
+        for number, answer in answers.items()
+    )
+    p50, p95 = (float(np.percentile(milliseconds, share)) for share in (50, 95))
+    return Found(len(answers), mean(metric), mean("cosine"), short, p50, p95)
