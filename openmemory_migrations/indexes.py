@@ -65,12 +65,13 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         )
     if settings.index == "hnsw" and extension.version < (0, 5):
         return NoIndex("hnsw came with pgvector 0.5.0", "ALTER EXTENSION vector UPDATE;")
-    half = dimensions > INDEX_DIMENSIONS
+    half = on_halfvec(settings, dimensions)
     if dimensions > HALFVEC_DIMENSIONS:
         return NoIndex(f"no index of pgvector takes more than {HALFVEC_DIMENSIONS:,} dimensions")
     if half and extension.version < (0, 7):
         return NoIndex(
-            f"more than {INDEX_DIMENSIONS:,} dimensions need halfvec, which came with pgvector 0.7.0",
+            ("OM_INDEX_HALFVEC needs" if settings.index_halfvec else f"more than {INDEX_DIMENSIONS:,} dimensions need")
+            + " halfvec, which came with pgvector 0.7.0",
             "ALTER EXTENSION vector UPDATE;",
         )
     item = 8 + (2 if half else 4) * dimensions
@@ -102,6 +103,11 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         query=f"ORDER BY {vector}{cast} OPERATOR({ext}.{OPERATORS[settings.index_metric]}) $1{cast}",
         probes=math.isqrt(options.get("lists", 0)),
     )
+
+
+def on_halfvec(settings: Settings, dimensions: int) -> bool:
+    """Whether the index is on a cast to halfvec: wanted, or the only one there can be."""
+    return settings.index_halfvec or dimensions > INDEX_DIMENSIONS
 
 
 def _lists(rows: int) -> int:

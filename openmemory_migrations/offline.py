@@ -118,7 +118,7 @@ class Script:
 
     def _rules(self) -> dict[str, Any]:
         settings = self.settings
-        half = self.size > indexes.INDEX_DIMENSIONS
+        half = indexes.on_halfvec(self.settings, self.size)
         hnsw = settings.index == "hnsw"
         lists = settings.index_lists or (1 if hnsw else LISTS.format(least=indexes.ROWS_A_LIST))
         return {

@@ -57,6 +57,7 @@ class Options(TypedDict, total=False):
     on_bad_rows: Literal["skip", "fail"]
     index: Literal["ivfflat", "hnsw", "none"]
     index_metric: Literal["l2", "cosine", "ip"]
+    index_halfvec: bool
     index_lists: int
     index_m: int
     index_ef_construction: int

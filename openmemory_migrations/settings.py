@@ -171,6 +171,12 @@ class Settings:
     sync_trigger: bool = _option("OM_SYNC_TRIGGER", _switch(), True, "the trigger that keeps v_vector in step with v")
     index: str = _option("OM_INDEX", _choice("ivfflat", "hnsw", "none"), "ivfflat", "kind of vector index")
     index_metric: str = _option("OM_INDEX_METRIC", _choice("l2", "cosine", "ip"), "l2", "distance of the index")
+    index_halfvec: bool = _option(
+        "OM_INDEX_HALFVEC",
+        _switch(),
+        False,
+        "index the cast to halfvec, half the size, for queries that cast too; above 2,000 dimensions always",
+    )
     index_lists: int | None = _option("OM_INDEX_LISTS", _whole(1, 32_768), None, "ivfflat; unset: from the rows")
     index_m: int = _option("OM_INDEX_M", _whole(2, 100), 16, "hnsw: connections a layer")
     index_ef_construction: int = _option(

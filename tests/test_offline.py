@@ -214,6 +214,7 @@ CASES = {
         for metric in METRICS
     },
     "hnsw, m": Case(settings=index("hnsw", "l2", OM_INDEX_M="8", OM_INDEX_EF_CONSTRUCTION="40")),
+    "halfvec": Case(settings=index("ivfflat", "cosine", OM_INDEX_HALFVEC="on")),
     "no index": Case(settings={"OM_INDEX": "none"}),
     "no trigger": Case(settings={"OM_SYNC_TRIGGER": "off"}, quick=True),
     **{f"{rows} rows": Case(rows=rows, bad=False, quick=rows == 0) for rows in (0, 49, 50)},

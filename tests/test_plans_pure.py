@@ -320,6 +320,12 @@ def test_above_2000_dimensions_the_index_is_on_the_halfvec_cast(size: int, metri
     assert plan.query.endswith(f'$1::"Ext x".halfvec({size})')
 
 
+def test_with_the_setting_it_is_on_the_cast_below_2000_dimensions_too() -> None:
+    plan = planned(1000, 384, (0, 7), index_halfvec="on")
+
+    assert plan.expression == '("v_vector"::"public".halfvec(384)) "public".halfvec_l2_ops'
+
+
 def test_up_to_2000_dimensions_there_is_no_cast() -> None:
     assert "halfvec" not in str(planned(1000, 2000))
 

@@ -124,9 +124,10 @@ def test_a_table_too_small_for_ivfflat_gets_its_index_later_by_the_hint(database
         (2001, {}, "halfvec_l2_ops"),
         (2001, {"OM_INDEX": "hnsw", "OM_INDEX_METRIC": "ip"}, "halfvec_ip_ops"),
         (4000, {"OM_INDEX": "hnsw", "OM_INDEX_METRIC": "cosine"}, "halfvec_cosine_ops"),
+        (384, {"OM_INDEX": "hnsw", "OM_INDEX_HALFVEC": "on"}, "halfvec_l2_ops"),
     ],
 )
-def test_above_2000_dimensions_the_index_is_on_halfvec_and_the_logged_query_uses_it(
+def test_above_2000_dimensions_or_when_wanted_the_index_is_on_halfvec_and_the_logged_query_uses_it(
     database: Database, dim: int, env: Mapping[str, str], opclass: str | None
 ) -> None:
     if pgvector(database) < (0, 7):
