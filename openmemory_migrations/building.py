@@ -101,7 +101,7 @@ def drop(db: Database, name: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
 
 
 def _build(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> bool:
-    memory_kb = _memory(db, settings, wanted)
+    memory_kb = memory(db, settings, wanted)
     log.notice(
         f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"
     )
@@ -159,7 +159,7 @@ def _clean_up(db: Database, target: Target, table_oid: int) -> None:
         log.warning(error.message, detail="The next upgrade drops it.")
 
 
-def _memory(db: Database, settings: Settings, wanted: Plan) -> int:
+def memory(db: Database, settings: Settings, wanted: Plan) -> int:
     """maintenance_work_mem for the build, in kB: what is configured, or what it needs as far as the machine bears it.
 
     What the machine bears can't be asked; shared_buffers, customarily a quarter of its memory, is the measure.

@@ -11,7 +11,7 @@ from .database import Database
 from .errors import MigrationError
 from .indexes import DEFAULTS
 from .pairs import Batch, Groups, batches
-from .quality import Quality, Tried, measure
+from .quality import Measurement, Quality, Tried
 from .reading import Window, planned, windows
 from .searching import Searched, Searcher, ways
 from .target import Target, quote
@@ -66,7 +66,7 @@ def prove(db: Database, target: Target, table: Table, extension: Extension, aski
         quality = None
         if asked and size:
             if gathering is None:
-                _gather(db, target, table, extension, everything, size, asked)
+                gather(db, target, table, extension, everything, size, asked)
             quality = search(db, target, table, extension, size, index, asked, asking.wanted)
             reason = None if quality else "no row has a vector to ask with"
     if not found.fine:
@@ -97,7 +97,7 @@ def search(
             done += 1
             shown.to(done, str(one.way))
 
-        return measure(searcher, asked, searched, series, wanted, tried)
+        return Measurement(searcher, asked, searched, tried).all(series, wanted)
 
 
 def valid_index(db: Database, target: Target, table: Table) -> Index | None:
@@ -142,7 +142,7 @@ def _compare(
         return comparing.run(asked.groups if asked else Groups(), see)
 
 
-def _gather(
+def gather(
     db: Database,
     target: Target,
     table: Table,

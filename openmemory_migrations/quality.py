@@ -65,47 +65,53 @@ class Quality:
         return min(enough, key=lambda one: (one.all.short > 0, one.all.p50_ms), default=None)
 
 
-def measure(
-    searcher: Searcher,
-    asked: Asked,
-    searched: Searched,
-    series: Sequence[Sequence[Way]],
-    wanted: float,
-    told: Callable[[Tried], object] = bool,
-) -> Quality | None:
-    """Asks all queries in every way; a series ends with the first way that finds practically all. None: no queries.
+@dataclass(frozen=True)
+class Measurement:
+    """Asks queries in one way after the other. The true neighbours have to be there, and of the same snapshot."""
 
-    The true neighbours have to be there, and every answer is of the same snapshot.
-    """
-    if not asked.names.get(ALL):
-        return None
+    searcher: Searcher
+    asked: Asked
+    searched: Searched
+    told: Callable[[Tried], object] = bool
 
-    def tried(way: Way, numbers: Sequence[int]) -> Tried:
+    def all(self, series: Sequence[Sequence[Way]], wanted: float) -> Quality | None:
+        """None where there is nothing to ask."""
+        if not self.asked.names.get(ALL):
+            return None
+        planned = self.one(PLANNED)
+        session = self.one(SESSION) if self.searched.method else planned
+        tried = self.sweep(series)
+        every_row = self.one(EVERY_ROW, EXACT_QUERIES)
+        defaults = self.searcher.defaults([name for one in tried for name in one.way.settings])
+        queries = len(self.asked.queries)
+        return Quality(self.asked.k, wanted, self.searched, queries, defaults, planned, session, every_row, tried)
+
+    def sweep(self, series: Sequence[Sequence[Way]], enough: float = ENOUGH) -> list[Tried]:
+        """Each series as far as the first way that finds enough."""
+        tried = []
+        for ever_more in series:
+            for way in ever_more:
+                tried.append(self.one(way))
+                found = tried[-1].all
+                if found.recall is None or (found.recall >= enough and not found.short):
+                    break
+        return tried
+
+    def one(self, way: Way, most: int | None = None) -> Tried:
+        """All queries, or the first few of those over all sectors."""
+        asked, searcher = self.asked, self.searcher
+        numbers = asked.names[ALL][:most] if most else range(len(asked.queries))
         with searcher.way(way):
             by_index = sum(searcher.takes_index(asked.queries[number], asked.texts[number]) for number in numbers)
             answers = {number: searcher.ask(asked.queries[number], asked.texts[number]) for number in numbers}
         groups = {
-            name: _found(asked, searched.metric, {number: answers[number] for number in of if number in answers})
+            name: _found(asked, self.searched.metric, {number: answers[number] for number in of if number in answers})
             for name, of in asked.names.items()
             if any(number in answers for number in of)
         }
-        one = Tried(way, by_index, groups[ALL], {name: found for name, found in groups.items() if name != ALL})
-        told(one)
-        return one
-
-    everything = range(len(asked.queries))
-    planned = tried(PLANNED, everything)
-    session = tried(SESSION, everything) if searched.method else planned
-    ways: list[Tried] = []
-    for ever_more in series:
-        for way in ever_more:
-            ways.append(tried(way, everything))
-            found = ways[-1].all
-            if found.recall is None or (found.recall >= ENOUGH and not found.short):
-                break
-    every_row = tried(EVERY_ROW, asked.names[ALL][:EXACT_QUERIES])
-    defaults = searcher.defaults([name for one in ways for name in one.way.settings])
-    return Quality(asked.k, wanted, searched, len(asked.queries), defaults, planned, session, every_row, ways)
+        found = Tried(way, by_index, groups.pop(ALL), groups)
+        self.told(found)
+        return found
 
 
 def _found(asked: Asked, metric: str, answers: Mapping[int, Answer]) -> Found:

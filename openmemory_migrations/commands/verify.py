@@ -50,9 +50,14 @@ def asking(options: argparse.Namespace) -> Asking:
     ):
         if value is not None and not low <= value <= high:
             raise UsageError(f"{name} is {value}", hint=f"It must be from {low:,} to {high:,}.")
-    if under is not None and not options.queries:
-        raise UsageError("--fail-under needs searches to measure", hint="Leave --queries out.")
+    if under is not None:
+        require_queries(options)
     return Asking(options.queries, options.k, options.recall, sample)
+
+
+def require_queries(options: argparse.Namespace) -> None:
+    if not options.queries:
+        raise UsageError("--queries is 0, and there is nothing to measure without", hint="Leave --queries out.")
 
 
 def run(options: argparse.Namespace) -> int:
