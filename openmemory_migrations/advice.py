@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from .catalog import Extension
 from .finding import Finding
+from .log import share
 from .quality import Quality
 from .searching import ITERATIVE
 
@@ -43,8 +44,8 @@ def advice(quality: Quality, extension: Extension) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "other-than-in-memory",
-            f"even an exact search by {searched.metric} brings only {agreed:.0%} of what OpenMemory's search in memory"
-            " brings, which goes by cosine",
+            f"even an exact search by {searched.metric} brings only {share(agreed)} of what OpenMemory's search in"
+            " memory brings, which goes by cosine",
             "The vectors are not of one length.",
             "Search by <=>, with: openmemory-migrations index -x index_metric=cosine",
         )
@@ -52,11 +53,11 @@ def advice(quality: Quality, extension: Extension) -> Iterator[Finding]:
     if recall is not None and recall < quality.wanted:
         defaults = ", ".join(f"{name} = {value}" for name, value in quality.defaults.items())
         found = (
-            f"with what a session has by default ({defaults}) the index finds {recall:.0%} of the true neighbours,"
-            f" {quality.wanted:.0%} are wanted"
+            f"with what a session has by default ({defaults}) the index finds {share(recall)} of the true neighbours,"
+            f" {share(quality.wanted)} are wanted"
         )
         if best:
-            reached = f"{best.all.recall:.0%} in {best.all.p50_ms:.1f} ms, against {session.all.p50_ms:.1f} ms."
+            reached = f"{share(best.all.recall or 0)} in {best.all.p50_ms:.1f} ms, against {session.all.p50_ms:.1f} ms."
             yield Finding("warning", "recall", found, reached, best.way.sql)
         else:
             most = max((one.all.recall or 0 for one in quality.tried), default=0)
@@ -64,7 +65,7 @@ def advice(quality: Quality, extension: Extension) -> Iterator[Finding]:
                 "warning",
                 "recall-out-of-reach",
                 found,
-                f"With this index no setting finds more than {most:.0%}.",
+                f"With this index no setting finds more than {share(most)}.",
                 "openmemory-migrations tune looks for a better index; openmemory-migrations index builds it.",
             )
     if short := session.all.short:

@@ -81,9 +81,9 @@ class Choice:
             eligible += db.sql(" AND {ext}.vector_dims({vector}) = {size}", size=str(size), **extension.names())
         self.names = {"key": f"concat_ws('|', {key})", "eligible": eligible}
 
-    def ask(self, number: int, k: int) -> Asked:
+    def ask(self, number: int, k: int, *, of_users: bool = True) -> Asked:
         """About `number` queries, as many of each sector, and besides some of the largest and the smallest users."""
-        sectors, users = self._sizes("sector")[:MOST_SECTORS], self._sizes("user_id")
+        sectors, users = self._sizes("sector")[:MOST_SECTORS], self._sizes("user_id") if of_users else []
         some = min(USERS, len(users) // 2)
         largest, smallest = users[:some], users[len(users) - some :]
         sector, user = self.columns["sector"], self.columns["user_id"]
@@ -93,7 +93,7 @@ class Choice:
         for query in self._chosen(groups, sector, sectors, each):
             of = (f"sector {sectors[query.sector - 1]}",) if query.sector else ()
             named.append(Named(Query(query.vector, query.sector), (ALL, *of)))
-        if user and number:
+        if user and users:
             for query in self._chosen(groups, user, largest + smallest, QUERIES_A_USER):
                 kind = "largest users" if query.user <= len(largest) else "smallest users"
                 named.append(Named(query, (kind,)))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sqlalchemy.exc import DBAPIError
 
 from . import __version__, doctor, log, stubs
-from .commands import Command, backfill, chain, of, status, tune, verify
+from .commands import Command, backfill, chain, of, report, status, tune, verify
 from .errors import MigrationError
 from .sqlerrors import as_migration_error
 
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Command] = {
     "backfill": of(backfill),
     "verify": of(verify),
     "tune": of(tune),
+    "report": of(report),
     "stubs": of(stubs),
     "doctor": of(doctor),
 }

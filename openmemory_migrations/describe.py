@@ -101,16 +101,24 @@ def tried_data(one: Tried) -> dict[str, Any]:
 def quality_lines(quality: Quality) -> Iterable[Line]:
     yield "searches", f"{quality.queries:,} of the table's own rows, for {quality.k} neighbours by {_metric(quality)}"
     yield "", f"{'':<{WIDTH}}{'recall':>8}{'in memory':>11}{'short':>7}{'p50 ms':>9}{'p95 ms':>9}"
+    for name, found in searches(quality):
+        yield "", _row(name, found)
+
+
+def searches(quality: Quality) -> Iterable[tuple[str, Found]]:
+    """What was measured, each with its name: by group for what a session meets, then the ways that were tried."""
+
+    def by_group(name: str, one: Tried) -> Iterable[tuple[str, Found]]:
+        yield name, one.all
+        for group, found in one.groups.items():
+            yield "  " + group, found
+
     if quality.searched.method:
-        yield "", _row("by the index, a session's own settings", quality.session.all)
-        for name, found in quality.session.groups.items():
-            yield "", _row("  " + name, found)
-    yield "", _row("as the planner has it now", quality.planned.all)
-    for name, found in quality.planned.groups.items():
-        yield "", _row("  " + name, found)
+        yield from by_group("by the index, a session's own settings", quality.session)
+    yield from by_group("as the planner has it now", quality.planned)
     for one in quality.tried:
-        yield "", _row(str(one.way), one.all)
-    yield "", _row("every row, without an index", quality.every_row.all)
+        yield str(one.way), one.all
+    yield "every row, without an index", quality.every_row.all
 
 
 def _metric(quality: Quality) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from . import building, building_tree, catalog, citus, indexes, log, synctrigger
+from sqlalchemy.exc import DBAPIError
+
+from . import building, building_tree, catalog, citus, indexes, log, proof, synctrigger
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW
 from .indexes import NoIndex, Plan
 from .leftovers import by_converting, by_reading, leftovers
 from .settings import Settings
+from .sqlerrors import as_migration_error
 from .target import Target, quote
+
+WANTED_RECALL = 0.95
+GLANCE_BYTES = 1024**3  # of vectors, all of which are read to know the true neighbours
 
 
 def upgrade(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
@@ -43,7 +49,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")
 
     if built := _index(db, target, settings, table, extension, rows):
-        _advise(target, built)
+        _advise(db, target, table, extension, built, rows)
     log.notice(
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
         detail="That is USER-DEFINED for every pgvector column."
@@ -92,17 +98,39 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
 
 
-def _advise(target: Target, wanted: Plan) -> None:
-    if wanted.method == "hnsw":
-        hint = (
-            "With a filter beside the ORDER BY, hnsw may return fewer rows than LIMIT asks for; mend that"
-            " with SET hnsw.iterative_scan = strict_order (pgvector 0.8.0). SET hnsw.ef_search = 100 finds more."
+def _advise(db: Database, target: Target, table: Table, extension: Extension, built: Plan, rows: int) -> None:
+    log.notice(f"searches use index {quote(target.index)} when they say: {built.query} LIMIT …")
+    size = table.columns[target.vector].dimensions or 0
+    with db.transaction():
+        spread = citus.shards(db, table.oid)
+    if spread or 4 * size * rows > GLANCE_BYTES:
+        log.notice(
+            "what they find of the true neighbours is not measured in a table as large as this",
+            hint="openmemory-migrations verify measures it, and says which settings find enough.",
         )
-    elif wanted.probes > 1:
-        hint = (
-            f"ivfflat looks into one list a search unless told otherwise: SET ivfflat.probes = {wanted.probes} finds"
-            " more, more slowly."
-        )
-    else:
+        return
+    try:
+        found = proof.glance(db, target, table, extension, WANTED_RECALL)
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        # the index is in place, and that is what this step is for
+        log.notice(as_migration_error(error, "what searches find can't be measured").message)
+        return
+    if found is None or found.session.all.recall is None:
+        return
+    defaults = ", ".join(f"{name} = {value}" for name, value in found.defaults.items())
+    short = found.session.all.short
+    if found.session.all.recall >= WANTED_RECALL and not short:
         hint = None
-    log.notice(f"searches use index {quote(target.index)} when they say: {wanted.query} LIMIT …", hint=hint)
+    elif found.enough:
+        reached = log.share(found.enough.all.recall or 0)
+        hint = f"With {found.enough.way.sql} they find {reached}. openmemory-migrations verify measures more."
+    else:
+        hint = "No setting finds enough; openmemory-migrations tune looks for a better index."
+    log.notice(
+        f"with what a session has by default ({defaults}) they find {log.share(found.session.all.recall)} of the true"
+        f" neighbours, by {found.queries:,} of the table's own rows within their sectors",
+        detail=f"{short:,} of them bring fewer than {proof.GLANCE_K} rows, though there are more." if short else None,
+        hint=hint,
+    )

@@ -34,6 +34,11 @@ def _write(level: int, word: str, message: str, detail: str | None, hint: str | 
         logger.log(level, "HINT:  %s", hint)
 
 
+def share(part: float) -> str:
+    """`97 %`, of a share between 0 and 1."""
+    return f"{100 * part:.0f} %"
+
+
 def duration(seconds: float) -> str:
     """`4 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from . import catalog, citus, console, partitions, verification
@@ -11,13 +12,14 @@ from .database import Database
 from .errors import MigrationError
 from .indexes import DEFAULTS
 from .pairs import Batch, Groups, batches
-from .quality import Measurement, Quality, Tried
+from .quality import Measurement, Quality, Tried, fastest
 from .reading import Window, planned, windows
-from .searching import Searched, Searcher, ways
+from .searching import SESSION, Searched, Searcher, ways
 from .target import Target, quote
 from .verification import Comparing, Comparison
 
 LOCK_TIMEOUT = "30s"
+GLANCE_QUERIES, GLANCE_K = 20, 10
 
 LISTS_OF_LEAVES = """
 SELECT max(CAST(substr(option, 7) AS integer))
@@ -47,22 +49,32 @@ class Proof:
     unsearched: str | None
 
 
-def prove(db: Database, target: Target, table: Table, extension: Extension, asking: Asking) -> Proof:
-    """Raises MigrationError for a table that Citus has spread over shards."""
+@dataclass(frozen=True)
+class Glance:
+    """`enough` is the fastest way by the index that reaches the wanted recall, if there is one."""
+
+    queries: int
+    session: Tried
+    enough: Tried | None
+    defaults: Mapping[str, str]
+
+
+See = Callable[[Batch], object]
+
+
+def prove(db: Database, target: Target, table: Table, extension: Extension, asking: Asking, see: See = bool) -> Proof:
+    """`see` gets every batch that is compared. Raises MigrationError for a table that Citus has spread over shards."""
     with db.transaction():
         if citus.shards(db, table.oid):
             raise MigrationError(f"{target} is distributed by Citus, where rows can't be read by their places")
     with db.transaction(snapshot=True):
-        # nobody can drop or rewrite it until the snapshot is over
-        with db.local("lock_timeout", LOCK_TIMEOUT):
-            db.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
-        everything = windows(db, partitions.leaves(db, table.oid))
+        everything = _locked(db, table)
         chosen = verification.sample(db, everything, asking.sample) if asking.sample else everything
         index = valid_index(db, target, table)
         size, reason = _size(db, target, table, asking)
         asked = Choice(db, target, table, extension, size).ask(asking.queries, asking.k) if size else None
         gathering = asked if chosen == everything else None
-        found = _compare(db, target, table, extension, chosen, gathering)
+        found = _compare(db, target, table, extension, chosen, gathering, see)
         quality = None
         if asked and size:
             if gathering is None:
@@ -73,6 +85,26 @@ def prove(db: Database, target: Target, table: Table, extension: Extension, aski
         found = _looked_at_again(db, target, table, extension, chosen, found)
     found.sampled = chosen != everything
     return Proof(found, index, quality, reason)
+
+
+def glance(db: Database, target: Target, table: Table, extension: Extension, wanted: float) -> Glance | None:
+    """What the index finds by default, and what finds enough, by a few queries; None where none can be asked."""
+    size = table.columns[target.vector].dimensions
+    assert size is not None  # there is an index
+    with db.transaction(snapshot=True):
+        everything = _locked(db, table)
+        index = valid_index(db, target, table)
+        asked = Choice(db, target, table, extension, size).ask(GLANCE_QUERIES, GLANCE_K, of_users=False)
+        if index is None or not asked.queries:
+            return None
+        gather(db, target, table, extension, everything, size, asked)
+        searched = _searched(db, target, table, index)
+        searcher = Searcher(db, extension, asked.groups, table.key, size, searched, GLANCE_K + 1)
+        measurement = Measurement(searcher, asked, searched)
+        session = measurement.one(SESSION)
+        tried = measurement.sweep(ways(searched, extension), wanted)
+        defaults = searcher.defaults([name for one in tried for name in one.way.settings])
+    return Glance(len(asked.queries), session, fastest(tried, wanted), defaults)
 
 
 def search(
@@ -107,6 +139,13 @@ def valid_index(db: Database, target: Target, table: Table) -> Index | None:
     return min(usable, key=lambda index: index.name != target.index, default=None)
 
 
+def _locked(db: Database, table: Table) -> list[Window]:
+    """All pages; nobody can drop or rewrite the table until the snapshot is over."""
+    with db.local("lock_timeout", LOCK_TIMEOUT):
+        db.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+    return windows(db, partitions.leaves(db, table.oid))
+
+
 def _searched(db: Database, target: Target, table: Table, index: Index | None) -> Searched:
     if index is None or table.kind != "p":
         return Searched.by(index)
@@ -128,18 +167,25 @@ def _size(db: Database, target: Target, table: Table, asking: Asking) -> tuple[i
 
 
 def _compare(
-    db: Database, target: Target, table: Table, extension: Extension, chosen: list[Window], asked: Asked | None
+    db: Database,
+    target: Target,
+    table: Table,
+    extension: Extension,
+    chosen: list[Window],
+    asked: Asked | None,
+    see: See,
 ) -> Comparison:
     total = sum(window.end - window.first for window in chosen)
     with console.shown(f"verifying {target.table}", total, "pages") as shown:
 
-        def see(batch: Batch) -> None:
+        def pass_on(batch: Batch) -> None:
             shown.to(batch.pages)
+            see(batch)
             if asked:
                 asked.see(batch)
 
         comparing = Comparing(db, target, table, extension, chosen)
-        return comparing.run(asked.groups if asked else Groups(), see)
+        return comparing.run(asked.groups if asked else Groups(), pass_on)
 
 
 def gather(

@@ -112,7 +112,7 @@ class Searcher:
         most: int,
     ) -> None:
         self.db, self.groups = db, groups
-        query = "CAST(:query AS {ext}.vector)"
+        query = "CAST(CAST(:query AS text) AS {ext}.vector)"  # asyncpg knows text, and not vector
         left, right = (
             ("CAST({vector} AS {half})", f"CAST({query} AS {{half}})") if searched.half else ("{vector}", query)
         )

@@ -21,7 +21,7 @@ from .errors import MigrationError
 from .indexes import HALFVEC_DIMENSIONS, INDEX_DIMENSIONS, ROWS_A_LIST, Plan
 from .partitions import Part
 from .proof import Asking, gather
-from .quality import EXACT_QUERIES, Measurement, Tried
+from .quality import EXACT_QUERIES, Measurement, Tried, fastest
 from .reading import windows
 from .searching import EVERY_ROW, Searched, Searcher, ways
 from .settings import Settings
@@ -53,9 +53,7 @@ class Candidate:
     tried: list[Tried]
 
     def reaching(self, wanted: float) -> Tried | None:
-        """The fastest way that finds what is wanted."""
-        enough = [one for one in self.tried if (one.all.recall or 0) >= wanted]
-        return min(enough, key=lambda one: (one.all.short > 0, one.all.p50_ms), default=None)
+        return fastest(self.tried, wanted)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     found, installed = result
     settings, _ = running.configured(options)
     judged = judge(found, settings, installed)
-    output.write(options, _data(found, judged), _lines(found, judged))
+    output.write(options, data(found, judged), lines_of(found, judged))
     return 0 if judged.fine else 1
 
 
@@ -93,7 +93,7 @@ def _index(found: State, settings: Settings, installed: Extension | None) -> tup
     return (text + ", valid", False) if index.valid else (text + ", INVALID", isinstance(wanted, Plan))
 
 
-def _data(found: State, judged: Judged) -> dict[str, Any]:
+def data(found: State, judged: Judged) -> dict[str, Any]:
     rows = asdict(found.rows) if found.rows else None
     return {
         "table": f"{found.target.schema}.{found.target.table}",
@@ -120,7 +120,7 @@ def _data(found: State, judged: Judged) -> dict[str, Any]:
     }
 
 
-def _lines(found: State, judged: Judged) -> list[tuple[str, object]]:
+def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
     target, rows = found.target, found.rows
     stamped = "not stamped" if found.revisions == [] else ", ".join(found.revisions or [])
     lines: list[tuple[str, object]] = [

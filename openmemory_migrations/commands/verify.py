@@ -7,6 +7,7 @@ have no vector, as they should: they are counted, and no failure. It takes one s
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 from .. import advice, describe, output, proof, running
@@ -15,11 +16,16 @@ from ..errors import UsageError
 from ..finding import Finding
 from ..proof import Asking, Proof
 from ..steps import Step
+from ..target import Target
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     running.arguments(parser)
     output.arguments(parser)
+    proof_arguments(parser)
+
+
+def proof_arguments(parser: argparse.ArgumentParser) -> None:
     search_arguments(parser)
     parser.add_argument("--sample", type=int, metavar="N", help="compare about so many rows; default: all")
     parser.add_argument(
@@ -72,33 +78,51 @@ def run(options: argparse.Namespace) -> int:
     if result is None:
         output.write(options, {"fine": True}, [])
         return 0
-    table, extension, found = result
-    findings = list(advice.advice(found.quality, extension)) if found.quality else []
-    below = _below(found, options.fail_under)
-    if below:
-        findings.insert(0, below)
-    fine = found.comparison.fine and not below
     _, target = running.configured(options)
-    data: dict[str, Any] = {
-        "table": f"{target.schema}.{target.table}",
-        "fine": fine,
-        "comparison": describe.comparison_data(table, found.comparison),
-        "index": describe.index_data(found.index),
-        "search": describe.quality_data(found.quality) if found.quality else None,
-        "not_searched": found.unsearched,
-        "fail_under": options.fail_under,
-        "findings": describe.findings_data(findings),
-    }
-    lines: list[describe.Line] = [("table", str(target)), *describe.comparison_lines(table, found.comparison)]
-    lines.append(describe.index_line(found.index))
-    if found.quality:
-        lines += describe.quality_lines(found.quality)
-    else:
-        lines.append(("searches", f"none: {found.unsearched}"))
-    lines += describe.finding_lines(findings)
-    lines.append(("verdict", "right" if fine else "NOT right"))
-    output.write(options, data, lines)
-    return 0 if fine else 1
+    verdict = judge(*result, options.fail_under)
+    output.write(options, verdict.data(target), verdict.lines(target))
+    return 0 if verdict.fine else 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is made of a proof."""
+
+    table: Table
+    proof: Proof
+    findings: list[Finding]
+    fine: bool
+    fail_under: float | None
+
+    def data(self, target: Target) -> dict[str, Any]:
+        proof = self.proof
+        return {
+            "table": f"{target.schema}.{target.table}",
+            "fine": self.fine,
+            "comparison": describe.comparison_data(self.table, proof.comparison),
+            "index": describe.index_data(proof.index),
+            "search": describe.quality_data(proof.quality) if proof.quality else None,
+            "not_searched": proof.unsearched,
+            "fail_under": self.fail_under,
+            "findings": describe.findings_data(self.findings),
+        }
+
+    def lines(self, target: Target) -> list[describe.Line]:
+        proof = self.proof
+        lines: list[describe.Line] = [
+            ("table", str(target)),
+            *describe.comparison_lines(self.table, proof.comparison),
+            describe.index_line(proof.index),
+        ]
+        lines += describe.quality_lines(proof.quality) if proof.quality else [("searches", f"none: {proof.unsearched}")]
+        return [*lines, *describe.finding_lines(self.findings), ("verdict", "right" if self.fine else "NOT right")]
+
+
+def judge(table: Table, extension: Extension, found: Proof, fail_under: float | None) -> Verdict:
+    below = _below(found, fail_under)
+    findings = [below] if below else []
+    findings += advice.advice(found.quality, extension) if found.quality else []
+    return Verdict(table, found, findings, found.comparison.fine and not below, fail_under)
 
 
 def _below(found: Proof, limit: float | None) -> Finding | None:

@@ -1,0 +1,181 @@
+"""write state, verification and pictures as one HTML file, to attach to a change request; reads only
+
+It proves what verify proves, and its exit code is that of verify. Pictures need the extra `report`; without it their
+figures are there as tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, catalog, describe, dimensions, log, output, page, pictures, proof, running, state
+from ..errors import UsageError
+from ..quality import Found, Quality
+from ..spread import Norms
+from ..steps import Step
+from ..target import Target
+from . import status, verify
+from .status import Judged
+from .verify import Verdict
+
+MOST_LENGTHS = 30  # in the picture; the table has them all
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    running.arguments(parser)
+    output.arguments(parser)
+    verify.proof_arguments(parser)
+    parser.add_argument("--output", metavar="FILE", help="where to write it; default: stdout")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises MigrationError."""
+    wanted = verify.asking(options)
+    _require_writable(options.output)
+
+    def work(step: Step) -> Report | None:
+        found = state.look(step.db, step.target, step.settings)
+        with step.db.transaction(snapshot=True):
+            extension = catalog.extension(step.db)
+            survey = None if found.source_is_vector else dimensions.survey(step.db)
+            server = str(step.db.value("SELECT current_setting('server_version')"))
+        judged = status.judge(found, step.settings, extension)
+        norms, verdict = Norms(), None
+        if found.ours and (ready := step.prepared(None)):
+            proved = proof.prove(step.db, step.target, *ready, wanted, lambda batch: norms.add(batch.values))
+            verdict = verify.judge(*ready, proved, options.fail_under)
+        versions = f"openmemory-migrations {__version__}, PostgreSQL {server}"
+        versions += f", pgvector {'.'.join(map(str, extension.version))}" if extension else ""
+        lengths = {dimensions.length(octets): rows for octets, rows in sorted(survey.octets.items())} if survey else {}
+        return Report(step.target, versions, found, judged, verdict, lengths, norms)
+
+    report = running.on_postgres(options, work)
+    if report is None:
+        return 0
+    if options.json:
+        output.write(options, report.data(), [])
+    else:
+        _write(options.output, page.page(f"Vectors of {report.target}", report.parts()))
+    return 0 if report.fine else 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """`verdict` is None before there is a column to verify; `lengths` are the rows by the length of their bytes."""
+
+    target: Target
+    versions: str
+    state: state.State
+    judged: Judged
+    verdict: Verdict | None
+    lengths: dict[str, int]
+    norms: Norms
+
+    @property
+    def fine(self) -> bool:
+        return self.judged.fine and (self.verdict is None or self.verdict.fine)
+
+    def data(self) -> dict[str, Any]:
+        norms = self.norms
+        return {
+            "versions": self.versions,
+            "fine": self.fine,
+            "status": status.data(self.state, self.judged),
+            "verify": self.verdict.data(self.target) if self.verdict else None,
+            "lengths": self.lengths,
+            "norms": {"rows": norms.rows, "zeros": norms.zeros, "mean": norms.mean, "bins": norms.bins()},
+        }
+
+    def parts(self) -> Iterator[str]:
+        now = datetime.now(timezone.utc)
+        yield page.heading(f"Vectors of {self.target}", 1)
+        yield page.paragraph(f"{now:%d %B %Y, %H:%M} UTC. {self.versions}.")
+        yield page.verdict(self.fine, "Migrated and right" if self.fine else "Not finished, or not right")
+        yield page.heading("State")
+        yield page.table(("", ""), status.lines_of(self.state, self.judged))
+        plt = pictures.pyplot()
+        if plt is None:
+            yield page.paragraph('For pictures: pip install "openmemory-migrations[report]".')
+        if self.verdict:
+            yield from self._verification(self.verdict, plt)
+        if self.lengths:
+            yield page.heading("Dimensions")
+            few = dict(sorted(self.lengths.items(), key=lambda one: -one[1])[:MOST_LENGTHS])
+            if plt:
+                yield page.figure(pictures.lengths(plt, few), "Rows by the length of their bytes")
+            rows = [(length, f"{number:,}") for length, number in self.lengths.items()]
+            yield page.table(("length", "rows"), rows, numbers=1)
+        if self.norms.rows:
+            yield from self._norms(plt)
+
+    def _verification(self, verdict: Verdict, plt: Any) -> Iterator[str]:
+        yield page.heading("Verification")
+        yield page.table(("", ""), describe.comparison_lines(verdict.table, verdict.proof.comparison))
+        yield page.heading("Searches")
+        yield from (page.finding(one) for one in verdict.findings)
+        quality = verdict.proof.quality
+        if quality is None:
+            yield page.paragraph(f"None: {verdict.proof.unsearched}.")
+            return
+        yield page.paragraph(
+            f"{quality.queries:,} of the table's own rows, each asked for {quality.k} neighbours as OpenMemory asks,"
+            " within their sector. Recall is the share of the true neighbours that came; in memory, of those that"
+            " OpenMemory's own search by cosine finds; short, searches that brought fewer rows than there are."
+        )
+        if plt and quality.tried:
+            yield page.figure(pictures.recall_against_latency(plt, quality), "Recall against latency")
+        head = ("", "recall", "in memory", "short", "p50 ms", "p95 ms")
+        yield page.table(head, _searches(quality), numbers=5)
+
+    def _norms(self, plt: Any) -> Iterator[str]:
+        norms = self.norms
+        yield page.heading("Lengths of the vectors")
+        yield page.paragraph(
+            f"{norms.rows:,} vectors from {norms.least:.6g} to {norms.most:.6g} long, {norms.mean:.6g} in the mean;"
+            f" {norms.zeros:,} of them are zeros. Of one length all, searches by L2 and by cosine agree."
+        )
+        if plt and norms.bins():
+            yield page.figure(pictures.norms(plt, norms), "Rows by the length of their vector")
+
+
+def _searches(quality: Quality) -> Iterator[tuple[str, ...]]:
+    def row(name: str, found: Found) -> tuple[str, ...]:
+        recall, in_memory = ("-" if one is None else f"{one:.3f}" for one in (found.recall, found.in_memory))
+        return name, recall, in_memory, f"{found.short:,}", f"{found.p50_ms:.1f}", f"{found.p95_ms:.1f}"
+
+    return (row(name, found) for name, found in describe.searches(quality))
+
+
+def _require_writable(file: str | None) -> None:
+    if file is None:
+        return
+    folder = Path(file).absolute().parent
+    if Path(file).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(
+            f'--output "{file}" can\'t be written', hint=f'It must be a file in a folder that is there, "{folder}".'
+        )
+
+
+def _write(file: str | None, text: str) -> None:
+    if file is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    # beside it first: whoever opens the file meanwhile sees the old one or the new one
+    unfinished = Path(f"{file}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise UsageError(f'--output "{file}" can\'t be written: {error.strerror}') from error
+    log.notice(f'report written to "{file}"')
