@@ -140,7 +140,7 @@ class Report:
         yield page.heading("Lengths of the vectors")
         yield page.paragraph(
             f"{norms.rows:,} vectors from {norms.least:.6g} to {norms.most:.6g} long, {norms.mean:.6g} in the mean;"
-            f" {norms.zeros:,} of them are zeros. Of one length all, searches by L2 and by cosine agree."
+            f" {norms.zeros:,} of them are zeros. L2 and cosine put vectors of one length in the same order."
         )
         if plt and norms.bins():
             yield page.figure(pictures.norms(plt, norms), "Rows by the length of their vector")
