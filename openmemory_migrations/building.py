@@ -30,20 +30,46 @@ CLEAN_UP_TIMEOUT = "5s"
 RACED = "XX000"  # "tuple concurrently updated": the build whose index was to be dropped has just come to its end
 
 
-def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = LOCK_TIMEOUT) -> None:
-    """Takes away what an interrupted build has left: it costs every write and serves no search.
+class CannotBuild(MigrationError):
+    """There can be no such index here, and nothing was changed; finalize goes on without it."""
 
-    The server may still be at that build, for a client that is no more, and the two would deadlock: tried again.
+
+class TooMuch(CannotBuild):
+    """For what the server has: a build that PostgreSQL or pgvector has refused."""
+
+
+def say(problem: CannotBuild) -> None:
+    """A NOTICE where the server refuses, as the SQL promises that finalize mirrors."""
+    level = log.notice if isinstance(problem, TooMuch) else log.warning
+    level(problem.message, detail=problem.detail, hint=problem.hint)
+
+
+def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = LOCK_TIMEOUT) -> None:
+    """Takes away what an interrupted build has left: it costs every write and serves no search."""
+    why = "is invalid, left by a build that was interrupted"
+    drop_ours(db, target, table_oid, why, lock_timeout, valid=False)
+
+
+def drop_ours(
+    db: Database, target: Target, table_oid: int, why: str, lock_timeout: str = LOCK_TIMEOUT, *, valid: bool = True
+) -> bool:
+    """Takes away what the target's two names stand for, valid or not; says whether there was anything.
+
+    The server may still be at its build, for a client that is no more, and the two would deadlock: tried again.
     """
+    dropped = False
     for pause in locks.pauses():
         with db.transaction():
             found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-        left = [i for i in found.values() if i.table_oid == table_oid and not i.valid and i.method in DEFAULTS]
+        left = [
+            i for i in found.values() if i.table_oid == table_oid and i.method in DEFAULTS and (valid or not i.valid)
+        ]
         try:
             for index in left:
-                log.notice(f"index {quote(index.name)} is invalid, left by a build that was interrupted; dropping it")
+                log.notice(f"index {quote(index.name)} {why}; dropping it")
                 drop(db, index.name, lock_timeout)
-            return
+                dropped = True
+            return dropped
         except DBAPIError as error:
             problem = as_migration_error(error, f"index {quote(index.name)} can't be dropped")
             if sqlstate(error) not in (*locks.PASSING, RACED) or lock_timeout != LOCK_TIMEOUT:
@@ -53,45 +79,50 @@ def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str
     raise problem
 
 
-def ensure(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> bool:
-    """Leaves the wanted index in place, valid, once, and says whether; where it can't, the log says why."""
+def ensure(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> None:
+    """Leaves the wanted index in place, valid, once. Raises CannotBuild where there can be none."""
     with db.transaction():
-        found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+        present = catalog.indexes(db, target.schema, target.index).get(target.index)
         taken = catalog.relation_exists(db, target.schema, target.index)
-    present = found.get(target.index)
-    if refused(target, table_oid, present, taken, wanted):
-        return False
+    require_place(target, table_oid, present, taken, wanted)
     if present is None:
-        if not _build(db, target, settings, table_oid, wanted):
-            return False
+        _build(db, target, settings, table_oid, wanted)
     else:
         log.notice(f"index {quote(target.index)} exists already and is as wanted")
-    duplicate = found.get(target.mirrored_index)
-    if duplicate and duplicate.table_oid == table_oid and wanted.matches(duplicate):
-        log.notice(f"index {quote(duplicate.name)} is a duplicate of {quote(target.index)}; dropping it")
-        drop(db, duplicate.name)
-    return True
+    if duplicate := duplicate_of(db, target, table_oid, wanted):
+        drop(db, duplicate)
 
 
-def refused(target: Target, table_oid: int, present: Index | None, taken: bool, wanted: Plan) -> bool:
-    """Whether something else is there under the name of the index; says what."""
+def require_place(target: Target, table_oid: int, present: Index | None, taken: bool, wanted: Plan) -> None:
+    """Raises CannotBuild where something else is there under the name of the index."""
+    require_name(target, table_oid, present, taken)
+    if present is not None and not wanted.matches(present):
+        difference = wanted.difference(present)
+        raise CannotBuild(
+            f"index {quote(target.index)} exists with another definition and is left as it is",
+            detail=f"{difference[0].upper()}{difference[1:]}.",
+            hint=f"For the wanted one{'' if present.method in DEFAULTS else ' rename that, then'}: {INDEX_ANEW}.",
+        )
+
+
+def require_name(target: Target, table_oid: int, present: Index | None, taken: bool) -> None:
+    """Raises CannotBuild where the name is that of something beside this table."""
     if taken and (present is None or present.table_oid != table_oid):
-        log.warning(
+        raise CannotBuild(
             f"no index: the name {quote(target.index)} is taken by"
             f" {'an index of another table' if present else 'something that is no index'}",
             hint=f"Rename that, then: {INDEX_ANEW}.",
         )
-        return True
-    if present is None or wanted.matches(present):
-        return False
-    log.warning(
-        f"index {quote(target.index)} exists with another definition and is left as it is",
-        detail=f"It is {present.method} with {present.opclass} on {present.key}"
-        f" ({', '.join(sorted(present.options)) or 'no options'}), wanted is {wanted.method} with {wanted.opclass}"
-        f" on {wanted.key} ({wanted.options}).",
-        hint=f"For the wanted one{'' if present.method in DEFAULTS else ' rename that, then'}: {INDEX_ANEW}.",
-    )
-    return True
+
+
+def duplicate_of(db: Database, target: Target, table_oid: int, wanted: Plan) -> str | None:
+    """The index under the second mirrored name, where it is the same as that under the first; says so."""
+    with db.transaction():
+        found = catalog.indexes(db, target.schema, target.mirrored_index).get(target.mirrored_index)
+    if found is None or found.table_oid != table_oid or not wanted.matches(found):
+        return None
+    log.notice(f"index {quote(found.name)} is a duplicate of {quote(target.index)}; dropping it")
+    return found.name
 
 
 def drop(db: Database, name: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
@@ -100,7 +131,7 @@ def drop(db: Database, name: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
         db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
 
 
-def _build(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> bool:
+def _build(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> None:
     memory_kb = memory(db, settings, wanted)
     log.notice(
         f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"
@@ -129,13 +160,12 @@ def _build(db: Database, target: Target, settings: Settings, table_oid: int, wan
         problem = as_migration_error(error, f"index {quote(target.index)} on {target} can't be built")
         if not (sqlstate(error) or "").startswith(CANNOT_BUILD):
             raise problem from error
-        log.notice(
+        raise TooMuch(
             problem.message,
             detail=problem.detail,
             hint=f"Set OM_INDEX_MEMORY to more, or other OM_INDEX settings, then: {INDEX_ANEW}."
             " Searches work without it, by reading every row.",
-        )
-        return False
+        ) from error
     with db.transaction():
         built = catalog.indexes(db, target.schema, target.index).get(target.index)
         on_shards = citus.index_size(db, table_oid)
@@ -148,7 +178,6 @@ def _build(db: Database, target: Target, settings: Settings, table_oid: int, wan
     log.notice(
         f"index {quote(target.index)} is built and valid: {(on_shards or built.size) / 1024**2:,.1f} MiB in {seconds}"
     )
-    return True
 
 
 def _clean_up(db: Database, target: Target, table_oid: int) -> None:
@@ -156,7 +185,7 @@ def _clean_up(db: Database, target: Target, table_oid: int) -> None:
     try:
         drop_invalid(db, target, table_oid, CLEAN_UP_TIMEOUT)
     except MigrationError as error:
-        log.warning(error.message, detail="The next upgrade drops it.")
+        log.warning(error.message, detail="The next run drops it.")
 
 
 def memory(db: Database, settings: Settings, wanted: Plan) -> int:

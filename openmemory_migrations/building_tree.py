@@ -7,12 +7,14 @@ parents' are valid. A partition that is made meanwhile, or later, gets its index
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
 from . import building, catalog, indexes, locks, log, partitions
-from .catalog import Extension, Table
+from .building import CannotBuild
+from .catalog import Extension, Index, Table
 from .database import Database
 from .errors import INDEX_ANEW, MigrationError
 from .indexes import NoIndex, Plan
@@ -21,6 +23,7 @@ from .settings import Settings
 from .sqlerrors import UNDEFINED_TABLE, sqlstate
 from .target import Target, quote
 
+Tree = list[tuple[Part, Plan]]  # from the root down: what index each of the tables is to have
 ROUNDS = 5  # one is enough unless partitions come while the index is built
 ROWS = "SELECT CAST(tableoid AS bigint), count(*) FROM {table} WHERE {vector} IS NOT NULL GROUP BY 1"
 # whatever its name: what the server has made for a new partition has another one than ours
@@ -34,8 +37,8 @@ WHERE x.indrelid = :part AND i.inhparent = to_regclass(:parent)
 GONE = (UNDEFINED_TABLE, "55000")
 
 
-def ensure(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan | None:
-    """Leaves an index on the table and all its partitions; returns that of the largest, or None with the reason logged.
+def plans(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Tree:
+    """What each table of the tree, as it is now, is to have.
 
     Each leaf's has as many lists as its own rows ask for. The parents' have one: a partition that is made from them
     has no rows to learn more lists from, and with one list a search misses nothing.
@@ -44,43 +47,62 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, exten
     parent_settings = settings if settings.index_lists else replace(settings, index_lists=1)
     parent_plan = indexes.plan(target, parent_settings, extension, size, 0)
     assert isinstance(parent_plan, Plan)  # or there would be none for the whole table
+    with db.transaction(snapshot=True):
+        rows = dict(db.rows(ROWS))
+        tree = partitions.parts(db, table.oid)
+
+    def wanted(part: Part) -> Plan:
+        found = indexes.plan(target, settings, extension, size, rows.get(part.oid, 0)) if part.is_leaf else parent_plan
+        return parent_plan if isinstance(found, NoIndex) else found
+
+    return [(part, wanted(part)) for part in tree]
+
+
+def ensure(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan:
+    """Leaves an index on the table and all its partitions; returns that of the largest. Raises CannotBuild."""
     for _ in range(ROUNDS):
-        with db.transaction(snapshot=True):
-            rows = dict(db.rows(ROWS))
-            tree = partitions.parts(db, table.oid)
-        largest = parent_plan
+        tree = plans(db, target, settings, table, extension)
+        root, parent_plan = tree[0]
         names: dict[int, str] = {}  # of the index on each part
-        for part in tree:
-            wanted = parent_plan
-            if part.is_leaf:
-                wanted = _leaf_plan(target, settings, extension, size, rows.get(part.oid, 0), parent_plan)
-                largest = max(largest, wanted, key=lambda plan: plan.probes)
+        for part, wanted in tree:
             try:
-                name = _ensure_part(db, target, settings, part, names.get(part.parent or 0), tree[0], wanted)
+                names[part.oid] = _ensure_part(db, target, settings, part, names.get(part.parent or 0), root, wanted)
+            except CannotBuild as error:
+                building.say(error)
+                raise CannotBuild(
+                    f"index {quote(target.index)} on {target} is not complete: {part} has none",
+                    detail=f"{error.message}.",
+                    hint=f"When that is mended: {INDEX_ANEW}.",
+                ) from error
             except (MigrationError, DBAPIError) as error:
                 if not _gone(db, target, table, part, error):
                     raise
-                continue
-            if name is None:
-                log.warning(
-                    f"index {quote(target.index)} on {target} is not complete: {part} has none",
-                    hint=f"When that is mended: {INDEX_ANEW}.",
-                )
-                return None
-            names[part.oid] = name
         with db.transaction():
-            found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+            found = catalog.indexes(db, target.schema, target.index)
         if found[target.index].valid:
             log.notice(f"index {quote(target.index)} on {target} is valid on all {len(tree):,} tables of the tree")
-            duplicate = found.get(target.mirrored_index)
-            if duplicate and duplicate.table_oid == table.oid and parent_plan.matches(duplicate):
-                log.notice(f"index {quote(duplicate.name)} is a duplicate of {quote(target.index)}; dropping it")
-                _drop(db, settings, tree[0], f"{quote(target.schema)}.{quote(duplicate.name)}")
-            return largest
+            if duplicate := building.duplicate_of(db, target, table.oid, parent_plan):
+                drop_parent(db, settings, root, f"{quote(target.schema)}.{quote(duplicate)}")
+            return max((wanted for _, wanted in tree), key=lambda plan: plan.lists)
     raise MigrationError(
         f"index {quote(target.index)} on {target} is still not valid after {ROUNDS} rounds",
         hint="Partitions keep coming; run the same command again.",
     )
+
+
+def attached(db: Database, target: Target, tree: Tree) -> Iterator[tuple[Plan, Index]]:
+    """The target's index on the root, and those that are attached to it, each with what is wanted in its place."""
+    names: dict[int, str] = {}
+    for part, wanted in tree:
+        above = names.get(part.parent or 0)
+        for schema, name in db.rows(ATTACHED, {"part": part.oid, "parent": above}) if above else ():
+            names[part.oid] = f"{quote(schema)}.{quote(name)}"
+            yield wanted, catalog.indexes(db, schema, name)[name]
+        if part.parent is None:
+            names[part.oid] = f"{quote(target.schema)}.{quote(target.index)}"
+            found = catalog.indexes(db, target.schema, target.index).get(target.index)
+            if found and found.table_oid == part.oid:
+                yield wanted, found
 
 
 def drop(db: Database, target: Target, table: Table, settings: Settings) -> bool:
@@ -89,7 +111,7 @@ def drop(db: Database, target: Target, table: Table, settings: Settings) -> bool
     with db.transaction():
         tree = partitions.parts(db, table.oid)
     for part in tree:
-        at, own = _own(db, target, part)
+        at, own = own_target(db, target, part)
         with db.transaction():
             found = catalog.indexes(db, own.schema, own.index, own.mirrored_index)
         for index in found.values():
@@ -98,46 +120,38 @@ def drop(db: Database, target: Target, table: Table, settings: Settings) -> bool
             if part.is_leaf:
                 building.drop(at, index.name)
             else:
-                _drop(db, settings, part, f"{quote(own.schema)}.{quote(index.name)}")
+                drop_parent(db, settings, part, f"{quote(own.schema)}.{quote(index.name)}")
             dropped = True
     return dropped
 
 
-def _drop(db: Database, settings: Settings, part: Part, index: str) -> None:
+def drop_parent(db: Database, settings: Settings, part: Part, index: str) -> None:
     """A parent's, and with it those that are attached; not CONCURRENTLY, which PostgreSQL doesn't have for these."""
     what = f"dropping index {index} of {part}"
     statement = f"DROP INDEX IF EXISTS {index}"
     locks.retried(db, settings.lock_timeout_ms, part.oid, what, lambda: db.run("{it}", it=statement))
 
 
-def _own(db: Database, target: Target, part: Part) -> tuple[Database, Target]:
+def own_target(db: Database, target: Target, part: Part) -> tuple[Database, Target]:
     """The part as a target of its own, so that its index has a name like any table's."""
     own = replace(target, schema=part.schema, table=part.name)
     return db.at(own.names()), own
 
 
-def _leaf_plan(
-    target: Target, settings: Settings, extension: Extension, size: int | None, rows: int, few: Plan
-) -> Plan:
-    found = indexes.plan(target, settings, extension, size, rows)
-    return few if isinstance(found, NoIndex) else found
-
-
 def _ensure_part(
     db: Database, target: Target, settings: Settings, part: Part, above: str | None, root: Part, wanted: Plan
-) -> str | None:
-    """The name of the part's index, which is attached to that of the part `above`; None where there can't be one."""
-    at, own = _own(db, target, part)
+) -> str:
+    """The name of the part's index, which is attached to that of the part `above`. Raises CannotBuild."""
+    at, own = own_target(db, target, part)
     if above:
         with db.transaction():
             for schema, name in db.rows(ATTACHED, {"part": part.oid, "parent": above}):
                 return f"{quote(schema)}.{quote(name)}"
     if part.is_leaf:
         building.drop_invalid(at, own, part.oid)
-        if not building.ensure(at, own, settings, part.oid, wanted):
-            return None
-    elif not _ensure_parent(at, own, settings, part, wanted):
-        return None
+        building.ensure(at, own, settings, part.oid, wanted)
+    else:
+        _ensure_parent(at, own, settings, part, wanted)
     index = f"{quote(own.schema)}.{quote(own.index)}"
     if above:
 
@@ -160,7 +174,7 @@ def _gone(db: Database, target: Target, table: Table, part: Part, error: Migrati
         if part.oid in {one.oid for one in partitions.parts(db, table.oid)}:
             return False
     log.notice(f"partition {part} of {target} is gone: going on without it")
-    at, own = _own(db, target, part)
+    at, own = own_target(db, target, part)
     with db.transaction():
         left = catalog.indexes(db, own.schema, own.index).get(own.index)
     if left and left.table_oid == part.oid and part.is_leaf:
@@ -168,16 +182,15 @@ def _gone(db: Database, target: Target, table: Table, part: Part, error: Migrati
     return True
 
 
-def _ensure_parent(db: Database, own: Target, settings: Settings, part: Part, wanted: Plan) -> bool:
+def _ensure_parent(db: Database, own: Target, settings: Settings, part: Part, wanted: Plan) -> None:
     with db.transaction():
         present = catalog.indexes(db, own.schema, own.index).get(own.index)
         taken = catalog.relation_exists(db, own.schema, own.index)
     if present and present.table_oid == part.oid and not present.valid and not wanted.matches(present):
         log.notice(f"index {quote(own.index)} is invalid and not as wanted now; dropping it")
-        _drop(db, settings, part, f"{quote(own.schema)}.{quote(own.index)}")
+        drop_parent(db, settings, part, f"{quote(own.schema)}.{quote(own.index)}")
         present, taken = None, False
-    if building.refused(own, part.oid, present, taken, wanted):
-        return False
+    building.require_place(own, part.oid, present, taken, wanted)
     if present is None:
         locks.retried(
             db,
@@ -192,4 +205,3 @@ def _ensure_parent(db: Database, own: Target, settings: Settings, part: Part, wa
                 options=wanted.options,
             ),
         )
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy.exc import DBAPIError
 
 from . import building, building_tree, catalog, citus, indexes, log, proof, synctrigger
+from .building import CannotBuild
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW
@@ -49,7 +50,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")
 
     if built := _index(db, target, settings, table, extension, rows):
-        _advise(db, target, table, extension, built, rows)
+        advise(db, target, table, extension, built, rows)
     log.notice(
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
         detail="That is USER-DEFINED for every pgvector column."
@@ -69,9 +70,14 @@ def _index(
     if isinstance(wanted, NoIndex):
         log.notice(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
         return None
-    if table.kind == "p":
-        return building_tree.ensure(db, target, settings, table, extension)
-    return wanted if building.ensure(db, target, settings, table.oid, wanted) else None
+    try:
+        if table.kind == "p":
+            return building_tree.ensure(db, target, settings, table, extension)
+        building.ensure(db, target, settings, table.oid, wanted)
+    except CannotBuild as problem:
+        building.say(problem)
+        return None
+    return wanted
 
 
 def downgrade(db: Database, target: Target, settings: Settings) -> None:
@@ -98,7 +104,8 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
 
 
-def _advise(db: Database, target: Target, table: Table, extension: Extension, built: Plan, rows: int) -> None:
+def advise(db: Database, target: Target, table: Table, extension: Extension, built: Plan, rows: int) -> None:
+    """Says how a search has to ask for the index to be used, and what it finds of the true neighbours."""
     log.notice(f"searches use index {quote(target.index)} when they say: {built.query} LIMIT …")
     size = table.columns[target.vector].dimensions or 0
     with db.transaction():

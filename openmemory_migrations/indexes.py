@@ -30,7 +30,12 @@ class Plan:
     options: str
     memory_kb: int
     query: str
-    probes: int  # for ivfflat, √lists as pgvector's README advises
+    lists: int  # of ivfflat, else 0
+
+    @property
+    def probes(self) -> int:
+        """For ivfflat, √lists as pgvector's README advises."""
+        return math.isqrt(self.lists)
 
     def matches(self, index: Index) -> bool:
         names = {option.partition("=")[0] for option in index.options}
@@ -39,6 +44,28 @@ class Plan:
             (index.method, index.opclass, index.partial) == (self.method, self.opclass, False)
             and _key(index.key) == self.key
             and self.required <= index.options | defaults
+        )
+
+    def suits(self, index: Index) -> bool:
+        return self.matches(index) and self.outgrown(index) is None
+
+    def outgrown(self, index: Index) -> int | None:
+        """The lists of an index that matches, where its rows ask for more than twice as many now, or less than half.
+
+        None where it's as it should be, or is as configured.
+        """
+        if self.method != "ivfflat" or self.required:
+            return None
+        (option,) = [text for text in index.options if text.startswith("lists=")] or DEFAULTS["ivfflat"]
+        lists = int(option.partition("=")[2])
+        return lists if max(lists, self.lists) > 2 * min(lists, self.lists) else None
+
+    def difference(self, index: Index) -> str:
+        """What the index is and what is wanted, as one clause."""
+        return (
+            f"it is {index.method} with {index.opclass} on {index.key}"
+            f" ({', '.join(sorted(index.options)) or 'no options'}{', partial' if index.partial else ''}),"
+            f" wanted is {self.method} with {self.opclass} on {self.key} ({self.options})"
         )
 
 
@@ -101,7 +128,7 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         options=", ".join(f"{name} = {value}" for name, value in options.items()),
         memory_kb=math.ceil(memory / 1024),
         query=f"ORDER BY {vector}{cast} OPERATOR({ext}.{OPERATORS[settings.index_metric]}) $1{cast}",
-        probes=math.isqrt(options.get("lists", 0)),
+        lists=options.get("lists", 0),
     )
 
 
