@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sqlalchemy.exc import DBAPIError
 
 from . import __version__, doctor, log, stubs
-from .commands import Command, backfill, chain, of, report, status, tune, verify
+from .commands import Command, backfill, chain, index, of, report, status, tune, verify
 from .errors import MigrationError
 from .sqlerrors import as_migration_error
 
@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "status": of(status),
     **chain.COMMANDS,
     "backfill": of(backfill),
+    "index": of(index),
     "verify": of(verify),
     "tune": of(tune),
     "report": of(report),

@@ -6,7 +6,7 @@ from alembic.util import CommandError
 
 # for hints: never "downgrade base", which in a host's chain would take the host's own tables away
 ANEW = "alembic downgrade om_20240107_pgvector-1, then alembic upgrade head"
-INDEX_ANEW = "alembic downgrade om_20240107_backfill, then alembic upgrade head"
+INDEX_ANEW = "openmemory-migrations index"
 
 
 class MigrationError(CommandError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from . import building, building_tree, catalog, citus, indexes, log, proof, synctrigger
+from . import building, building_tree, catalog, citus, indexes, log, partitions, proof, replacing, synctrigger
 from .building import CannotBuild
 from .catalog import Extension, Table
 from .database import Database
@@ -16,7 +16,8 @@ from .sqlerrors import as_migration_error
 from .target import Target, quote
 
 WANTED_RECALL = 0.95
-GLANCE_BYTES = 1024**3  # of vectors, all of which are read to know the true neighbours
+GLANCE_BYTES = 4 * 1024**3  # of a table whose bytes are all read, to know the true neighbours
+TABLE_SIZE = "SELECT sum(pg_catalog.pg_table_size(oid)) FROM unnest(CAST(:tables AS oid[])) AS oid"
 
 
 def upgrade(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
@@ -50,7 +51,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")
 
     if built := _index(db, target, settings, table, extension, rows):
-        advise(db, target, table, extension, built, rows)
+        advise(db, target, table, extension, built)
     log.notice(
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
         detail="That is USER-DEFINED for every pgvector column."
@@ -81,11 +82,13 @@ def _index(
 
 
 def downgrade(db: Database, target: Target, settings: Settings) -> None:
-    """Takes the index away, under whichever of the two names."""
+    """Takes the index away, under whichever of its names."""
     with db.reading():
         table = catalog.table(db, target.schema, target.table)
         found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
     db.take_over()
+    if table is not None:
+        replacing.drop_left(db, target, settings, table)
     if table is not None and table.kind == "p":
         if building_tree.drop(db, target, table, settings):
             log.notice(f"index {quote(target.index)} of {target} and its partitions dropped")
@@ -104,13 +107,14 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
 
 
-def advise(db: Database, target: Target, table: Table, extension: Extension, built: Plan, rows: int) -> None:
+def advise(db: Database, target: Target, table: Table, extension: Extension, built: Plan) -> None:
     """Says how a search has to ask for the index to be used, and what it finds of the true neighbours."""
     log.notice(f"searches use index {quote(target.index)} when they say: {built.query} LIMIT …")
-    size = table.columns[target.vector].dimensions or 0
     with db.transaction():
         spread = citus.shards(db, table.oid)
-    if spread or 4 * size * rows > GLANCE_BYTES:
+        tables = [part.oid for part in partitions.leaves(db, table.oid)]
+        size = db.value(TABLE_SIZE, {"tables": tables})
+    if spread or size > GLANCE_BYTES:
         log.notice(
             "what they find of the true neighbours is not measured in a table as large as this",
             hint="openmemory-migrations verify measures it, and says which settings find enough.",

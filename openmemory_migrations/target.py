@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy.dialects import postgresql
 
@@ -45,6 +45,7 @@ class Target:
     table: str
     source: str = "v"
     vector: str = "v_vector"
+    suffix: str = ""  # of the index's name, as long as another index serves searches under the name without it
 
     @classmethod
     def of(cls, settings: Settings) -> Target:
@@ -64,12 +65,22 @@ class Target:
 
     @property
     def index(self) -> str:
-        return self._own("_idx")
+        return self._own("_idx" + self.suffix)
 
     @property
     def mirrored_index(self) -> str:
         """The second name, under which OpenMemory's finalize SQL makes a duplicate."""
-        return self._own("_ivfflat_idx")
+        return self._own("_ivfflat_idx" + self.suffix)
+
+    @property
+    def new(self) -> Target:
+        """The same, with the name of an index that is to take the place of another."""
+        return replace(self, suffix="_new")
+
+    @property
+    def old(self) -> Target:
+        """The same, with the name of an index whose place another has taken."""
+        return replace(self, suffix="_old")
 
     @property
     def sync(self) -> str:

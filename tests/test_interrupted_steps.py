@@ -45,11 +45,12 @@ FIRST = "pg_try_advisory_xact_lock"  # what comes before it only connects
 def killed(
     server: embedded.Server,
     database: Database,
-    command: tuple[str, str],
+    command: tuple[str, ...],
     when: Callable[[int, str], Verdict],
     env: Mapping[str, str] = NOTHING,
+    start: Callable[..., subprocess.Popen[str]] = start_alembic,
 ) -> None:
-    """Run alembic and kill it at the first statement for which `when`, given its number, has a verdict."""
+    """Start a run and kill it at the first statement for which `when`, given its number, has a verdict."""
     process: subprocess.Popen[str] | None = None
     seen = 0
 
@@ -63,7 +64,7 @@ def killed(
         return verdict
 
     with proxy(server, watch) as between:
-        process = start_alembic(between.to(database), *command, env=env)
+        process = start(between.to(database), *command, env=env)
         process.wait(timeout=120)
         kill(process)
     wait_until_gone(database)

@@ -1,0 +1,170 @@
+"""Puts the index that the settings want in the place of the one that is there, while searches go on.
+
+It is built under a name of its own, `…_new`; one short transaction renames the one that is there to `…_old` and the new
+one to its name; then the old one goes. At every moment one of them is valid. An interrupted run leaves nothing but
+these three names, and they say how far it has come: the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import building, building_tree, catalog, citus, indexes, locks, log, partitions
+from .building import CannotBuild
+from .building_tree import Tree
+from .catalog import Extension, Index, Table
+from .database import Database
+from .errors import INDEX_ANEW
+from .indexes import DEFAULTS, NoIndex, Plan
+from .settings import Settings
+from .target import Target, quote
+
+LEFT = "is left by a run that was interrupted"
+REPLACED = "is replaced"
+INCOMPLETE = "is not complete"
+
+
+def replace(
+    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, *, rebuild: bool
+) -> tuple[Plan, bool]:
+    """Leaves the wanted index in place and valid; returns its plan, and whether it had to be built.
+
+    With `rebuild` it is built anew where it is as wanted already. Raises CannotBuild where there can be none: then what
+    is there stays.
+    """
+    wanted = _wanted(db, target, settings, table, extension)
+    if table.kind == "p":
+        tree = building_tree.plans(db, target, settings, table, extension)
+    else:
+        with db.transaction():
+            tree = [(part, wanted) for part in partitions.parts(db, table.oid)]
+        building.drop_invalid(db, target, table.oid)
+    _require_names(db, target, tree)
+    wrong = _wrong(db, target, tree)
+    ready = _wrong(db, target.new, tree) is None
+    replaced = any(_named(db, target.old, tree))
+    # a rebuild that has come as far as to leave an old one is over but for that
+    built = bool(wrong) or (rebuild and (ready or not replaced))
+    if not built:
+        log.notice(f"index {quote(target.index)} exists already and is as wanted")
+    elif wrong == INCOMPLETE and not rebuild and not ready:
+        building_tree.ensure(db, target, settings, table, extension)
+    else:
+        log.notice(f"index {quote(target.index)} {wrong or 'is to be built anew'}")
+        if ready:
+            log.notice(f"index {quote(target.new.index)} {LEFT}, is as wanted, and takes its place")
+        else:
+            _build(db, target.new, settings, table, extension, tree)
+        _drop(db, target.old, settings, table, LEFT)
+        _swap(db, target, settings, table)
+    drop_left(db, target, settings, table)
+    root, plan = tree[0]
+    if duplicate := building.duplicate_of(db, target, table.oid, plan):
+        if table.kind == "p":
+            building_tree.drop_parent(db, settings, root, f"{quote(target.schema)}.{quote(duplicate)}")
+        else:
+            building.drop(db, duplicate)
+    return max((plan for _, plan in tree), key=lambda plan: plan.lists), built
+
+
+def drop_left(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Takes away what replacing an index has left, or what a run has that was interrupted."""
+    _drop(db, target.new, settings, table, LEFT)
+    _drop(db, target.old, settings, table, REPLACED)
+
+
+def _wanted(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan:
+    with db.transaction(snapshot=True):
+        rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+    with db.transaction():
+        rows = citus.rows_a_shard(db, table.oid, rows)
+    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows)
+    if isinstance(wanted, NoIndex):
+        raise CannotBuild(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
+    return wanted
+
+
+def _require_names(db: Database, target: Target, tree: Tree) -> None:
+    """Raises CannotBuild where one of the three names is that of something else, on whatever table of the tree."""
+    with db.transaction():
+        for part, _ in tree:
+            for at in (target, target.new, target.old):
+                _, own = building_tree.own_target(db, at, part)
+                present = catalog.indexes(db, own.schema, own.index).get(own.index)
+                building.require_name(own, part.oid, present, catalog.relation_exists(db, own.schema, own.index))
+                if present and present.method not in DEFAULTS:
+                    raise CannotBuild(
+                        f"no index: the name {quote(own.index)} is taken by a {present.method} index on {present.key}",
+                        hint=f"Rename that, then: {INDEX_ANEW}.",
+                    )
+
+
+def _wrong(db: Database, target: Target, tree: Tree) -> str | None:
+    """What is wrong with the index under the target's name; None where it is valid and as wanted."""
+    with db.transaction():
+        found = list(building_tree.attached(db, target, tree))
+    if not found:
+        return "is to be built"
+    root, index = found[0]
+    if not index.valid and root.matches(index):
+        return INCOMPLETE
+    for wanted, index in found:
+        if not wanted.matches(index):
+            return f"is not as wanted: {wanted.difference(index)}"
+        if lists := wanted.outgrown(index):
+            return f"is not as wanted: {quote(index.name)} has lists = {lists}, its rows ask for {wanted.lists} now"
+    return None
+
+
+def _named(db: Database, target: Target, tree: Tree) -> Iterator[tuple[Plan, Index]]:
+    """Our indexes under the target's name, on each table of the tree, attached or not."""
+    with db.transaction():
+        for part, wanted in tree:
+            _, own = building_tree.own_target(db, target, part)
+            index = catalog.indexes(db, own.schema, own.index).get(own.index)
+            if index and _ours(index, part.oid):
+                yield wanted, index
+
+
+def _ours(index: Index, table_oid: int) -> bool:
+    return index.table_oid == table_oid and index.method in DEFAULTS
+
+
+def _build(db: Database, new: Target, settings: Settings, table: Table, extension: Extension, tree: Tree) -> None:
+    """Builds under the new name, and goes on with what an interrupted run has left there if that is as wanted."""
+    if any(index.valid and not wanted.suits(index) for wanted, index in list(_named(db, new, tree))):
+        _drop(db, new, settings, table, f"{LEFT} and isn't what is wanted now")
+    if table.kind == "p":
+        building_tree.ensure(db, new, settings, table, extension)
+    else:
+        building.drop_invalid(db, new, table.oid)
+        building.ensure(db, new, settings, table.oid, tree[0][1])
+
+
+def _swap(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Renames, which takes no lock that a search or a write would wait for."""
+
+    def change() -> None:
+        if table.kind == "p":
+            # so that no partition goes between being looked at and being renamed
+            for part in partitions.parts(db, table.oid):
+                if not part.is_leaf:
+                    db.run("LOCK TABLE ONLY {parent} IN SHARE UPDATE EXCLUSIVE MODE", parent=part.sql_name)
+        for part in partitions.parts(db, table.oid):
+            _, own = building_tree.own_target(db, target, part)
+            found = catalog.indexes(db, own.schema, own.index, own.new.index)
+            for name, to in ((own.index, own.old.index), (own.new.index, own.index)):
+                if name in found and _ours(found[name], part.oid):
+                    names = {"in_schema": quote(own.schema), "index": quote(name), "to": quote(to)}
+                    db.run("ALTER INDEX {in_schema}.{index} RENAME TO {to}", **names)
+
+    what = f"renaming index {quote(target.new.index)} to {quote(target.index)}"
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
+    log.notice(f"index {quote(target.index)} of {target} is the new one from now on")
+
+
+def _drop(db: Database, beside: Target, settings: Settings, table: Table, why: str) -> None:
+    if table.kind != "p":
+        building.drop_ours(db, beside, table.oid, why)
+    elif building_tree.drop(db, beside, table, settings):
+        log.notice(f"index {quote(beside.index)} of {beside} and its partitions {why}; dropped")
