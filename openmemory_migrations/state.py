@@ -60,6 +60,12 @@ class State:
     def index(self) -> Index | None:
         return next((index for index in self.indexes if index.name == self.target.index), None)
 
+    @property
+    def left(self) -> list[Index]:
+        """What a run that replaces the index is at, or has left if it was interrupted."""
+        names = (self.target.new.index, self.target.old.index)
+        return [index for index in self.indexes if index.name in names]
+
 
 def look(db: Database, target: Target, settings: Settings) -> State:
     """Raises MigrationError where the table is not one that can be migrated."""
@@ -68,7 +74,8 @@ def look(db: Database, target: Target, settings: Settings) -> State:
         column = table.columns.get(target.vector)
         tables = [part.oid for part in partitions.parts(db, table.oid)]
         column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
-        indexes = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+        names = (target.index, target.mirrored_index, target.new.index, target.old.index)
+        indexes = catalog.indexes(db, target.schema, *names)
         phase = building_progress.phase(db.connection, tables)
         return State(
             target=target,

@@ -101,15 +101,32 @@ def test_an_index_that_is_wanted_and_one_that_is_not(table: Database) -> None:
 
     status(table, 0, env={"OM_INDEX": "none"})
     assert status(table, 0, "-x", "index=none")["indexes"] == []
-    assert "downgrade om_20240107_backfill" in status(table, 1)["next"]
+    assert status(table, 1)["next"] == "openmemory-migrations index"
 
-    alembic(table, "downgrade", "om_20240107_backfill")
-    alembic(table, "upgrade", "head")
-    status(table, 0)
+    assert om(table, "index").returncode == 0
+    assert status(table, 0)["next"] == "nothing"
     table.run(INVALIDATE)
     found = status(table, 1)
     assert found["indexes"][0]["valid"] is False
+    assert found["next"] == "openmemory-migrations index"
     assert "INVALID" in om(table, "status").stdout
+
+
+@pytest.mark.slow
+def test_an_index_that_is_not_as_the_settings_want_it_is_fine_with_a_remark(table: Database) -> None:
+    alembic(table, "upgrade", "head")
+
+    found = status(table, 0, "-x", "index=hnsw")
+    assert found["next"] == "nothing; openmemory-migrations index makes it hnsw (m = 16, ef_construction = 64)"
+    assert "valid, but not as the settings want it" in om(table, "status", "-x", "index=hnsw").stdout
+    assert status(table, 0, "-x", "index=none")["next"] == "nothing; openmemory-migrations index drops it"
+
+    assert om(table, "index", "-x", "index=hnsw").returncode == 0
+    assert status(table, 0, "-x", "index=hnsw")["next"] == "nothing"
+    table.run(f"CREATE INDEX {INDEX}_old ON {TABLE} USING hnsw (v_vector vector_ip_ops)")
+    found = status(table, 0, "-x", "index=hnsw")
+    assert [index["name"] for index in found["indexes"]] == [INDEX, f"{INDEX}_old"]
+    assert f"drops {INDEX}_old, which an interrupted run has left" in found["next"]
 
 
 @pytest.mark.slow

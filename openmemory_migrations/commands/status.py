@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import hosts, output, running, state
 from ..catalog import Extension, extension
+from ..errors import INDEX_ANEW
 from ..indexes import NoIndex, Plan, plan
 from ..settings import Settings
 from ..state import State
@@ -57,7 +58,7 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
         return Judged(True, "not ours", True, "nothing: v is of type vector already")
     # a host's chain has its version table where only the host knows
     at_head = found.revisions == [hosts.FINALIZE] or (found.revisions is None and found.ours)
-    index, wanted = _index(found, settings, installed)
+    index, wanted, remark = _index(found, settings, installed)
     pending = found.rows.pending if found.rows else 0
     followed = found.trigger or not settings.sync_trigger
     if not found.ours or not at_head:
@@ -67,30 +68,40 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
     elif not followed:
         todo = f"the trigger is missing or disabled: ALTER TABLE … ENABLE TRIGGER {quote(found.target.sync)}"
     elif wanted:
-        todo = "openmemory-migrations downgrade om_20240107_backfill, then openmemory-migrations upgrade"
+        todo = INDEX_ANEW
     else:
-        todo = "nothing"
+        todo = f"nothing; {INDEX_ANEW} {remark}" if remark else "nothing"
     if found.runs:
         todo = "wait for what is running; " + todo
     return Judged(at_head, index, bool(at_head and found.ours and not pending and followed and not wanted), todo)
 
 
-def _index(found: State, settings: Settings, installed: Extension | None) -> tuple[str, bool]:
-    """What to say of the index, and whether one is wanted that isn't there."""
+def _index(found: State, settings: Settings, installed: Extension | None) -> tuple[str, bool, str]:
+    """What to say of the index, whether one is wanted that isn't there, and what could be done though one is."""
     rows = found.rows.converted if found.rows else 0
     wanted = (
         plan(found.target, settings, installed, found.dimensions, rows)
         if installed
         else NoIndex("there is no extension yet")
     )
-    if found.build:
-        return f"being built: {found.build}", True
-    if found.index is None:
-        return ("missing", True) if isinstance(wanted, Plan) else (f"none: {wanted.reason}", False)
     index = found.index
+    if found.build and not (index and index.valid):
+        return f"being built: {found.build}", True, ""
+    if index is None:
+        return ("missing", True, "") if isinstance(wanted, Plan) else (f"none: {wanted.reason}", False, "")
     size = f"{index.size / 1024**2:,.1f} MiB"
     text = f"{quote(index.name)}, {index.method} with {index.opclass}, {size}"
-    return (text + ", valid", False) if index.valid else (text + ", INVALID", isinstance(wanted, Plan))
+    if not index.valid:
+        return text + ", INVALID", isinstance(wanted, Plan), ""
+    if found.build:
+        return f"{text}, valid; another is being built: {found.build}", False, ""
+    if found.left:
+        return text + ", valid", False, f"drops {found.left[0].name}, which an interrupted run has left"
+    if settings.index == "none":
+        return text + ", valid, but OM_INDEX is none", False, "drops it"
+    if isinstance(wanted, Plan) and not wanted.matches(index):
+        return text + ", valid, but not as the settings want it", False, f"makes it {wanted.method} ({wanted.options})"
+    return text + ", valid", False, ""
 
 
 def data(found: State, judged: Judged) -> dict[str, Any]:
