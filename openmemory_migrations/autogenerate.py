@@ -62,7 +62,7 @@ def _shown(target: Target, object: Any, name: str | None, type_: str, reflected:
             compare_to.comment = object.comment
         return not (ours and _unmapped(reflected, compare_to))
     if type_ == "index":
-        ours = name in (target.index, target.mirrored_index) and _is(object.table, target)
+        ours = name in target.indexes and _is(object.table, target)
         # nor is it proposed where it is mapped and missing: the steps build it CONCURRENTLY, as soon as it can be had
         return not (ours and compare_to is None)
     return True

@@ -74,8 +74,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
         column = table.columns.get(target.vector)
         tables = [part.oid for part in partitions.parts(db, table.oid)]
         column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
-        names = (target.index, target.mirrored_index, target.new.index, target.old.index)
-        indexes = catalog.indexes(db, target.schema, *names)
+        indexes = catalog.indexes(db, target.schema, *target.indexes)
         phase = building_progress.phase(db.connection, tables)
         return State(
             target=target,

@@ -83,6 +83,11 @@ class Target:
         return replace(self, suffix="_old")
 
     @property
+    def indexes(self) -> tuple[str, ...]:
+        """Every name that an index of ours may have."""
+        return self.index, self.mirrored_index, self.new.index, self.old.index
+
+    @property
     def sync(self) -> str:
         """Trigger and its function."""
         return self._own("_sync")

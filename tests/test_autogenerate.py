@@ -110,11 +110,11 @@ def test_another_dimension_than_the_mapped_one_is_proposed(host: Host) -> None:
     assert proposed(host, MAPPED.replace("64", "32"), OURS) == ["modify_type"]
 
 
-def test_the_second_name_of_the_index_is_hidden(host: Host, database: Database) -> None:
-    database.run(
-        "CREATE INDEX openmemory_vectors_vvector_ivfflat_idx ON openmemory_vectors"
-        " USING ivfflat (v_vector vector_l2_ops)"
-    )
+def test_the_other_names_of_the_index_are_hidden(host: Host, database: Database) -> None:
+    for name in ("vvector_ivfflat_idx", "vvector_idx_new", "vvector_idx_old"):
+        database.run(
+            f"CREATE INDEX openmemory_vectors_{name} ON openmemory_vectors USING ivfflat (v_vector vector_l2_ops)"
+        )
     assert proposed(host, MAPPED, OURS) == []
 
 

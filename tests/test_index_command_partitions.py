@@ -132,13 +132,13 @@ def test_an_incomplete_index_is_completed_in_its_place(indexed: Database) -> Non
     indexed.run("CREATE TABLE semantic_vvector_idx ()")
     alembic(indexed, "upgrade", "head")
     indexed.run("DROP TABLE semantic_vvector_idx")
-    (kept,) = indexed.rows("SELECT to_regclass('procedural_low_vvector_idx')::oid")
+    (kept,) = indexed.rows("SELECT to_regclass('nothing_vvector_idx')::oid")
     assert om(indexed, "status").returncode == 1
 
     index(indexed)
 
     assert_migrated(indexed)
-    assert indexed.rows("SELECT to_regclass('procedural_low_vvector_idx')::oid") == [kept]
+    assert indexed.rows("SELECT to_regclass('nothing_vvector_idx')::oid") == [kept]
     assert om(indexed, "status").returncode == 0
 
 

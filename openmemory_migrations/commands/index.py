@@ -39,7 +39,7 @@ def _placed(step: Step, *, rebuild: bool) -> dict[str, Any]:
     ready = step.prepared(None)
     if ready is None:
         raise MigrationError(
-            f"no index: {quote(target.source)} of {target} is not bytes beside which there is a vector of ours",
+            f"no index: {quote(target.source)} of {target} is of type vector, and no column of ours beside it",
             hint="Newer OpenMemory makes an index of its own when it starts.",
         )
     if settings.index == "none":

@@ -95,8 +95,8 @@ def _index(found: State, settings: Settings, installed: Extension | None) -> tup
         return text + ", INVALID", isinstance(wanted, Plan), ""
     if found.build:
         return f"{text}, valid; another is being built: {found.build}", False, ""
-    if found.left:
-        return text + ", valid", False, f"drops {found.left[0].name}, which an interrupted run has left"
+    if found.left and not found.runs:
+        return text + ", valid", False, f"clears up {found.left[0].name}, which an interrupted run has left"
     if settings.index == "none":
         return text + ", valid, but OM_INDEX is none", False, "drops it"
     if isinstance(wanted, Plan) and not wanted.matches(index):
