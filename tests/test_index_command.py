@@ -141,6 +141,7 @@ def test_from_one_index_to_another_and_back(table: Database) -> None:
     assert mismatches(table) == []
 
 
+@pytest.mark.slow
 def test_none_and_anew(table: Database) -> None:
     done = index(table, "--json", env={"OM_INDEX": "none"})
     assert indexes(table) == {}

@@ -18,6 +18,7 @@ import pytest
 
 from openmemory_migrations import embedded
 
+from .commands import om
 from .helpers import Database, alembic, checksum, mismatches, random_rows
 from .states import BACKFILL, HEAD, INDEX, IVFFLAT, indexes, snapshot, stamp, without_extension
 from .test_signals import converted, eventually, expanded, filled, lock_row, running, transaction, waiting
@@ -258,3 +259,18 @@ def test_a_short_lock_timeout_of_the_role_fails_the_index_build_and_leaves_no_in
 
         alembic(through, "upgrade", "head")
         assert_migrated(database, v)
+
+
+@pytest.mark.slow
+def test_another_index_takes_the_place_of_the_first_through_it(server: embedded.Server, database: Database) -> None:
+    filled(database, random_rows(900, 16))
+
+    with bouncer(server, database) as through:
+        alembic(through, "upgrade", "head")
+        done = om(through, "index", env={"OM_INDEX": "hnsw"})
+        assert done.returncode == 0, done.log
+        assert CONCURRENTLY in done.stderr
+        ((name, (definition, valid)),) = indexes(database).items()
+        assert (name, valid) == (INDEX, True)
+        assert "USING hnsw" in definition
+        assert_nothing_stays(database, through)
