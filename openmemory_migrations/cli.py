@@ -34,7 +34,7 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; an error of ours is printed without a traceback."""
     options = parser().parse_args(argv)
-    _log_to_stderr(logging.WARNING if getattr(options, "quiet", False) else logging.INFO)
+    _log_to_stderr(logging.WARNING if options.quiet else logging.INFO)
     try:
         return int(COMMANDS[options.command].run(options))
     except MigrationError as error:
@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="command")
     for name, command in COMMANDS.items():
-        command.arguments(commands.add_parser(name, help=command.help, description=command.description))
+        one = commands.add_parser(name, help=command.help, description=command.description)
+        command.arguments(one)
+        one.add_argument("--quiet", action="store_true", help="no messages but warnings and errors")
     return whole
 
 

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         for one in found:
             print(one)
     sys.stdout.flush()
-    if not found:  # not by the logger, with which env.py may have done anything
+    if not (found or options.quiet):  # not by the logger, with which env.py may have done anything
         print("NOTICE:  nothing is wrong", file=sys.stderr)
     if any(one.code in UNREADABLE for one in found):
         return 2

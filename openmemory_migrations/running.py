@@ -26,7 +26,6 @@ def settings_argument(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a setting, as with alembic -x; the OM_* variables count as they do there",
     )
-    parser.add_argument("--quiet", action="store_true", help="no messages but warnings and errors")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -90,6 +90,14 @@ def test_template_with_stubs_is_healthy(template: str, driver: str, tmp_path: Pa
     assert findings(host, 0) == {}
 
 
+@pytest.mark.slow
+def test_quiet_says_nothing_of_what_is_right(tmp_path: Path, database: Database) -> None:
+    host = init(tmp_path, database, "generic", "psycopg2")
+
+    assert host.ours("stubs", "--quiet", check=True).stderr == ""
+    assert host.ours("doctor", "--quiet", check=True).log == ""
+
+
 def test_this_repository_is_healthy(database: Database) -> None:
     assert findings(Host(ROOT), 0, OM_DATABASE_URL=database.url) == {}
 
