@@ -25,11 +25,11 @@ from .states import BACKFILL, EXPAND, HEAD, INDEX, stamp
 from .terminal import ALEMBIC, OURS, Terminal, in_a_pipe, on_terminal
 from .test_signals import transaction
 
-ROWS, DIM = 6_000, 16
-SLOWLY = {"BACKFILL_BATCH": "50", "OM_BACKFILL_PAUSE_MS": "15"}  # 120 batches, about 3 seconds
+ROWS, DIM = 4_000, 16
+SLOWLY = {"BACKFILL_BATCH": "50", "OM_BACKFILL_PAUSE_MS": "15"}  # 80 batches, about 2 seconds
 BAR = re.compile(rf"\rbackfill {TABLE}: +(\d+)%\|[^|]*\| (\d+)/(\d+) rows \[\d\d:\d\d<[\d:?]+, +[\d.?]+ rows/s")
-LINE = rf"^(?:INFO  \[\S+\] )?NOTICE:  backfill {TABLE}: ([\d,]+) of 6,000 rows"
-LOG = r"(NOTICE|WARNING|DETAIL|HINT|ERROR):  \S|INFO  \[alembic\.|Running |Context |Will assume |$"
+LINE = rf"^(?:INFO  \[\S+\] )?NOTICE:  backfill {TABLE}: ([\d,]+) of 4,000 rows"
+LOG = r"(NOTICE|WARNING|DETAIL|HINT|ERROR|FATAL):  \S|INFO  \[alembic\.|Running |Context |Will assume |$"
 OFTEN = "from openmemory_migrations import console, progress; progress.LOG_INTERVAL = console.LOG_INTERVAL = 0.2"
 WITHOUT_TQDM = "sys.modules['tqdm'] = None"
 
@@ -85,7 +85,7 @@ def test_a_bar_moves_on_a_terminal_and_log_lines_come_above_it(table: Database, 
     assert [line for line in lines if not re.match(LOG, line)] == []
     assert any(f"backfill {TABLE}: " in line and line.endswith("rows") and "try 1 of" in line for line in lines)
     # what the bar stands for isn't said as well
-    assert re.findall(LINE, "\n".join(lines), re.MULTILINE) == ["6,000"]
+    assert re.findall(LINE, "\n".join(lines), re.MULTILINE) == ["4,000"]
     assert "\r" in run.terminal.written.split("try 1 of")[1].split("try 2 of")[0], "the bar doesn't come back"
     assert mismatches(table) == []
 
@@ -200,7 +200,7 @@ def test_a_bar_moves_with_what_others_do(table: Database) -> None:
 
 @pytest.mark.slow
 def test_few_batches_move_it_too(table: Database) -> None:
-    env = {"BACKFILL_BATCH": "1500", "OM_BACKFILL_PAUSE_MS": "700"}
+    env = {"BACKFILL_BATCH": "1000", "OM_BACKFILL_PAUSE_MS": "700"}
 
     with on_terminal(table, OURS, "backfill", env=env) as run:
         assert run.ends() == 0
@@ -212,7 +212,7 @@ def test_few_batches_move_it_too(table: Database) -> None:
 @pytest.mark.parametrize("main", [ALEMBIC, OURS])
 def test_an_index_build_shows_its_phase(database: Database, main: str) -> None:
     create_table(database)
-    load(database, random_rows(6000, 128))
+    load(database, random_rows(6_000, 128))
     alembic(database, "upgrade", BACKFILL)
     often = "from openmemory_migrations import building_progress, console; "
     often += "building_progress.LOOK_INTERVAL = console.DRAW_INTERVAL = 0.05"
