@@ -123,7 +123,7 @@ def tune(
         raise MigrationError(f"{target} has {rows:,} vectors to learn from, at least {ROWS_A_LIST} are needed")
     at = copy.at(db)
     with at.transaction():
-        asked = Choice(at, target, table, extension, size).ask(asking.queries, asking.k)
+        asked = Choice(at, target, table, extension, size).ask(asking.queries, asking.k, of_users=False)
         gather(at, target, table, extension, windows(at, [copy]), size, asked)
 
     def measurement(searched: Searched) -> Measurement:

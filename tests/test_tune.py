@@ -23,8 +23,8 @@ from .interruption import kill, result
 from .online import wait_until
 from .states import indexes, snapshot
 
-ROWS, DIM = 3000, 32
-FEW = ("--queries", "20")
+ROWS, DIM = 1500, 32
+FEW = ("--queries", "10")
 
 
 @pytest.fixture
@@ -86,9 +86,9 @@ def test_what_is_printed_names_the_commands(table: Database) -> None:
 
 @pytest.mark.slow
 def test_a_sample_is_as_large_as_is_asked_for_and_lists_are_those_of_the_whole(table: Database) -> None:
-    found = tune(table, 0, "--sample", "1000", "-x", "index=ivfflat")
+    found = tune(table, 0, "--sample", "500", "-x", "index=ivfflat")
 
-    assert 900 <= found["rows"] <= 1000
+    assert 450 <= found["rows"] <= 500
     assert found["of"] == ROWS
     for one in found["candidates"]:
         if one["method"] == "ivfflat":
@@ -111,7 +111,7 @@ def test_every_halfvec_candidate_is_half_the_size(table: Database) -> None:
 @pytest.mark.slow
 def test_no_index_reaches_what_can_not_be_reached(database: Database) -> None:
     create_table(database)
-    load(database, random_rows(2000, 200))  # without a structure an index could go by
+    load(database, random_rows(1000, 100))  # without a structure an index could go by
     alembic(database, "upgrade", "head", env={"OM_INDEX": "none"})
 
     found = tune(database, 0, "--recall", "1")
