@@ -58,6 +58,7 @@ def replace(
         _drop(db, target.old, settings, table, LEFT)
         _swap(db, target, settings, table)
     drop_left(db, target, settings, table)
+    _drop_left_of_detached(db, target, table, tree)
     root, plan = tree[0]
     if duplicate := building.duplicate_of(db, target, table.oid, plan):
         if table.kind == "p":
@@ -71,6 +72,17 @@ def drop_left(db: Database, target: Target, settings: Settings, table: Table) ->
     """Takes away what replacing an index has left, or what a run has that was interrupted."""
     _drop(db, target.new, settings, table, LEFT)
     _drop(db, target.old, settings, table, REPLACED)
+
+
+def _drop_left_of_detached(db: Database, target: Target, table: Table, tree: Tree) -> None:
+    """The same on a partition that was detached meanwhile; one with partitions of its own keeps what it has."""
+    with db.transaction():
+        here = {part.oid for part in partitions.parts(db, table.oid)}
+    for part, _ in tree:
+        if part.oid not in here and part.parent in here and part.is_leaf:
+            for beside in (target.new, target.old):
+                at, own = building_tree.own_target(db, beside, part)
+                building.drop_ours(at, own, part.oid, f"is of no use to {part}, which was detached")
 
 
 def _wanted(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan:
