@@ -18,7 +18,7 @@ from openmemory_migrations.indexes import NoIndex, Plan
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.target import Target, derived, literal, quote
 
-SUFFIXES = ["_vvector_idx", "_vvector_ivfflat_idx", "_vvector_sync", "_adopted"]
+SUFFIXES = ["_vvector_idx", "_vvector_idx_new", "_vvector_idx_old", "_vvector_ivfflat_idx", "_vvector_sync", "_adopted"]
 identifiers = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(
     lambda text: len(text.encode()) <= 63
 )
@@ -364,6 +364,36 @@ def index(**changes: object) -> Index:
 def test_an_index_with_lists_from_other_rows_is_as_good() -> None:
     assert planned(20_000).matches(index())
     assert planned(30_000).matches(index())
+
+
+@pytest.mark.parametrize(
+    ("rows", "lists", "outgrown"),
+    [
+        *((rows, 20, None) for rows in (10_000, 20_000, 40_000)),
+        *((rows, 20, 20) for rows in (9_999, 41_000)),
+        (60, 100, 100),
+        (60, 1, None),
+    ],
+)
+def test_an_index_is_outgrown_by_twice_or_half_as_many_lists(rows: int, lists: int, outgrown: int | None) -> None:
+    found = index(options=frozenset({f"lists={lists}"}))
+    assert planned(rows).outgrown(found) == outgrown
+    assert planned(rows).suits(found) == (outgrown is None)
+    assert planned(rows, index_lists=str(lists)).suits(found)
+
+
+def test_an_index_without_options_has_the_lists_that_the_server_gave_it() -> None:
+    assert planned(20_000).outgrown(index(options=frozenset())) == 100
+    assert planned(20_000, index="hnsw").outgrown(index(method="hnsw", options=frozenset())) is None
+
+
+def test_each_index_beside_another_has_a_name_of_its_own() -> None:
+    for table in ("vectors", "t" * 63, 'é"' * 21):
+        target = Target("public", table)
+        assert len({target.index, *target.indexes}) == 4
+        assert target.new.index == target.new.new.index
+        assert all(len(name.encode()) <= 63 for name in target.indexes)
+        assert (target.new.names(), target.new.sync) == (target.names(), target.sync)
 
 
 @pytest.mark.parametrize(
