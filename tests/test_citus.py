@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 
 from demo.openmemory import TABLE
 
+from .commands import om
 from .helpers import Database, Row, alembic, checksum, create_table, load, mismatches, pack, random_rows, start_alembic
 from .interruption import kill
 from .online import converted, wait_until
@@ -131,6 +132,30 @@ def test_every_statement_keeps_the_rules_of_citus(statements: list[tuple[str, st
 
 URL = os.environ.get("OM_TEST_CITUS_URL")
 ROWS, SHARDS = 2_000, 16
+
+
+@pytest.mark.slow
+def test_another_index_keeps_the_rules_of_citus(database: Database) -> None:
+    create_table(database)
+    load(database, random_rows(300, DIM))
+    alembic(database, "upgrade", "head")
+
+    with logged_statements(database) as found:
+        assert om(database, "index", env={"OM_INDEX": "hnsw"} | TIMEOUT).returncode == 0
+
+    texts = [text for _, text in found]
+    (renaming,) = [t for t in transactions(found) if any(text.startswith("ALTER INDEX") for text in t)]
+    first = next(i for i, text in enumerate(renaming) if text.startswith("ALTER INDEX"))
+    timeout = renaming.index("SET LOCAL lock_timeout TO '321ms'")
+    assert renaming.index(SEQUENTIAL) < renaming.index(PROPAGATE) < timeout < first
+    assert [text.split("RENAME")[0] for text in renaming[first:]] == [
+        f'ALTER INDEX "public"."{name}" ' for name in (INDEX, f"{INDEX}_new")
+    ]
+    assert [t for t in texts if t.startswith("CREATE INDEX") and "IF NOT EXISTS" not in t]
+    assert all("IF EXISTS" in text for text in texts if text.startswith("DROP INDEX"))
+    assert not any(";" in text.rstrip(";") for text in texts if DDL.match(text)), "not sent alone"
+
+
 on_citus = [pytest.mark.citus, pytest.mark.skipif(not URL, reason="OM_TEST_CITUS_URL isn't set")]
 
 
