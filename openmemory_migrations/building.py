@@ -132,7 +132,7 @@ def drop(db: Database, name: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
 
 
 def _build(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> None:
-    memory_kb = memory(db, settings, wanted)
+    memory_kb = memory_for(db, settings, wanted)
     log.notice(
         f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"
     )
@@ -188,23 +188,34 @@ def _clean_up(db: Database, target: Target, table_oid: int) -> None:
         log.warning(error.message, detail="The next run drops it.")
 
 
-def memory(db: Database, settings: Settings, wanted: Plan) -> int:
+def memory_for(db: Database, settings: Settings, wanted: Plan) -> int:
     """maintenance_work_mem for the build, in kB: what is configured, or what it needs as far as the machine bears it.
 
     What the machine bears can't be asked; shared_buffers, customarily a quarter of its memory, is the measure.
     """
     if settings.index_memory:
         return settings.index_memory
-    units = "SELECT setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings WHERE name = "
-    given = int(db.value(units + "'maintenance_work_mem'"))
-    bearable = max(given, int(db.value(units + "'shared_buffers'")))
+    given, bearable = memory(db)
     db.commit()
     if wanted.memory_kb > bearable:
-        log.notice(
-            f"the index needs about {_size(wanted.memory_kb)} of memory to build, and gets {_size(bearable)}",
-            hint=f"If the server can spare it: OM_INDEX_MEMORY={math.ceil(wanted.memory_kb / 1024)}MB.",
-        )
+        message, hint = too_little(wanted, bearable)
+        log.notice(message, hint=hint)
     return max(given, min(wanted.memory_kb, bearable))
+
+
+def memory(db: Database) -> tuple[int, int]:
+    """maintenance_work_mem, and the most that a build gets unless OM_INDEX_MEMORY says more, in kB."""
+    units = "SELECT setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings WHERE name = "
+    given = int(db.value(units + "'maintenance_work_mem'"))
+    return given, max(given, int(db.value(units + "'shared_buffers'")))
+
+
+def too_little(wanted: Plan, memory_kb: int) -> tuple[str, str]:
+    """What to say, and the hint, where a build gets less than it needs."""
+    return (
+        f"the index needs about {_size(wanted.memory_kb)} of memory to build, and gets {_size(memory_kb)}",
+        f"If the server can spare it: OM_INDEX_MEMORY={math.ceil(wanted.memory_kb / 1024)}MB.",
+    )
 
 
 def _size(kilobytes: int) -> str:

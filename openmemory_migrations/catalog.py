@@ -167,6 +167,11 @@ def indexes(db: Database, schema: str, *names: str) -> dict[str, Index]:
     }
 
 
+def sees_others(db: Database) -> bool:
+    """Whether this role sees what other roles' sessions are doing, and how far replicas are."""
+    return bool(db.value("SELECT pg_has_role('pg_read_all_stats', 'USAGE')"))
+
+
 def trigger_enabled(db: Database, table_oid: int, name: str) -> bool:
     """On the table, and on each of its partitions, which have clones of it."""
     return bool(

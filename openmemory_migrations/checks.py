@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from . import catalog, log, partitions
 from .catalog import Column, Table
@@ -70,16 +70,22 @@ def already_vector(table: Table, target: Target) -> bool:
 
 
 def require_rights(db: Database, target: Target, table: Table, settings: Settings) -> None:
+    for problem in missing_rights(db, target, table, settings):
+        raise problem
+
+
+def missing_rights(db: Database, target: Target, table: Table, settings: Settings) -> Iterator[MigrationError]:
+    """Each right on the table and its schema that the first step needs and this role hasn't."""
     role = db.value("SELECT current_user")
     if not table.owned:
-        raise MigrationError(
+        yield MigrationError(
             f"role {quote(role)} does not own table {target}",
             detail=f"Only its owner, {quote(table.owner)}, or a member of that role can add a column and a trigger.",
             hint=f"Connect as {quote(table.owner)}, or: GRANT {quote(table.owner)} TO {quote(role)};",
         )
     for part in partitions.parts(db, table.oid):
-        if not part.owned:
-            raise MigrationError(
+        if not part.owned and part.oid != table.oid:
+            yield MigrationError(
                 f"role {quote(role)} does not own partition {part} of {target}",
                 detail=f"It belongs to {quote(part.owner)}; a column is added to all partitions at once.",
                 hint=f"ALTER TABLE {part.sql_name} OWNER TO {quote(table.owner)};",
@@ -87,7 +93,7 @@ def require_rights(db: Database, target: Target, table: Table, settings: Setting
     if settings.sync_trigger and not db.value(
         "SELECT has_schema_privilege(:schema, 'CREATE')", {"schema": target.schema}
     ):
-        raise MigrationError(
+        yield MigrationError(
             f"role {quote(role)} may not create functions in schema {quote(target.schema)}",
             hint=f"GRANT CREATE ON SCHEMA {quote(target.schema)} TO {quote(role)};",
         )

@@ -52,19 +52,20 @@ def survey(db: Database, vector: str | None = None, **names: str) -> Survey:
     """Two passes over the table at most; `vector` is a quoted column whose values may have no source."""
     # octet_length reads the length of a value out of line without fetching it
     octets = db.rows("SELECT octet_length({source}), count(*) FROM {table} WHERE {source} IS NOT NULL GROUP BY 1")
-    sourceless = (
-        db.rows(
-            """
-            SELECT {ext}.vector_dims({which}), count(*) FROM {table}
-            WHERE {source} IS NULL AND {which} IS NOT NULL GROUP BY 1
-            """,
-            which=vector,
-            **names,
-        )
-        if vector
-        else []
+    return Survey(Counter({row[0]: row[1] for row in octets}), sourceless(db, vector, **names) if vector else Counter())
+
+
+def sourceless(db: Database, vector: str, **names: str) -> Counter[int]:
+    """Rows whose vector in that (quoted) column has no `v` beside it, by dimensions."""
+    rows = db.rows(
+        """
+        SELECT {ext}.vector_dims({which}), count(*) FROM {table}
+        WHERE {source} IS NULL AND {which} IS NOT NULL GROUP BY 1
+        """,
+        which=vector,
+        **names,
     )
-    return Survey(Counter({row[0]: row[1] for row in octets}), Counter({row[0]: row[1] for row in sourceless}))
+    return Counter({row[0]: row[1] for row in rows})
 
 
 def resolve(configured: int | None, found: Survey) -> int | None:

@@ -53,11 +53,7 @@ class ServerEngine:
     """Raises MigrationError where there is no primary key to take pages by."""
 
     def __init__(self, db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
-        if not table.key:
-            raise MigrationError(
-                f"table {target} has no primary key, which OM_BACKFILL_ENGINE=server takes its batches by",
-                hint="Set OM_BACKFILL_ENGINE=client, or add a primary key.",
-            )
+        require_key(target, table)
         self.db, self.settings, self.table = db, settings, table
         self.space = space_of(target.schema, target.table, target.vector)
         with db.transaction():
@@ -70,6 +66,14 @@ class ServerEngine:
             _Worker(self, db, dimensions, claims, progress, pace.on(db)).take()
 
         side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])
+
+
+def require_key(target: Target, table: Table) -> None:
+    if not table.key:
+        raise MigrationError(
+            f"table {target} has no primary key, which OM_BACKFILL_ENGINE=server takes its batches by",
+            hint="Set OM_BACKFILL_ENGINE=client, or add a primary key.",
+        )
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, dimensions, locks, log, synctrigger
@@ -113,9 +115,18 @@ def vector_type(extension: Extension, size: int | None) -> str:
     return f"{quote(extension.schema)}.vector" + (f"({size})" if size else "")
 
 
+def home(db: Database) -> str:
+    """The schema that an extension which isn't there yet is created in."""
+    return EXTENSIONS_SCHEMA if catalog.schema_exists(db, EXTENSIONS_SCHEMA) else "public"
+
+
+def create_extension(schema: str) -> str:
+    return f"CREATE EXTENSION vector SCHEMA {quote(schema)}"
+
+
 def _create_extension(db: Database) -> Extension:
-    schema = EXTENSIONS_SCHEMA if catalog.schema_exists(db, EXTENSIONS_SCHEMA) else "public"
-    statement = f"CREATE EXTENSION vector SCHEMA {quote(schema)}"
+    schema = home(db)
+    statement = create_extension(schema)
     try:
         db.run(statement)
     except DBAPIError as error:
@@ -137,26 +148,32 @@ def _dimensions(
         checks.agree(column, settings, target)
         return column.dimensions
     if column is not None:
-        if not column.is_vector:
-            raise MigrationError(
-                f"column {quote(target.vector)} of {target} is of type {column.type}",
-                hint="Rename or drop that column: this package puts its vectors there.",
-            )
-        if target.adopted in table.columns:
-            raise MigrationError(
-                f"{target} has both {quote(target.vector)} and {quote(target.adopted)}, neither made by this package",
-                hint=f"Rename or drop {quote(target.adopted)}: the existing column is set aside under that name.",
-            )
-        if views := catalog.views_on(db, table.oid, target.vector):
-            raise MigrationError(
-                f"column {quote(target.vector)} of {target} can't be replaced while views show it: {', '.join(views)}",
-                hint="Drop them, run the same command again, and create them anew.",
-            )
+        for problem in not_adoptable(db, target, table, column):
+            raise problem
         assert extension is not None
         found = dimensions.survey(db, db.names["vector"], **extension.names())
     else:
         found = dimensions.survey(db)
     return dimensions.resolve(settings.dimensions, found)
+
+
+def not_adoptable(db: Database, target: Target, table: Table, column: Column) -> Iterator[MigrationError]:
+    """Each reason why a column that isn't ours can't be set aside for one that is."""
+    if not column.is_vector:
+        yield MigrationError(
+            f"column {quote(target.vector)} of {target} is of type {column.type}",
+            hint="Rename or drop that column: this package puts its vectors there.",
+        )
+    if target.adopted in table.columns:
+        yield MigrationError(
+            f"{target} has both {quote(target.vector)} and {quote(target.adopted)}, neither made by this package",
+            hint=f"Rename or drop {quote(target.adopted)}: the existing column is set aside under that name.",
+        )
+    if views := catalog.views_on(db, table.oid, target.vector):
+        yield MigrationError(
+            f"column {quote(target.vector)} of {target} can't be replaced while views show it: {', '.join(views)}",
+            hint="Drop them, run the same command again, and create them anew.",
+        )
 
 
 def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Target, settings: Settings) -> None:

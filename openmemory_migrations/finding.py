@@ -1,9 +1,11 @@
-"""What the doctor says about one thing."""
+"""What doctor and check say about one thing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from .errors import MigrationError
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,10 @@ class Finding:
     message: str
     detail: str | None = None
     hint: str | None = None
+
+    @classmethod
+    def of(cls, code: str, error: MigrationError) -> Finding:
+        return cls("error", code, error.message, error.detail, error.hint)
 
     def __str__(self) -> str:
         lines = [f"{self.severity.upper()}:  {self.message}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from . import dimensions, partitions
@@ -68,7 +69,7 @@ def leftovers(db: Database, target: Target, table: Table, look: Look) -> Leftove
     with db.transaction(snapshot=True):
         lengths: dict[str, list[int]] = {}
         # one pass over the table for all that can be counted: it may be larger than the server's memory
-        found = db.rows(COUNT, differs=DIFFERS if _has_dim(target, table) else "false")
+        found = db.rows(COUNT, differs=DIFFERS if has_dim(target, table) else "false")
         differs = sum(other for _, _, other in found)
         pending = sorted((octets, number) for octets, number, _ in found if octets is not None)
         for octets, number in pending:
@@ -77,7 +78,7 @@ def leftovers(db: Database, target: Target, table: Table, look: Look) -> Leftove
                 reasons[reason] += number
                 lengths.setdefault(reason, []).append(octets)
         for reason, values in lengths.items():
-            examples[reason] = _keys(db, table, "octet_length({source}) = ANY (:values)", values)
+            examples[reason] = first_keys(db, table, "octet_length({source}) = ANY (:values)", values)
         for octets, _ in pending:
             if dimensions.problem(octets, fixed) is None:
                 rows = look(db, table, octets // 4)
@@ -90,22 +91,35 @@ def leftovers(db: Database, target: Target, table: Table, look: Look) -> Leftove
 
 def by_reading(db: Database, table: Table, size: int) -> Found:
     """Reads the values here: needs no function in the database."""
-    good = bad = 0
-    keys: list[str] = []
     parts = partitions.leaves(db, table.oid)
     db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at what is left", "lock_timeout": "0"})
+    found = Found(0, 0, [])
     for part in parts:
         at = part.at(db)
-        scan = Scan(size, LOOK_ROWS, 0, pages_of(at))
-        tids: list[str] = []
-        while scan.more:
-            rows = scan.read(at)
-            scan.advance(rows.rows_read, rows.last_tid)
-            good += len(rows.good)
-            bad += rows.rows_bad
-            tids += rows.bad_tids[: SHOWN_KEYS - len(keys) - len(tids)]
-        if tids:
-            keys += _keys(at, table, "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))", tids)
+        found = read(at, table, Scan(size, LOOK_ROWS, 0, pages_of(at)), found)
+    return found
+
+
+def read(
+    db: Database,
+    table: Table,
+    scan: Scan,
+    found: Found,
+    batch: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Found:
+    """What `scan` finds in one table that holds rows, added to what was `found`; each batch is read inside `batch`."""
+    good, bad, keys = found.good, found.bad, [*found.keys]
+    tids: list[str] = []
+    while scan.more:
+        with batch():
+            rows = scan.read(db)
+        scan.advance(rows.rows_read, rows.last_tid)
+        good += len(rows.good)
+        bad += rows.rows_bad
+        tids += rows.bad_tids[: SHOWN_KEYS - len(keys) - len(tids)]
+    if tids:
+        with batch():
+            keys += first_keys(db, table, "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))", tids)
     return Found(good, bad, keys)
 
 
@@ -117,15 +131,15 @@ def by_converting(db: Database, table: Table, size: int) -> Found:
         " WHERE {vector} IS NULL AND octet_length({source}) = {octets}",
         **names,
     )[0]
-    return Found(all_rows - bad, bad, _keys(db, table, NOT_CONVERTED, [], **names) if bad else [])
+    return Found(all_rows - bad, bad, first_keys(db, table, NOT_CONVERTED, [], **names) if bad else [])
 
 
-def _has_dim(target: Target, table: Table) -> bool:
+def has_dim(target: Target, table: Table) -> bool:
     dim = table.columns.get("dim")
     return target.source == "v" and dim is not None and dim.type in ("smallint", "integer", "bigint")
 
 
-def _keys(db: Database, table: Table, condition: str, values: list[int] | list[str], **names: str) -> list[str]:
+def first_keys(db: Database, table: Table, condition: str, values: list[int] | list[str], **names: str) -> list[str]:
     """The first few pending rows that meet `condition`, by their primary key, else by their place."""
     columns = [f"concat({literal(name + '=')}, {quote(name)})" for name in table.key]
     shown = f"concat_ws(', ', {', '.join(columns)})" if columns else "concat('ctid=', ctid)"

@@ -12,7 +12,7 @@ from collections import deque
 
 from sqlalchemy.exc import DBAPIError
 
-from . import log
+from . import catalog, log
 from .database import Database
 from .errors import MigrationError
 from .settings import Settings
@@ -20,6 +20,14 @@ from .target import quote
 
 LOOK = 0.5  # seconds between two looks at the replicas
 REMIND = 30.0  # seconds between two lines while the backfill is held
+
+
+def require_sight(db: Database) -> None:
+    if not catalog.sees_others(db):
+        raise MigrationError(
+            "OM_BACKFILL_MAX_LAG is set, but this role may not see the lag of replicas",
+            hint=f"GRANT pg_monitor TO {quote(db.value('SELECT current_user'))};",
+        )
 
 
 class Pace:
@@ -32,11 +40,7 @@ class Pace:
         self.replicas = 0
         if self.max_lag is None:
             return
-        if not db.value("SELECT pg_has_role('pg_read_all_stats', 'USAGE')"):
-            raise MigrationError(
-                "OM_BACKFILL_MAX_LAG is set, but this role may not see the lag of replicas",
-                hint=f"GRANT pg_monitor TO {quote(db.value('SELECT current_user'))};",
-            )
+        require_sight(db)
         self.replicas, _ = self._look()
         if not self.replicas:
             log.warning("OM_BACKFILL_MAX_LAG is set, but no replica is connected: nothing to wait for")

@@ -78,7 +78,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
         phase = building_progress.phase(db.connection, tables)
         return State(
             target=target,
-            revisions=_revisions(db, settings),
+            revisions=revisions(db, settings),
             column=column.type if column else None,
             dimensions=column.dimensions if column else None,
             ours=bool(column and column.ours),
@@ -92,7 +92,8 @@ def look(db: Database, target: Target, settings: Settings) -> State:
         )
 
 
-def _revisions(db: Database, settings: Settings) -> list[str] | None:
+def revisions(db: Database, settings: Settings) -> list[str] | None:
+    """Those stamped in our own version table, None where there is no such table."""
     if not catalog.relation_exists(db, settings.pg_schema, VERSION_TABLE):
         return None
     table = f"{quote(settings.pg_schema)}.{quote(VERSION_TABLE)}"

@@ -190,7 +190,7 @@ def _copied(db: Database, target: Target, table: Table, size: int, most: int) ->
 
 def _build(at: Database, settings: Settings, plan: Plan) -> tuple[float, int] | None:
     """Seconds and bytes; None where it can't be built, which the log says."""
-    memory_kb = building.memory(at, settings, plan)
+    memory_kb = building.memory_for(at, settings, plan)
     began = time.monotonic()
     try:
         with at.transaction():
