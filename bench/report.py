@@ -138,8 +138,8 @@ def expected(results: dict[str, Any]) -> str:
             rows = 10**power
             memory = " | ".join(_memory(method, dimensions, rows) for method in ("ivfflat", "hnsw"))
             lines.append(
-                f"| {rows:,} | {dimensions:,} | {log.duration(rows / rate)} | {_size(rows * grown['grown'])} |"
-                f" {_size(rows * grown['wal'])} | {memory} |"
+                f"| {rows:,} | {dimensions:,} | {log.duration(rows / rate)} | {log.amount(rows * grown['grown'])} |"
+                f" {log.amount(rows * grown['wal'])} | {memory} |"
             )
     return "\n".join(lines)
 
@@ -148,15 +148,7 @@ def _memory(method: str, dimensions: int, rows: int) -> str:
     plan = indexes_plan.plan(
         Target("public", "openmemory_vectors"), Settings(index=method), Extension("public", (0, 8)), dimensions, rows
     )
-    return _size(plan.memory_kb * 1024) if isinstance(plan, indexes_plan.Plan) else plan.reason
-
-
-def _size(number: float) -> str:
-    for unit in ("kB", "MB", "GB"):
-        number /= 1000
-        if number < 1000:
-            return f"{number:,.1f} {unit}"
-    return f"{number / 1000:,.1f} TB"
+    return log.amount(plan.memory_kb * 1024) if isinstance(plan, indexes_plan.Plan) else plan.reason
 
 
 PARTS: dict[str, Callable[[Any], str]] = {

@@ -70,6 +70,11 @@ def server_version(db: Database) -> int:
     return int(db.value("SELECT current_setting('server_version_num')"))
 
 
+def version(text: str) -> tuple[int, ...]:
+    """`0.8.5` in parts that can be compared."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
 def extension(db: Database) -> Extension | None:
     row: Any = db.run(
         """
@@ -78,11 +83,17 @@ def extension(db: Database) -> Extension | None:
         WHERE e.extname = 'vector'
         """
     ).one_or_none()
-    return row and Extension(row[0], tuple(int(part) for part in row[1].split(".") if part.isdigit()))
+    return row and Extension(row[0], version(row[1]))
 
 
 def extension_available(db: Database) -> bool:
-    return bool(db.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name = 'vector')"))
+    return available_version(db) is not None
+
+
+def available_version(db: Database) -> str | None:
+    """The one that CREATE EXTENSION would bring."""
+    found: str | None = db.value("SELECT default_version FROM pg_catalog.pg_available_extensions WHERE name = 'vector'")
+    return found
 
 
 def schema_exists(db: Database, schema: str) -> bool:

@@ -14,10 +14,14 @@ from .target import Target, quote
 OLDEST_SERVER = 140_000  # the backfill reads by ranges of tids, which came with PostgreSQL 14
 
 
-def require_table(db: Database, target: Target) -> Table:
-    """The table, fit to be migrated. Raises MigrationError naming what is missing or different."""
+def require_server(db: Database) -> None:
     if (version := catalog.server_version(db)) < OLDEST_SERVER:
         raise MigrationError(f"PostgreSQL {version // 10_000} is too old", hint="PostgreSQL 14 or newer is needed.")
+
+
+def require_table(db: Database, target: Target) -> Table:
+    """The table, fit to be migrated. Raises MigrationError naming what is missing or different."""
+    require_server(db)
     table = catalog.table(db, target.schema, target.table)
     if table is None:
         raise MigrationError(

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from sqlalchemy.exc import DBAPIError
 
 from . import __version__, doctor, log, stubs
-from .commands import Command, backfill, chain, index, of, report, status, tune, verify
+from .commands import Command, backfill, chain, check, index, of, report, status, tune, verify
 from .errors import MigrationError
 from .sqlerrors import as_migration_error
 
 PROGRAM = "openmemory-migrations"
 COMMANDS: dict[str, Command] = {
+    "check": of(check),
     "status": of(status),
     **chain.COMMANDS,
     "backfill": of(backfill),

@@ -14,6 +14,7 @@ from .settings import Settings
 from .sqlerrors import as_migration_error
 from .target import SET_ASIDE, Target, literal, quote
 
+FOR_AN_INDEX = "For an index, set OM_VEC_DIM or OM_TIER"
 EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 
 
@@ -62,8 +63,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         )
     if size is None:
         log.notice(
-            f"no row of {target} says how many dimensions its vectors have, so {quote(target.vector)} has none",
-            hint=f"For an index, set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
+            f"{no_dimensions(target)}, so {quote(target.vector)} has none", hint=f"{FOR_AN_INDEX}, then: {ANEW}."
         )
 
 
@@ -109,6 +109,10 @@ def _comment(db: Database, text: str) -> None:
 
 def _origin(settings: Settings) -> str:
     return "as configured" if settings.dimensions else "as the rows have them"
+
+
+def no_dimensions(target: Target) -> str:
+    return f"no row of {target} says how many dimensions its vectors have"
 
 
 def vector_type(extension: Extension, size: int | None) -> str:

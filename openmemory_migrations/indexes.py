@@ -14,6 +14,10 @@ from .target import Target, quote
 ROWS_A_LIST = 50  # with fewer ivfflat finds too little: recall@10 0.18 was reported for 200 rows in 100 lists
 LEAST_SAMPLES = 10_000  # rows that ivfflat samples at least, src/ivfbuild.c
 INDEX_DIMENSIONS, HALFVEC_DIMENSIONS = 2000, 4000  # pgvector's limits for an index on vector and on halfvec
+PAGE, PAGE_HEAD = 8192, 24 + 8  # bytes of an index's page, of its two headers
+# bytes that an item has beside its vector: in ivfflat's lists (src/ivfflat.h), in hnsw's graph, whose 2 * m neighbours
+# on the lowest layer have 6 each (src/hnsw.h)
+IVFFLAT_ITEM, HNSW_ITEM = 12, 84
 OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
 DEFAULTS = {"ivfflat": {"lists=100"}, "hnsw": {"m=16", "ef_construction=64"}}  # what reloptions leaves out
 
@@ -29,6 +33,7 @@ class Plan:
     expression: str
     options: str
     memory_kb: int
+    size: int  # bytes, estimated
     query: str
     lists: int  # of ivfflat, else 0
 
@@ -112,10 +117,12 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         options = {"lists": lists}
         required = set(options) if settings.index_lists else set()
         memory = _ivfflat_memory(lists, dimensions, item)
+        size = PAGE * (_pages(item + IVFFLAT_ITEM, rows) + lists)
     else:
         options = {"m": settings.index_m, "ef_construction": settings.index_ef_construction}
         required = set(options)
         memory = _hnsw_memory(rows, settings.index_m, item)
+        size = PAGE * _pages(item + HNSW_ITEM + 12 * settings.index_m, rows)
     ext, vector = quote(extension.schema), quote(target.vector)
     opclass = f"{'halfvec' if half else 'vector'}_{settings.index_metric}_ops"
     cast = f"::{ext}.halfvec({dimensions})" if half else ""
@@ -127,6 +134,7 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         expression=(f"({vector}{cast})" if half else vector) + f" {ext}.{opclass}",
         options=", ".join(f"{name} = {value}" for name, value in options.items()),
         memory_kb=math.ceil(memory / 1024),
+        size=size,
         query=f"ORDER BY {vector}{cast} OPERATOR({ext}.{OPERATORS[settings.index_metric]}) $1{cast}",
         lists=options.get("lists", 0),
     )
@@ -153,6 +161,11 @@ def _hnsw_memory(rows: int, m: int, item: int) -> int:
     """Bytes of the graph in memory: vector, 2 * m neighbours on the lowest layer, the element; a third more for what
     the allocator keeps (measured: without it 7 to 39 % too little) and 1 MiB for small tables."""
     return 4 * rows * (item + 2 * m * 26 + 300) // 3 + 1024**2
+
+
+def _pages(item: int, rows: int) -> int:
+    """Of an index: an item is never divided between two."""
+    return -(-rows // max(1, (PAGE - PAGE_HEAD) // item))
 
 
 def _key(text: str) -> str:

@@ -47,3 +47,12 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def amount(octets: float) -> str:
+    """`8.2 kB`, `1.5 GB`, in thousands."""
+    for unit in ("kB", "MB", "GB"):
+        octets /= 1000
+        if octets < 1000:
+            return f"{octets:,.1f} {unit}"
+    return f"{octets / 1000:,.1f} TB"

@@ -1,0 +1,194 @@
+"""Whether a database can be migrated and what it will take: all that can be found out without changing anything.
+
+Each part is looked at in short transactions of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from . import (
+    building,
+    catalog,
+    checks,
+    citus,
+    dimensions,
+    expand,
+    followers,
+    growth,
+    indexes,
+    partitions,
+    prerequisites,
+    releases,
+    state,
+    traffic,
+    trial,
+)
+from .catalog import Extension, Table
+from .contents import Lengths, Look
+from .errors import MigrationError
+from .facts import Facts, part
+from .finding import Finding
+from .indexes import Plan
+from .steps import Step
+from .target import quote
+
+SEVERITIES = ("error", "warning", "notice")
+
+
+def examine(step: Step, sample: int | None) -> Facts:
+    facts = Facts()
+    with part(step, facts, "server"):
+        _server(step, facts)
+    with part(step, facts, "table"):
+        _table(step, facts)
+    with part(step, facts, "traffic"):
+        facts.findings += traffic.in_the_way(step.db, step.target, facts.table)
+    if facts.table is not None and not facts.has("table", "already-vector"):
+        with part(step, facts, "rows", snapshot=False):
+            _rows(step, facts, facts.table, sample)
+        with part(step, facts, "index"):
+            _cost(step, facts, facts.table)
+        with part(step, facts, "trial", snapshot=False):
+            _trial(step, facts, facts.table)
+    facts.findings.sort(key=lambda one: SEVERITIES.index(one.severity))
+    return facts
+
+
+def _server(step: Step, facts: Facts) -> None:
+    db, settings = step.db, step.settings
+    facts.server = catalog.server_version(db)
+    facts.extension = catalog.extension(db)
+    facts.installed = facts.extension is not None
+    facts.findings += prerequisites.of_the_server(db)
+    facts.findings += prerequisites.of_the_extension(db, facts.extension)
+    if facts.extension is None and (available := catalog.available_version(db)):
+        facts.extension = Extension(expand.home(db), catalog.version(available))
+    facts.findings += releases.faults(facts.server, facts.extension.version if facts.extension else None, settings)
+    facts.connections = traffic.connections(db, settings)
+    facts.findings += traffic.too_few(facts.connections)
+    facts.findings += traffic.through_pooler(db)
+    if not facts.has("standby"):
+        facts.replication = followers.replication(db)
+        facts.findings += followers.of_the_server(db, facts.replication, settings)
+    checks.require_server(db)
+
+
+def _table(step: Step, facts: Facts) -> None:
+    if facts.has("server"):
+        return
+    db, target, settings = step.db, step.target, step.settings
+    facts.revisions = state.revisions(db, settings)
+    try:
+        table = checks.require_table(db, target)
+    except MigrationError as error:
+        facts.findings.append(Finding.of("table", error))
+        # of a table that can't be migrated the rest is told as well
+        found = catalog.table(db, target.schema, target.table)
+        if found is None or found.kind not in "rp":
+            return
+        table = found
+    facts.table = table
+    source = table.columns.get(target.source)
+    if source is not None and source.is_vector:
+        message = f"column {quote(target.source)} of {target} is of type vector already, nothing to migrate"
+        facts.findings.append(Finding("notice", "already-vector", message))
+        return
+    facts.leaves = len(partitions.leaves(db, table.oid))
+    facts.findings += prerequisites.of_the_table(db, target, settings, table, facts.revisions)
+    schema = facts.extension.schema if facts.extension else "public"
+    type_name = expand.vector_type(Extension(schema, ()), settings.dimensions)
+    facts.findings += followers.of_the_table(db, target, table, type_name)
+
+
+def _rows(step: Step, facts: Facts, table: Table, sample: int | None) -> None:
+    db, target, settings = step.db, step.target, step.settings
+    look = Look.at(db, target, settings, table, sample)
+    facts.sizes = look.sizes()
+    facts.lengths = lengths = look.lengths(facts.sizes)
+    column = table.columns.get(target.vector)
+    try:
+        if column is not None and column.ours:
+            facts.dimensions, facts.origin = column.dimensions, "as the column has them"
+        else:
+            adopted: Counter[int] = Counter()
+            if column is not None and column.is_vector and facts.extension is not None:
+                adopted = look.sourceless(lengths, db.names["vector"], **facts.extension.names())
+            facts.dimensions = dimensions.resolve(settings.dimensions, dimensions.Survey(lengths.all, adopted))
+            facts.origin = "as configured" if settings.dimensions else "as the rows have them"
+        if facts.dimensions is None:
+            facts.findings.append(
+                Finding("warning", "no-dimensions", expand.no_dimensions(target), hint=f"{expand.FOR_AN_INDEX}.")
+            )
+    except MigrationError as error:
+        facts.findings.append(Finding.of("dimensions", error))
+    facts.bad = look.bad(lengths, facts.dimensions)
+    facts.findings += _unfit(step, facts, lengths)
+
+
+def _unfit(step: Step, facts: Facts, lengths: Lengths) -> Iterator[Finding]:
+    looked_at = "" if lengths.share == 1 else f" of {lengths.looked_at:,} looked at"
+    source = quote(step.target.source)
+    if skipped := facts.bad.reasons.total():
+        fails = step.settings.on_bad_rows == "fail"
+        yield Finding(
+            "error" if fails else "warning",
+            "bad-rows",
+            f"{skipped:,} rows{looked_at} of {step.target} can't be converted"
+            + (", and OM_ON_BAD_ROWS is fail" if fails else " and would be skipped"),
+            f"{facts.bad.summary()}.",
+            f"Mend {source} in those rows, before or after; nothing waits for it."
+            if not fails
+            else f"Mend {source} in those rows, or set OM_ON_BAD_ROWS=skip.",
+        )
+    if lengths.dim_differs:
+        yield Finding(
+            "notice",
+            "dim-differs",
+            f"column dim disagrees with the bytes in {lengths.dim_differs:,} rows{looked_at} of {step.target}",
+            "The bytes decide.",
+        )
+
+
+def _cost(step: Step, facts: Facts, table: Table) -> None:
+    db, target, settings, lengths = step.db, step.target, step.settings, facts.lengths
+    if lengths is None or facts.has("engine", "dimensions") or (facts.migrated and not facts.convertible):
+        return
+    facts.shards = citus.shards(db, table.oid)
+    facts.engine = citus.engine(db, target, settings, table)
+    if facts.dimensions:
+        facts.growth = growth.growth(facts.engine, facts.dimensions, facts.convertible)
+    if facts.extension is None:
+        return
+    # an index for each partition, or for each shard
+    each = facts.shards or facts.leaves or 1
+    rows = lengths.whole(lengths.all.total() - facts.bad.reasons.total()) // each
+    facts.index = wanted = indexes.plan(target, settings, facts.extension, facts.dimensions, rows)
+    if isinstance(wanted, Plan):
+        facts.index = replace(wanted, size=each * wanted.size)
+        facts.memory_kb = settings.index_memory or building.memory(db)[1]
+        if wanted.memory_kb > facts.memory_kb:
+            message, hint = building.too_little(wanted, facts.memory_kb)
+            facts.findings.append(Finding("notice", "index-memory", message, hint=hint))
+
+
+def _trial(step: Step, facts: Facts, table: Table) -> None:
+    if facts.lengths is None:
+        return
+    if not facts.convertible:
+        facts.untold = "there is nothing to convert"
+    elif facts.dimensions is None:
+        facts.untold = "the dimensions are not known"
+    elif not facts.installed or facts.extension is None:
+        facts.untold = 'extension "vector" is not installed yet'
+    elif facts.shards:
+        facts.untold = "the table is distributed by Citus"
+    elif facts.errors:
+        facts.untold = "first the errors below"
+    else:
+        facts.untold = "the attempt failed"
+        facts.trial = trial.run(
+            step.db, step.target, step.settings, table, facts.extension, facts.dimensions, facts.engine
+        )

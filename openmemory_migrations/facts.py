@@ -1,0 +1,95 @@
+"""What a check has found out, and what becomes of that which it couldn't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy.exc import DBAPIError
+
+from .catalog import Extension, Table
+from .contents import Bad, Lengths, Sizes, looking
+from .errors import ConnectionLost, MigrationError
+from .finding import Finding
+from .followers import Replication
+from .growth import Growth
+from .indexes import NoIndex, Plan
+from .signals import Interrupted
+from .sqlerrors import LOCK_NOT_AVAILABLE, as_migration_error, sqlstate
+from .steps import Step
+from .traffic import Connections
+from .trial import Trial
+
+DENIED = "42501"
+
+
+@dataclass
+class Facts:
+    """What has been found; None is what could not be looked at, for the reason that `findings` give."""
+
+    server: int = 0
+    extension: Extension | None = None  # as it is, or as it would be created
+    installed: bool = False
+    table: Table | None = None
+    leaves: int = 0
+    revisions: list[str] | None = None
+    sizes: Sizes | None = None
+    lengths: Lengths | None = None
+    bad: Bad = field(default_factory=Bad)
+    dimensions: int | None = None
+    origin: str = ""
+    engine: str = "client"
+    shards: int | None = None
+    growth: Growth | None = None
+    index: Plan | NoIndex | None = None
+    memory_kb: int = 0  # that the build of the index gets
+    trial: Trial | None = None
+    untold: str = "the rows could not be looked at"  # why there is no trial
+    connections: Connections | None = None
+    replication: Replication | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def errors(self) -> int:
+        return sum(one.severity == "error" for one in self.findings)
+
+    @property
+    def convertible(self) -> int:
+        """Pending rows without those that would be skipped; in a sample, as many as that makes of the whole."""
+        if self.lengths is None:
+            return 0
+        return self.lengths.whole(self.lengths.pending.total() - self.bad.reasons.total())
+
+    @property
+    def migrated(self) -> bool:
+        """Whether there is a column of ours, with whatever is still pending."""
+        return any(column.ours for column in self.table.columns.values()) if self.table else False
+
+    def has(self, *codes: str) -> bool:
+        return any(one.code in codes for one in self.findings)
+
+
+@contextmanager
+def part(step: Step, facts: Facts, code: str, *, snapshot: bool = True) -> Iterator[None]:
+    """One part of the check: what it refuses, or the server does, becomes a finding, and the next part goes on."""
+    try:
+        with looking(step.db, step.settings) if snapshot else nullcontext():
+            yield
+    except (Interrupted, ConnectionLost):
+        raise
+    except MigrationError as error:
+        facts.findings.append(Finding.of(code, error))
+    except DBAPIError as error:
+        step.db.rollback()
+        problem = as_migration_error(error, f"looking at {step.target}")
+        if problem.exit_code != MigrationError.exit_code:
+            raise
+        finding = Finding.of(code, problem)
+        if sqlstate(error) == LOCK_NOT_AVAILABLE:
+            finding = replace(finding, code="locked", hint="Run this again when whoever locks it is done.")
+        elif sqlstate(error) == DENIED:
+            hint = f"GRANT SELECT ON {step.db.names['table']} TO the role, or connect as the owner."
+            finding = replace(finding, code="rights", hint=hint)
+        # without a trial a migration goes just as well
+        facts.findings.append(replace(finding, severity="warning") if code == "trial" else finding)
