@@ -30,7 +30,8 @@ def of_the_server(db: Database) -> Iterator[Finding]:
             "error",
             "read-only",
             "transactions of this role are read-only in this database",
-            hint="ALTER ROLE CURRENT_USER SET default_transaction_read_only = off;",
+            hint="SET default_transaction_read_only = off;"
+            " ALTER ROLE CURRENT_USER SET default_transaction_read_only = off;",
         )
 
 

@@ -13,6 +13,7 @@ import pytest
 from demo.openmemory import environment
 from openmemory_migrations.settings import OPTIONS, Settings
 
+from .commands import om
 from .helpers import ROOT, Database, alembic, create_table, load, mismatches, real_rows
 
 README = (ROOT / "README.md").read_text()
@@ -81,6 +82,17 @@ def test_sample_output_is_what_is_printed(database: Database) -> None:
     printed = alembic(database, "upgrade", "head").stderr
 
     missing = [line for line in block("sample: upgrade").splitlines() if shape(line) not in shape(printed)]
+    assert not missing, printed
+
+
+def test_sample_of_check_is_what_is_printed(database: Database) -> None:
+    create_table(database)
+    load(database, real_rows(256))
+    database.run("CREATE EXTENSION vector")
+
+    printed = om(database, "check").stdout
+
+    missing = [line for line in block("sample: check").splitlines() if shape(line) not in shape(printed)]
     assert not missing, printed
 
 
