@@ -96,6 +96,8 @@ def _table(step: Step, facts: Facts) -> None:
         message = f"column {quote(target.source)} of {target} is of type vector already, nothing to migrate"
         facts.findings.append(Finding("notice", "already-vector", message))
         return
+    column = table.columns.get(target.vector)
+    facts.ours = column is not None and column.ours
     facts.leaves = len(partitions.leaves(db, table.oid))
     facts.findings += prerequisites.of_the_table(db, target, settings, table, facts.revisions)
     schema = facts.extension.schema if facts.extension else "public"
@@ -110,7 +112,7 @@ def _rows(step: Step, facts: Facts, table: Table, sample: int | None) -> None:
     facts.lengths = lengths = look.lengths(facts.sizes)
     column = table.columns.get(target.vector)
     try:
-        if column is not None and column.ours:
+        if facts.ours and column is not None:
             facts.dimensions, facts.origin = column.dimensions, "as the column has them"
         else:
             adopted: Counter[int] = Counter()
@@ -154,7 +156,7 @@ def _unfit(step: Step, facts: Facts, lengths: Lengths) -> Iterator[Finding]:
 
 def _cost(step: Step, facts: Facts, table: Table) -> None:
     db, target, settings, lengths = step.db, step.target, step.settings, facts.lengths
-    if lengths is None or facts.has("engine", "dimensions") or (facts.migrated and not facts.convertible):
+    if lengths is None or facts.has("engine", "dimensions") or (facts.ours and not facts.convertible):
         return
     facts.shards = citus.shards(db, table.oid)
     facts.engine = citus.engine(db, target, settings, table)

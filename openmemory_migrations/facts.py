@@ -18,6 +18,7 @@ from .indexes import NoIndex, Plan
 from .signals import Interrupted
 from .sqlerrors import LOCK_NOT_AVAILABLE, as_migration_error, sqlstate
 from .steps import Step
+from .target import quote
 from .traffic import Connections
 from .trial import Trial
 
@@ -33,6 +34,7 @@ class Facts:
     installed: bool = False
     table: Table | None = None
     leaves: int = 0
+    ours: bool = False  # there is a column of ours, with whatever is still pending
     revisions: list[str] | None = None
     sizes: Sizes | None = None
     lengths: Lengths | None = None
@@ -61,11 +63,6 @@ class Facts:
             return 0
         return self.lengths.whole(self.lengths.pending.total() - self.bad.reasons.total())
 
-    @property
-    def migrated(self) -> bool:
-        """Whether there is a column of ours, with whatever is still pending."""
-        return any(column.ours for column in self.table.columns.values()) if self.table else False
-
     def has(self, *codes: str) -> bool:
         return any(one.code in codes for one in self.findings)
 
@@ -89,7 +86,14 @@ def part(step: Step, facts: Facts, code: str, *, snapshot: bool = True) -> Itera
         if sqlstate(error) == LOCK_NOT_AVAILABLE:
             finding = replace(finding, code="locked", hint="Run this again when whoever locks it is done.")
         elif sqlstate(error) == DENIED:
-            hint = f"GRANT SELECT ON {step.db.names['table']} TO the role, or connect as the owner."
-            finding = replace(finding, code="rights", hint=hint)
+            finding = replace(finding, code="rights", hint=_grant(step))
         # without a trial a migration goes just as well
         facts.findings.append(replace(finding, severity="warning") if code == "trial" else finding)
+
+
+def _grant(step: Step) -> str:
+    """What lets this role read the table, whichever of the two it lacks."""
+    with step.db.transaction():
+        role = quote(step.db.value("SELECT current_user"))
+    names = step.db.names
+    return f"GRANT USAGE ON SCHEMA {names['schema']} TO {role}; GRANT SELECT ON {names['table']} TO {role};"

@@ -125,7 +125,7 @@ def test_what_is_pending_in_a_migrated_table(table: Database) -> None:
     found = unchanged(table, 0)
 
     assert found["rows"]["pending"] == found["rows"]["convertible"] == ROWS - 2 * SHARE
-    assert found["verdict"] == f"migrated already, {ROWS - 2 * SHARE} rows are pending"
+    assert found["verdict"] == f"begun, and can be continued, {ROWS - 2 * SHARE} rows are pending"
     assert found["estimate"]["tried_rows"] == ROWS - 2 * SHARE
     assert stamp(table) == [EXPAND]
 

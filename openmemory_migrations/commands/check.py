@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from .. import dimensions, examining, output, running
+from .. import dimensions, examining, hosts, output, running
 from ..contents import Lengths
 from ..facts import Facts
 from ..indexes import NoIndex, Plan
@@ -62,8 +62,11 @@ def verdict(facts: Facts) -> str:
         return f"can't be migrated: {facts.errors:,} error{'s' if facts.errors > 1 else ''}"
     if facts.has("already-vector"):
         return "nothing to migrate"
-    if facts.migrated:
-        return "migrated already" + (f", {facts.convertible:,} rows are pending" if facts.convertible else "")
+    if facts.ours:
+        # a host's chain has its version table where only the host knows
+        whole = facts.revisions in (None, [hosts.FINALIZE])
+        pending = f", {facts.convertible:,} rows are pending" if facts.convertible else ""
+        return ("migrated already" if whole else "begun, and can be continued") + pending
     return "can be migrated"
 
 
@@ -84,7 +87,7 @@ def _lines(facts: Facts, target: Target, settings: Settings) -> list[tuple[str, 
     else:
         lines.append(("pgvector", "not available"))
     if table is None:
-        lines.append(("table", f"{target}, not there"))
+        lines.append(("table", f"{target}: see the errors below"))
     else:
         parts = f", {facts.leaves:,} partitions" if table.kind == "p" else ""
         key = f"primary key {', '.join(map(quote, table.key))}" if table.key else "no primary key"
@@ -125,9 +128,8 @@ def _rows(facts: Facts, lengths: Lengths) -> list[tuple[str, object]]:
     ]
     if lengths.without_source:
         lines.append(("", f"{lengths.without_source:,} without v"))
-    lines += [
-        ("", f"{rows:,}{of_those} would be skipped: {reason}") for reason, rows in facts.bad.reasons.most_common()
-    ]
+    skipped = facts.bad.reasons.most_common()
+    lines += [("", f"{rows:,}{of_those} would be skipped: {reason}") for reason, rows in skipped]
     size = "not known" if facts.dimensions is None else f"{facts.dimensions:,}, {facts.origin}"
     lines.append(("dimensions", size))
     lines += [("", f"{dimensions.length(octets)}: {rows:,}") for octets, rows in lengths.all.most_common(MOST_LENGTHS)]
