@@ -135,7 +135,7 @@ class Look:
     def bad(self, lengths: Lengths, size: int | None) -> Bad:
         """`size` as it is to become, None where that isn't known."""
         bad, by_reason = Bad(), dict[str, list[int]]()
-        for octets, rows in lengths.pending.items():
+        for octets, rows in sorted(lengths.pending.items()):
             if reason := dimensions.problem(octets, size):
                 bad.reasons[reason] += rows
                 by_reason.setdefault(reason, []).append(octets)
@@ -144,7 +144,7 @@ class Look:
                 sampled = self._sampled(lengths.share)
                 bad.keys[reason] = first_keys(sampled, self.table, "octet_length({source}) = ANY (:values)", values)
         good = Counter(
-            {octets: rows for octets, rows in lengths.pending.items() if not dimensions.problem(octets, size)}
+            {octets: rows for octets, rows in sorted(lengths.pending.items()) if not dimensions.problem(octets, size)}
         )
         for octets, rows in good.most_common(MOST_LENGTHS):
             found = self._read(octets // 4, lengths.share)
