@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import building, catalog, locks, partitions
+from . import building_progress, catalog, locks, partitions
 from .catalog import Table
 from .database import Database
 from .finding import Finding
@@ -95,7 +95,7 @@ def in_the_way(db: Database, target: Target, table: Table | None) -> Iterator[Fi
             f"process {pid} vacuums {name} ({phase})",
             "It gives way to the steps unless it was started by hand or against wraparound.",
         )
-    if phase := building.phase(db.connection, tables):
+    if phase := building_progress.phase(db.connection, tables):
         yield Finding(
             "warning",
             "index-build",

@@ -20,6 +20,7 @@ from ..log import amount, duration
 from ..settings import Settings
 from ..steps import Step
 from ..target import Target, quote
+from ..trial import SLOWER
 
 MOST_LENGTHS = 8  # of the histogram, on lines for people
 
@@ -70,12 +71,13 @@ def verdict(facts: Facts) -> str:
     return "can be migrated"
 
 
-def seconds(facts: Facts, settings: Settings) -> float | None:
-    """Of a backfill by one worker, with the rests that the settings ask for."""
+def seconds(facts: Facts, settings: Settings) -> tuple[float, float] | None:
+    """Least and most of a backfill by one worker, with the rests that the settings ask for."""
     if facts.trial is None or not facts.trial.rows:
         return None
     rests = facts.convertible / settings.backfill_batch * settings.backfill_pause_ms / 1000
-    return facts.convertible / facts.trial.rows_per_s + rests
+    work = facts.convertible / facts.trial.rows_per_s
+    return work + rests, SLOWER * work + rests
 
 
 def _lines(facts: Facts, target: Target, settings: Settings) -> list[tuple[str, object]]:
@@ -149,9 +151,11 @@ def _time(facts: Facts, settings: Settings) -> str:
     taken = seconds(facts, settings)
     if taken is None or facts.trial is None:
         return f"can't be told: {facts.untold}"
+    least, most = (duration(max(1, one)) for one in taken)
     return (
-        f"about {duration(max(1, taken))} at {facts.trial.rows_per_s:,.0f} rows/s, an estimate from"
-        f" {facts.trial.rows:,} rows; without the index"
+        (least if least == most else f"{least} to {most}")
+        + f", an estimate: {facts.trial.rows:,} rows took a temporary table, which needs no WAL,"
+        f" {facts.trial.rows / facts.trial.rows_per_s:.1f} s; without the index"
     )
 
 
@@ -221,7 +225,7 @@ def _estimate(facts: Facts, settings: Settings) -> dict[str, Any]:
     if facts.trial is None:
         return {"seconds": None, "reason": facts.untold}
     return {
-        "seconds": seconds(facts, settings),
+        "seconds": dict(zip(("least", "most"), taken, strict=True)) if (taken := seconds(facts, settings)) else None,
         "rows_per_second": facts.trial.rows_per_s,
         "tried_rows": facts.trial.rows,
     }
