@@ -17,6 +17,7 @@ from .commands import om
 from .helpers import ROOT, Database, alembic, create_table, load, mismatches, real_rows
 
 README = (ROOT / "README.md").read_text()
+OPERATING = (ROOT / "docs/operating.md").read_text()
 
 
 def settings_table() -> str:
@@ -33,9 +34,9 @@ def settings_table() -> str:
     return "\n".join(lines)
 
 
-def block(marker: str) -> str:
+def block(marker: str, text: str = README) -> str:
     """The lines that follow `<!-- marker -->`, without the fence."""
-    after = README.split(f"<!-- {marker} -->\n")[1]
+    after = text.split(f"<!-- {marker} -->\n")[1]
     return after.split("\n\n")[0].replace("```\n", "").replace("\n```", "")
 
 
@@ -47,7 +48,7 @@ def commands(section: str) -> list[str]:
 
 def shape(line: str) -> str:
     """A line with what differs from run to run taken out."""
-    return re.sub(r"[\d,.]+", "#", line)
+    return re.sub(r" +", " ", re.sub(r"[\d,.]+", "#", line))
 
 
 def test_settings_are_the_packages_own() -> None:
@@ -92,8 +93,34 @@ def test_sample_of_check_is_what_is_printed(database: Database) -> None:
 
     printed = om(database, "check").stdout
 
-    missing = [line for line in block("sample: check").splitlines() if shape(line) not in shape(printed)]
+    missing = [line for line in block("sample: check", OPERATING).splitlines() if shape(line) not in shape(printed)]
     assert not missing, printed
+
+
+def test_sample_of_verify_is_what_is_printed(database: Database) -> None:
+    create_table(database)
+    load(database, real_rows(256))
+    alembic(database, "upgrade", "head", env={"OM_INDEX": "hnsw"})
+
+    printed = om(database, "verify").stdout
+
+    # which settings are tried, and which is the fastest that finds enough, is chance
+    always = [
+        line for line in block("sample: verify", OPERATING).splitlines() if not re.search("hnsw.ef_search|100 %", line)
+    ]
+    missing = [line for line in always if shape(line) not in shape(printed)]
+    assert not missing, printed
+    assert "hnsw.ef_search = 40" in printed
+
+
+def test_commands_that_are_named_are_there() -> None:
+    from openmemory_migrations.cli import COMMANDS
+
+    for text in (README, OPERATING):
+        for name in re.findall(r"`openmemory-migrations ([a-z]+)", text):
+            assert name in COMMANDS, name
+    for name in set(COMMANDS) - {"upgrade", "downgrade", "current", "sql"}:
+        assert f"openmemory-migrations {name}" in README, name
 
 
 def test_project_of_two_files_migrates_as_shown(database: Database, tmp_path: Path) -> None:
