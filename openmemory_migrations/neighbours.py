@@ -1,7 +1,7 @@
 """Exact nearest neighbours of a few queries among rows that pass by in batches, as a search in memory finds them. Pure.
 
 It is the measure for what an index finds: every distance in float64, so that its own error is far below a server's,
-which computes in float32. Memory: queries x most, whatever the number of rows.
+which computes in float32. Memory: queries x most and one batch's distances, whatever the number of rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Numbers = npt.NDArray[np.int64]
 # a server's distance may be this much larger than ours, as a share of what the query is long: float32 has 24 bits, of
 # which sums over some thousand elements lose a few
 TOLERANCE = 1e-5
+AT_ONCE = 256  # queries: their distances to a batch of 4,000 rows are 8 MiB, of which a few are at work
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,18 @@ class Exact:
         """Rows of a table: `values` (rows, dimensions) float32, and the number of each row's sector and user."""
         for (sector, user), numbers in self._groups.items():
             wanted = ((sectors == sector) | (sector == 0)) & ((users == user) | (user == 0))
-            rows = values if wanted.all() else values[wanted]
-            if not len(rows):
+            if not wanted.any():
                 continue
+            rows = (values if wanted.all() else values[wanted]).astype(np.float64)
             self.available[numbers] += len(rows)
-            queries = np.stack([self._vectors[number] for number in numbers])
-            for metric, found in distances(queries, rows.astype(np.float64)).items():
-                best = np.concatenate([self._best[metric][numbers], found], axis=1)
-                self._best[metric][numbers] = np.partition(best, self.most - 1, axis=1)[:, : self.most]
+            for first in range(0, len(numbers), AT_ONCE):
+                self._nearer(numbers[first : first + AT_ONCE], rows)
+
+    def _nearer(self, numbers: list[int], rows: Array) -> None:
+        queries = np.stack([self._vectors[number] for number in numbers])
+        for metric, found in distances(queries, rows).items():
+            best = np.concatenate([self._best[metric][numbers], found], axis=1)
+            self._best[metric][numbers] = np.partition(best, self.most - 1, axis=1)[:, : self.most]
 
     def smallest(self, metric: str) -> Array:
         """(queries, most) distances, ascending; inf where there were fewer rows."""
