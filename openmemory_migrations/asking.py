@@ -30,12 +30,12 @@ GROUP BY 1 ORDER BY 2 DESC, 1
 # by place and not by key, so that a table without one can be asked; values are fetched for the chosen rows only
 CHOSEN = """
 WITH om_chosen AS (
-  SELECT tableoid AS om_part, ctid AS om_place,
+  SELECT tableoid AS om_part, ctid AS om_place, md5({key}) AS om_hash,
          row_number() OVER (PARTITION BY {group} ORDER BY md5({key})) AS om_number
   FROM {table} WHERE {eligible}{among})
 SELECT t.{source}, {sector_number}, {user_number}
 FROM om_chosen JOIN {table} AS t ON t.ctid = om_place AND t.tableoid = om_part
-WHERE om_number <= :each ORDER BY om_number, md5({key})
+WHERE om_number <= :each ORDER BY om_number, om_hash
 """
 
 
@@ -86,7 +86,7 @@ class Choice:
         sectors, users = self._sizes("sector")[:MOST_SECTORS], self._sizes("user_id") if of_users else []
         some = min(USERS, len(users) // 2)
         largest, smallest = users[:some], users[len(users) - some :]
-        sector, user = self.columns["sector"], self.columns["user_id"]
+        sector, user = self.columns["sector"] if sectors else None, self.columns["user_id"]
         groups = Groups(sector, user, tuple(sectors), tuple(largest + smallest))
         each = -(-number // max(1, len(sectors)))
         named = []

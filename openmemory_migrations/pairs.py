@@ -47,7 +47,10 @@ class Groups:
 
 @dataclass(frozen=True)
 class Batch:
-    """`values` (rows, dimensions) float32 from the bytes; `differing`: where a row's vector is another."""
+    """`values` (rows, dimensions) float32 from the bytes.
+
+    `differing` are the places of rows whose vector is another, `stale` of those whose bytes can be none any more.
+    """
 
     part: Part
     pages: int  # that are done with, of all windows
@@ -55,6 +58,7 @@ class Batch:
     sectors: npt.NDArray[np.int64]
     users: npt.NDArray[np.int64]
     differing: list[str]
+    stale: list[str]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -83,14 +87,16 @@ def batches(
             scan.advance(len(rows), codec.tid_of(rows["tid"][-1]) if len(rows) else None)
             if len(rows):
                 # as integers: NaN equals nothing, and -0 is not 0
-                same = (rows["source"] == rows["vector"]["elements"]).all(axis=1)
+                wrong = rows[(rows["source"] != rows["vector"]["elements"]).any(axis=1)]
+                finite = np.isfinite(wrong["source"].view("<f4")).all(axis=1)
                 yield Batch(
                     window.part,
                     before + scan.position[0] - window.first,
                     rows["source"].view("<f4"),
                     rows["sector"].astype(np.int64),
                     rows["user"].astype(np.int64),
-                    [codec.tid_text(tid) for tid in rows["tid"][~same]],
+                    [codec.tid_text(tid) for tid in wrong["tid"][finite]],
+                    [codec.tid_text(tid) for tid in wrong["tid"][~finite]],
                 )
         before += window.end - window.first
 

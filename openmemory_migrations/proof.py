@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from . import catalog, citus, console, partitions, verification
@@ -10,7 +11,6 @@ from .asking import Asked, Choice
 from .catalog import Extension, Index, Table
 from .database import Database
 from .errors import MigrationError
-from .indexes import DEFAULTS
 from .pairs import Batch, Groups, batches
 from .quality import Measurement, Quality, Tried, fastest
 from .reading import Window, planned, windows
@@ -18,7 +18,7 @@ from .searching import SESSION, Searched, Searcher, ways
 from .target import Target, quote
 from .verification import Comparing, Comparison
 
-LOCK_TIMEOUT = "30s"
+LOCK_TIMEOUT_MS = 30_000
 GLANCE_QUERIES, GLANCE_K = 20, 10
 
 LISTS_OF_LEAVES = """
@@ -67,8 +67,7 @@ def prove(db: Database, target: Target, table: Table, extension: Extension, aski
     with db.transaction():
         if citus.shards(db, table.oid):
             raise MigrationError(f"{target} is distributed by Citus, where rows can't be read by their places")
-    with db.transaction(snapshot=True):
-        everything = _locked(db, table)
+    with _snapshot(db, target, table) as everything:
         chosen = verification.sample(db, everything, asking.sample) if asking.sample else everything
         index = valid_index(db, target, table)
         size, reason = _size(db, target, table, asking)
@@ -81,9 +80,9 @@ def prove(db: Database, target: Target, table: Table, extension: Extension, aski
                 gather(db, target, table, extension, everything, size, asked)
             quality = search(db, target, table, extension, size, index, asked, asking.wanted)
             reason = None if quality else "no row has a vector to ask with"
+    found.sampled = chosen != everything
     if not found.fine:
         found = _looked_at_again(db, target, table, extension, chosen, found)
-    found.sampled = chosen != everything
     return Proof(found, index, quality, reason)
 
 
@@ -91,8 +90,7 @@ def glance(db: Database, target: Target, table: Table, extension: Extension, wan
     """What the index finds by default, and what finds enough, by a few queries; None where none can be asked."""
     size = table.columns[target.vector].dimensions
     assert size is not None  # there is an index
-    with db.transaction(snapshot=True):
-        everything = _locked(db, table)
+    with _snapshot(db, target, table) as everything:
         index = valid_index(db, target, table)
         asked = Choice(db, target, table, extension, size).ask(GLANCE_QUERIES, GLANCE_K, of_users=False)
         if index is None or not asked.queries:
@@ -135,15 +133,17 @@ def search(
 def valid_index(db: Database, target: Target, table: Table) -> Index | None:
     """The vector index that searches can use, under whichever of its two names."""
     found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-    usable = [i for i in found.values() if i.table_oid == table.oid and i.valid and i.method in DEFAULTS]
+    usable = [i for i in found.values() if i.table_oid == table.oid and i.valid and Searched.fits(i)]
     return min(usable, key=lambda index: index.name != target.index, default=None)
 
 
-def _locked(db: Database, table: Table) -> list[Window]:
-    """All pages; nobody can drop or rewrite the table until the snapshot is over."""
-    with db.local("lock_timeout", LOCK_TIMEOUT):
-        db.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
-    return windows(db, partitions.leaves(db, table.oid))
+@contextmanager
+def _snapshot(db: Database, target: Target, table: Table) -> Iterator[list[Window]]:
+    """One for all statements, with all pages of the table, which nobody can drop or rewrite meanwhile."""
+    with db.transaction(snapshot=True, lock_timeout_ms=LOCK_TIMEOUT_MS):
+        if catalog.table(db, target.schema, target.table) != table:
+            raise MigrationError(f"{target} was changed just now", hint="Run the same command again.")
+        yield windows(db, partitions.leaves(db, table.oid))
 
 
 def _searched(db: Database, target: Target, table: Table, index: Index | None) -> Searched:
@@ -179,6 +179,7 @@ def _compare(
     with console.shown(f"verifying {target.table}", total, "pages") as shown:
 
         def pass_on(batch: Batch) -> None:
+            db.stop.check()  # a cancel that comes while we compute has no effect
             shown.to(batch.pages)
             see(batch)
             if asked:
@@ -202,6 +203,7 @@ def gather(
     total = sum(window.end for window in everything)
     with console.shown(f"reading {target.table}", total, "pages") as shown, planned(db, "verifying"):
         for batch in batches(db, everything, size, fixed=fixed, groups=asked.groups, ext=quote(extension.schema)):
+            db.stop.check()
             shown.to(batch.pages)
             asked.see(batch)
 
@@ -214,5 +216,10 @@ def _looked_at_again(
         with db.transaction():
             verification.look_again(db, target, table, extension, found)
         return found
-    with db.transaction(snapshot=True):
-        return Comparing(db, target, table, extension, chosen).run(Groups(), lambda batch: None)
+    with _snapshot(db, target, table) as everything:
+        # a row that has been updated may be in a page that wasn't there before
+        now = chosen if found.sampled else everything
+        again = Comparing(db, target, table, extension, now).run(Groups(), lambda batch: None)
+    again.sampled = found.sampled
+    again.looked_at_again = max(0, found.rows_wrong - again.rows_wrong)
+    return again

@@ -16,7 +16,7 @@ import numpy as np
 
 from .catalog import Extension, Index
 from .database import Database
-from .indexes import OPERATORS
+from .indexes import DEFAULTS, OPERATORS
 from .neighbours import METRICS, Query
 from .pairs import Groups
 from .target import quote
@@ -42,6 +42,12 @@ class Searched:
     method: str | None = None
     half: bool = False
     options: Mapping[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def fits(index: Index) -> bool:
+        """Whether it is one of all rows, by a metric that is known here."""
+        kind, _, metric = index.opclass.removesuffix("_ops").partition("_")
+        return kind in ("vector", "halfvec") and metric in OPERATORS and index.method in DEFAULTS and not index.partial
 
     @classmethod
     def by(cls, index: Index | None, lists: int | None = None) -> Searched:

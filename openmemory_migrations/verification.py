@@ -30,7 +30,7 @@ MEANING: Mapping[Kind, str] = {
     "stale": "there is a vector, but the bytes are none (any more)",
 }
 KEPT = 1000  # wrong rows of each kind whose keys are kept
-LOOK_PAGES, MOST_WINDOWS = 64, 64  # of a sample: to see how many rows a page has; places that it is taken from
+LOOK_PAGES, MOST_WINDOWS = 64, 64  # to see how many rows a page has; places of one part that a sample is taken from
 ROWS = "SELECT count(*) FROM ONLY {table} WHERE {inside}"
 
 # what the pass over both columns leaves out: the vector is missing, or of other dimensions than the bytes
@@ -70,25 +70,38 @@ class Comparison:
     sampled: bool = False
 
     @property
+    def rows_wrong(self) -> int:
+        return sum(wrong.rows for wrong in self.wrong.values())
+
+    @property
     def fine(self) -> bool:
-        return not any(wrong.rows for wrong in self.wrong.values())
+        return not self.rows_wrong
 
 
 def sample(db: Database, windows: Sequence[Window], rows: int) -> list[Window]:
     """As many pages, evenly spread over all, as hold about so many rows; all of them if there are no more."""
-    total = sum(window.end for window in windows)
-    some = [Window(window.part, 0, min(window.end, LOOK_PAGES)) for window in windows]
+    # not the first ones: after a backfill, and until a vacuum, those hold nothing but dead rows
+    some = spread(windows, LOOK_PAGES)
     seen = sum(int(window.part.at(db).value(ROWS, inside=_inside(window))) for window in some)
-    wanted = -(-rows * sum(window.end for window in some) // max(1, seen))
-    if wanted >= total:
-        return list(windows)
-    each = -(-wanted // MOST_WINDOWS)
+    wanted = -(-rows * sum(window.end - window.first for window in some) // max(1, seen))
+    return list(windows) if wanted >= sum(window.end for window in windows) else spread(windows, wanted)
+
+
+def spread(windows: Sequence[Window], pages: int) -> list[Window]:
+    """About so many pages of whole parts, at places that are evenly far from each other; none of them twice. Pure."""
+    total = sum(window.end for window in windows)
+    each = -(-pages // MOST_WINDOWS)
     chosen = []
     for window in windows:
-        number = -(-window.end * wanted // (total * each))
-        for i in range(number):
-            first = i * window.end // number
-            chosen.append(Window(window.part, first, min(first + each, window.end)))
+        if not window.end:
+            continue
+        number = -(-window.end * pages // (total * each))
+        firsts = [i * window.end // number for i in range(number)]
+        chosen += [
+            Window(window.part, first, min(first + each, following))
+            for first, following in zip(firsts, [*firsts[1:], window.end], strict=True)
+            if first < following
+        ]
     return chosen
 
 
@@ -111,8 +124,9 @@ class Comparing:
                     self.db, self.windows, size, fixed=self.fixed is not None, groups=groups, ext=self.ext
                 ):
                     self.found.rows += len(batch)
-                    self.found.equal += len(batch) - len(batch.differing)
+                    self.found.equal += len(batch) - len(batch.differing) - len(batch.stale)
                     self._wrong("differs", batch.part, len(batch.differing), batch.differing)
+                    self._wrong("stale", batch.part, len(batch.stale), batch.stale)
                     see(batch)
             for window in self.windows:
                 self._others(window)
