@@ -29,6 +29,10 @@ WHERE t.isleaf AND option LIKE 'lists=%'
 """
 
 
+class Changed(MigrationError):
+    """The table isn't what it was when it was looked up."""
+
+
 @dataclass(frozen=True)
 class Asking:
     """What is to be measured: so many queries, each for `k` rows; the recall that is wanted; rows to compare."""
@@ -142,7 +146,7 @@ def _snapshot(db: Database, target: Target, table: Table) -> Iterator[list[Windo
     """One for all statements, with all pages of the table, which nobody can drop or rewrite meanwhile."""
     with db.transaction(snapshot=True, lock_timeout_ms=LOCK_TIMEOUT_MS):
         if catalog.table(db, target.schema, target.table) != table:
-            raise MigrationError(f"{target} was changed just now", hint="Run the same command again.")
+            raise Changed(f"{target} was changed just now", hint="Run the same command again.")
         yield windows(db, partitions.leaves(db, table.oid))
 
 

@@ -64,7 +64,7 @@ def test_rows_of_a_real_server_are_right(database: Database, dim: int) -> None:
 @pytest.mark.parametrize(
     ("source", "vector"),
     [
-        pytest.param(0x3F800000, 0x3F800001, id="the last bit"),
+        pytest.param(0x3F800000, 0x3F800001, id="the last bit", marks=pytest.mark.slow),
         pytest.param(0x3F800000, 0xBF800000, id="the sign", marks=pytest.mark.slow),
         pytest.param(0x00000000, 0x80000000, id="the sign of zero"),
         pytest.param(0x80000000, 0x00000000, id="minus zero", marks=pytest.mark.slow),
@@ -168,6 +168,7 @@ def test_before_the_backfill_every_vector_is_missing(database: Database) -> None
     verify(database, 0)
 
 
+@pytest.mark.slow
 def test_it_changes_nothing_and_needs_no_more_than_select(table: Database) -> None:
     set_both(table, OTHER, ROW.v or b"", OTHER.v or b"")
     versions = f"SELECT ctid, xmin FROM {TABLE} ORDER BY 1"

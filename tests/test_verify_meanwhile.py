@@ -50,7 +50,7 @@ def in_its_snapshot(database: Database) -> bool:
 
 def test_rows_that_are_written_meanwhile_are_never_called_wrong(table: Database) -> None:
     with writing(table, ROWS) as writers:
-        for _ in range(3):
+        for _ in range(2):
             before = sum(writer.writes for writer in writers)
             found, _ = compared(table, 0)
             assert sum(writer.writes for writer in writers) - before > 100
@@ -135,6 +135,7 @@ def test_a_row_that_goes_meanwhile_is_not_wrong(table: Database, beside: Beside)
     assert (done.code, done.comparison["looked_at_again"]) == (0, 3)
 
 
+@pytest.mark.slow
 def test_the_table_stays_until_the_end(table: Database, beside: Beside) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DROP TABLE %' AND wait_event_type = 'Lock'"
     dropping = threading.Thread(target=table.run, args=(f"DROP TABLE {TABLE}",))
@@ -185,9 +186,8 @@ def test_a_table_that_is_rewritten_between_the_look_and_the_lock_is_seen_as_it_i
     assert f"{len(ROWS):,} looked at; {len(ROWS) - 1:,} equal to the bit" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_ends_it_in_order(table: Database, number: signal.Signals) -> None:
     process = start_om(table, "verify", *LONG)
     wait_until(lambda: in_its_snapshot(table))

@@ -98,7 +98,8 @@ def test_an_ivfflat_built_on_an_empty_table_looks_at_nearly_everything(real: Dat
     assert len(search["tried"]) <= 4
 
 
-@pytest.mark.parametrize("analyzed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("analyzed", [False, True])
 def test_the_gate_is_the_index_whatever_the_planner_takes_for_now(real: Database, analyzed: bool) -> None:
     index(real, f"{IVFFLAT} WITH (lists = 20)")
     if analyzed:

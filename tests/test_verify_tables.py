@@ -10,6 +10,7 @@ from demo.openmemory import TABLE
 from .commands import om
 from .helpers import Database, create_table, load, pack, random_rows
 from .partitioned import BAD, ENV, LEAVES, tree
+from .partitioned import DIM as TREE_DIM
 from .partitioned import ROWS as TREE_ROWS
 from .states import BACKFILL, HEAD
 from .verifying import UNSEARCHED, behind_its_back, compared, key, verify
@@ -66,6 +67,7 @@ def test_rows_are_named_and_found_again_by_keys_of_any_type(database: Database, 
     assert wrong["differs"] == sorted(f"({pair})" for pair in pairs)
 
 
+@pytest.mark.slow
 def test_a_table_without_primary_key_names_places(database: Database) -> None:
     database.run(f"CREATE TABLE {TABLE} (id uuid, sector text, user_id text, v bytea, dim integer)")
     load(database, random_rows(60, DIM))
@@ -108,19 +110,21 @@ def test_a_column_without_dimensions_holds_vectors_of_several(database: Database
 
 @pytest.mark.parametrize("sample", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_partitions_are_compared_leaf_by_leaf(tree: Database, sample: bool) -> None:
-    load(tree, BAD)
+    more = [row._replace(sector="nothing") for row in random_rows(2500, TREE_DIM, seed=3)]
+    load(tree, [*BAD, *more])
     set_up(tree, HEAD, **ENV)
     if sample:
         found = verify(tree, 0, *UNSEARCHED, "--sample", "300")["comparison"]
         assert found["sampled"] is True
-        assert 100 <= found["rows"] < len(TREE_ROWS) / 2
+        assert 100 <= found["rows"] < 1500
         return
     found = verify(tree, 0, "--queries", "10")
-    assert found["comparison"]["equal"] == len(TREE_ROWS)
+    assert found["comparison"]["equal"] == len(TREE_ROWS) + len(more)
     assert sum(found["comparison"]["skipped"].values()) == 5
     # each leaf has lists of its own, and the most of them is how far probes go
     lists = "SELECT max(substr(o, 7)::integer) FROM pg_class, unnest(reloptions) o WHERE o LIKE 'lists=%'"
-    assert found["search"]["tried"][-1]["settings"] == {"ivfflat.probes": str(tree.value(lists))}
+    assert tree.value(lists) == 2
+    assert found["search"]["tried"][-1]["settings"] == {"ivfflat.probes": "2"}
     assert found["search"]["tried"][-1]["recall"] == 1
     wrong = []
     for leaf in LEAVES:
