@@ -122,13 +122,14 @@ def advise(db: Database, target: Target, table: Table, extension: Extension, bui
         return
     try:
         found = proof.glance(db, target, table, extension, WANTED_RECALL)
-    except (DBAPIError, proof.Changed) as error:
-        if isinstance(error, DBAPIError):
-            if error.connection_invalidated:
-                raise
-            error = as_migration_error(error, "asking")
-        # the index is in place, and that is what this step is for
-        log.notice(f"what they find can't be measured: {error.message}")
+    # the index is in place, and that is what this step is for
+    except proof.Changed as changed:
+        log.notice(f"what they find can't be measured: {changed.message}")
+        return
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        log.notice(as_migration_error(error, "what they find can't be measured").message)
         return
     if found is None or found.session.all.recall is None:
         return
