@@ -60,7 +60,8 @@ def test_each_leaf_has_lists_by_its_own_rows_and_small_ones_lose_nothing(databas
     assert options(database) == half | {ODD: "lists=3"} | {
         part: "lists=1" for part in parents(database) if part not in half and part != ODD
     }
-    assert "SET ivfflat.probes" not in log
+    # of the lists of the largest leaf, as many as find enough
+    assert set(re.findall(r"SET ivfflat\.probes = (\d+)", log)) <= {"2", "3"}
     # one probe reads one list: nothing is lost where there is one only
     database.run(f"DELETE FROM {TABLE} WHERE sector IN ('episodic', 'emotional')")
     assert found(database) == 43
