@@ -175,7 +175,8 @@ def test_an_index_that_openmemorys_operator_does_not_take_is_warned_of(real: Dat
     assert search["metric"] == metric
     assert codes(found).count("other-metric") == 1
     assert search["session"]["by_index"] == search["queries"]
-    assert search["every_row"]["recall"] == search["tried"][-1]["recall"] == 1
+    assert search["every_row"]["recall"] == 1
+    assert search["tried"][-1]["recall"] >= 0.995
     assert 0.1 < search["session"]["recall"] < 0.7
     assert "other-than-in-memory" not in codes(found)
 
