@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .catalog import Extension
+from .catalog import Extension, Index
 from .finding import Finding
 from .log import share
 from .quality import Quality
 from .searching import ITERATIVE
 
+PAGE = 8192  # bytes
+UNEVEN, FEW_PAGES = 3, 200  # lists are never quite even, and what is small doesn't matter
 SAME = 0.999  # two exact searches that agree in so much differ by ties only
 
 
-def advice(quality: Quality, extension: Extension) -> Iterator[Finding]:
-    """Each with what to do about it, the most important first."""
+def advice(quality: Quality, extension: Extension, index: Index | None, rows: int) -> Iterator[Finding]:
+    """Each with what to do about it, the most important first; `index` of so many rows was searched by."""
     session, best, searched = quality.session, quality.best, quality.searched
     if searched.method is None:
         yield Finding(
@@ -25,6 +27,8 @@ def advice(quality: Quality, extension: Extension) -> Iterator[Finding]:
             "openmemory-migrations index",
         )
         return
+    if index and (uneven := _uneven(quality, index, rows)):
+        yield uneven
     if quality.planned.by_index < quality.queries:
         yield Finding(
             "notice",
@@ -84,3 +88,25 @@ def advice(quality: Quality, extension: Extension) -> Iterator[Finding]:
             "The index gives its nearest rows, and the filter by sector and user takes most of them away.",
             hint,
         )
+
+
+def _uneven(quality: Quality, index: Index, rows: int) -> Finding | None:
+    """An ivfflat index that was built on an empty table, or on a few rows, has nearly all of them in a few lists.
+
+    It finds much, since it reads much: recall can't tell. Where each leaf of a tree has its own, nothing is said.
+    """
+    lists, probes = quality.searched.options.get("lists", 100), int(quality.defaults.get("ivfflat.probes", "1"))
+    pages = index.size // PAGE
+    if quality.searched.method != "ivfflat" or not pages:
+        return None
+    # the pages of its lists, and one of the table for each row in them, which the filter may take away
+    even = (pages + rows) * min(1, probes / lists)
+    if quality.pages < max(UNEVEN * even, even + FEW_PAGES):
+        return None
+    return Finding(
+        "warning",
+        "lists-uneven",
+        f"a search by {probes} of {lists:,} lists reads {quality.pages:,.0f} pages, of an index of {pages:,}",
+        "Most rows are in a few lists: it was built on an empty table, or on few rows, and is hardly faster than none.",
+        "openmemory-migrations index --rebuild",
+    )

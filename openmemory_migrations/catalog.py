@@ -155,27 +155,34 @@ def table(db: Database, schema: str, name: str) -> Table | None:
     )
 
 
+INDEXES = """
+SELECT c.relname, i.indrelid, i.indisvalid AND i.indisready, am.amname, op.opcname,
+       coalesce(a.attname, pg_catalog.pg_get_indexdef(c.oid, 1, false)), coalesce(c.reloptions, '{{}}'),
+       i.indpred IS NOT NULL, pg_catalog.pg_relation_size(c.oid)
+FROM pg_catalog.pg_class c
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
+     JOIN pg_catalog.pg_am am ON am.oid = c.relam
+     JOIN pg_catalog.pg_opclass op ON op.oid = i.indclass[0]
+     LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
+"""
+
+
 def indexes(db: Database, schema: str, *names: str) -> dict[str, Index]:
     """The indexes of that schema under these names, on whatever table they are."""
-    rows = db.rows(
-        """
-        SELECT c.relname, i.indrelid, i.indisvalid AND i.indisready, am.amname, op.opcname,
-               coalesce(a.attname, pg_catalog.pg_get_indexdef(c.oid, 1, false)), coalesce(c.reloptions, '{{}}'),
-               i.indpred IS NOT NULL, pg_catalog.pg_relation_size(c.oid)
-        FROM pg_catalog.pg_class c
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-             JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
-             JOIN pg_catalog.pg_am am ON am.oid = c.relam
-             JOIN pg_catalog.pg_opclass op ON op.oid = i.indclass[0]
-             LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
-        WHERE n.nspname = :schema AND c.relname = ANY (:names)
-        """,
-        {"schema": schema, "names": list(names)},
-    )
-    return {
-        name: Index(name, table_oid, valid, method, opclass, key, frozenset(options), partial, size)
-        for name, table_oid, valid, method, opclass, key, options, partial, size in rows
-    }
+    condition = "WHERE n.nspname = :schema AND c.relname = ANY (:names)"
+    rows = db.rows(INDEXES + condition, {"schema": schema, "names": list(names)})
+    return {index.name: index for index in map(_index, rows)}
+
+
+def indexes_on(db: Database, table_oid: int) -> list[Index]:
+    """All indexes of a table."""
+    return [_index(row) for row in db.rows(INDEXES + "WHERE i.indrelid = :oid ORDER BY c.relname", {"oid": table_oid})]
+
+
+def _index(row: Any) -> Index:
+    name, table_oid, valid, method, opclass, key, options, partial, size = row
+    return Index(name, table_oid, valid, method, opclass, key, frozenset(options), partial, size)
 
 
 def sees_others(db: Database) -> bool:

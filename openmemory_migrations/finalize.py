@@ -51,7 +51,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")
 
     if built := _index(db, target, settings, table, extension, rows):
-        advise(db, target, table, extension, built)
+        advise(db, target, settings, table, extension, built)
     log.notice(
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
         detail="That is USER-DEFINED for every pgvector column."
@@ -107,7 +107,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
 
 
-def advise(db: Database, target: Target, table: Table, extension: Extension, built: Plan) -> None:
+def advise(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, built: Plan) -> None:
     """Says how a search has to ask for the index to be used, and what it finds of the true neighbours."""
     log.notice(f"searches use index {quote(target.index)} when they say: {built.query} LIMIT …")
     with db.transaction():
@@ -121,7 +121,7 @@ def advise(db: Database, target: Target, table: Table, extension: Extension, bui
         )
         return
     try:
-        found = proof.glance(db, target, table, extension, WANTED_RECALL)
+        found = proof.glance(db, target, table, extension, WANTED_RECALL, settings.lock_timeout_ms)
     # the index is in place, and that is what this step is for
     except proof.Changed as changed:
         log.notice(f"what they find can't be measured: {changed.message}")

@@ -168,6 +168,11 @@ def _pages(item: int, rows: int) -> int:
     return -(-rows // max(1, (PAGE - PAGE_HEAD) // item))
 
 
+def is_on(index: Index, column: str) -> bool:
+    """Whether it is on that column, or on its cast to halfvec."""
+    return _key(index.key).partition("::halfvec(")[0] == column
+
+
 def _key(text: str) -> str:
     """An index key with the decoration taken off that pg_get_indexdef gives a cast: `((v)::s.halfvec(3))`."""
     found = re.fullmatch(r'\(*"?(.+?)"?\)*::(?:.+\.)?halfvec\((\d+)\)\)*', text)

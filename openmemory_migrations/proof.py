@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from . import catalog, citus, console, partitions, verification
+from . import catalog, citus, console, indexes, partitions, verification
 from .asking import Asked, Choice
 from .catalog import Extension, Index, Table
 from .database import Database
@@ -90,11 +90,13 @@ def prove(db: Database, target: Target, table: Table, extension: Extension, aski
     return Proof(found, index, quality, reason)
 
 
-def glance(db: Database, target: Target, table: Table, extension: Extension, wanted: float) -> Glance | None:
+def glance(
+    db: Database, target: Target, table: Table, extension: Extension, wanted: float, lock_timeout_ms: int
+) -> Glance | None:
     """What the index finds by default, and what finds enough, by a few queries; None where none can be asked."""
     size = table.columns[target.vector].dimensions
     assert size is not None  # there is an index
-    with _snapshot(db, target, table) as everything:
+    with _snapshot(db, target, table, lock_timeout_ms) as everything:
         index = valid_index(db, target, table)
         asked = Choice(db, target, table, extension, size).ask(GLANCE_QUERIES, GLANCE_K, of_users=False)
         if index is None or not asked.queries:
@@ -135,16 +137,19 @@ def search(
 
 
 def valid_index(db: Database, target: Target, table: Table) -> Index | None:
-    """The vector index that searches can use, under whichever of its two names."""
-    found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-    usable = [i for i in found.values() if i.table_oid == table.oid and i.valid and Searched.fits(i)]
-    return min(usable, key=lambda index: index.name != target.index, default=None)
+    """The vector index that searches can use: under our name, or whatever somebody has called it."""
+    found = catalog.indexes_on(db, table.oid)
+    usable = [i for i in found if i.valid and Searched.fits(i) and indexes.is_on(i, target.vector)]
+    names = {name: place for place, name in enumerate((target.index, target.mirrored_index))}
+    return min(usable, key=lambda index: (names.get(index.name, len(names)), index.name), default=None)
 
 
 @contextmanager
-def _snapshot(db: Database, target: Target, table: Table) -> Iterator[list[Window]]:
+def _snapshot(
+    db: Database, target: Target, table: Table, lock_timeout_ms: int = LOCK_TIMEOUT_MS
+) -> Iterator[list[Window]]:
     """One for all statements, with all pages of the table, which nobody can drop or rewrite meanwhile."""
-    with db.transaction(snapshot=True, lock_timeout_ms=LOCK_TIMEOUT_MS):
+    with db.transaction(snapshot=True, lock_timeout_ms=lock_timeout_ms):
         if catalog.table(db, target.schema, target.table) != table:
             raise Changed(f"{target} was changed just now", hint="Run the same command again.")
         yield windows(db, partitions.leaves(db, table.oid))

@@ -57,6 +57,7 @@ class Quality:
     session: Tried
     every_row: Tried
     tried: list[Tried]
+    pages: float  # that such a search as `session` reads, in the mean
 
     @property
     def best(self) -> Tried | None:
@@ -86,16 +87,25 @@ class Measurement:
         session = self.one(SESSION) if self.searched.method else planned
         tried = self.sweep(series)
         every_row = self.one(EVERY_ROW, EXACT_QUERIES)
+        pages = self.pages(SESSION) if self.searched.method else 0.0
         defaults = self.searcher.defaults([name for one in tried for name in one.way.settings])
         queries = len(self.asked.queries)
-        return Quality(self.asked.k, wanted, self.searched, queries, defaults, planned, session, every_row, tried)
+        return Quality(
+            self.asked.k, wanted, self.searched, queries, defaults, planned, session, every_row, tried, pages
+        )
+
+    def pages(self, way: Way) -> float:
+        """How many pages a search reads, in the mean over a few."""
+        with self.searcher.way(way):
+            numbers = self.asked.names[ALL][:EXACT_QUERIES]
+            return float(np.mean([self.searcher.pages(self.asked.queries[n], self.asked.texts[n]) for n in numbers]))
 
     def sweep(self, series: Sequence[Sequence[Way]], enough: float = ENOUGH) -> list[Tried]:
         """Each series as far as the first way that finds enough."""
         tried = []
         for ever_more in series:
             for way in ever_more:
-                tried.append(self.one(way))
+                tried.append(self.one(way, len(self.asked.names[ALL])))
                 found = tried[-1].all
                 if found.recall is None or (found.recall >= enough and not found.short):
                     break

@@ -200,7 +200,8 @@ def windows(db: Database, parts: Sequence[Part]) -> list[Window]:
 def planned(db: Database, doing: str) -> Iterator[None]:
     """Reads by ranges of tids inside a transaction that does other things as well; its settings are put back."""
     db.run("SAVEPOINT openmemory_migrations")
-    db.run(PLAN, {"name": f"{APPLICATION_NAME} {doing}", "lock_timeout": "0"})
+    timeout = db.value("SELECT current_setting('lock_timeout')")
+    db.run(PLAN, {"name": f"{APPLICATION_NAME} {doing}", "lock_timeout": timeout})
     yield
     db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
 

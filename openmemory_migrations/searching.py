@@ -5,6 +5,7 @@ Inside the caller's transaction; the settings of one way are put back before the
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,6 +137,7 @@ class Searcher:
 
     def ask(self, query: Query, text: str) -> Answer:
         """`text` is the vector as pgvector reads it. The first of two statements warms the caches for the second."""
+        self.db.stop.check()  # statements as short as these are over before a cancel comes
         template, parameters = self._where(self.distances, query, text)
         rows = self.db.rows(template, parameters, **self.names)
         found = {metric: [_number(row[place]) for row in rows] for place, metric in enumerate(METRICS)}
@@ -148,6 +150,15 @@ class Searcher:
         """Whether the plan is the index's order, and not a sort."""
         template, parameters = self._where("EXPLAIN (COSTS OFF) " + self.own, query, text)
         return any("Order By:" in line for (line,) in self.db.rows(template, parameters, **self.names))
+
+    def pages(self, query: Query, text: str) -> int:
+        """How many pages a search reads of the index and of the rows that it finds."""
+        template, parameters = self._where(
+            "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + self.own, query, text
+        )
+        plan = self.db.value(template, parameters, **self.names)
+        whole = (plan if isinstance(plan, list) else json.loads(plan))[0]["Plan"]
+        return int(whole["Shared Hit Blocks"] + whole["Shared Read Blocks"])
 
     def defaults(self, names: Sequence[str]) -> dict[str, str]:
         """What the session has these settings at: by pgvector, the server, the database or the role."""

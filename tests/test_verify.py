@@ -197,7 +197,7 @@ def test_it_changes_nothing_and_needs_no_more_than_select(table: Database) -> No
         (("--recall", "1.01"), "--recall is 1.01"),
         (("--recall", "nan"), "--recall is nan"),
         (("--fail-under", "95"), "--fail-under is 95"),
-        (("--fail-under", "0.9", "--queries", "0"), "--fail-under needs searches"),
+        (("--fail-under", "0.9", "--queries", "0"), "--queries is 0, and this needs searches"),
         (("--nonsense",), "unrecognized arguments"),
     ],
 )

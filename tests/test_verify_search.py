@@ -57,6 +57,8 @@ def test_a_good_index_passes_with_enough_probes_and_fails_without(real: Database
     assert codes(found)[0] == "fail-under"
     assert f"SET ivfflat.probes = {best};" in [one["hint"] for one in found["findings"]]
 
+    assert "lists-uneven" not in codes(found)
+
     # what a session has by default is the role's
     set_for_role(real, "ivfflat.probes", str(best))
     found = verify(real, 0, *GATE)
@@ -90,12 +92,35 @@ def test_an_ivfflat_built_on_an_empty_table_looks_at_nearly_everything(real: Dat
     """Its lists are at random places, and unit vectors all nearest to a few of them: right, and slow."""
     filled_after(real, f"{IVFFLAT} WITH (lists = 100)", 0)
 
-    search = verify(real, 0, *SOME)["search"]
+    found = verify(real, 0, *SOME)
 
+    assert "lists-uneven" in codes(found)
+    search = found["search"]
     # with the 100 lists of a good index one probe finds less than half
     assert search["session"]["recall"] > 0.7
     assert search["tried"][-1]["recall"] > 0.99
     assert len(search["tried"]) <= 4
+
+
+@pytest.mark.slow
+def test_rebuilt_it_has_lists_of_its_rows(real: Database) -> None:
+    filled_after(real, f"{IVFFLAT} WITH (lists = 100)", 0)
+    assert om(real, "index", "--rebuild", "-x", "index_lists=40").returncode == 0
+
+    found = verify(real, 0, *SOME)
+
+    assert found["index"]["options"] == {"lists": 40}
+    assert found["search"]["session"]["recall"] < 0.7
+    assert "lists-uneven" not in codes(found)
+
+
+@pytest.mark.slow
+def test_an_index_that_somebody_has_made_under_another_name_is_measured(real: Database) -> None:
+    real.run(f"CREATE INDEX theirs ON {TABLE} USING {HNSW}; CREATE INDEX part ON {TABLE} USING {HNSW} WHERE dim = 1")
+    assert verify(real, 0, *SOME)["index"]["name"] == "theirs"
+
+    index(real, f"{IVFFLAT} WITH (lists = 20)")
+    assert verify(real, 0, *SOME)["index"]["name"] == INDEX
 
 
 @pytest.mark.slow

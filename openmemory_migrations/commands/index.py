@@ -47,7 +47,7 @@ def _placed(step: Step, *, rebuild: bool) -> dict[str, Any]:
         return {"index": None, "built": False}
     plan, built = replacing.replace(db, target, settings, *ready, rebuild=rebuild)
     if built:
-        finalize.advise(db, target, *ready, plan)
+        finalize.advise(db, target, settings, *ready, plan)
     return {
         "index": target.index,
         "built": built,

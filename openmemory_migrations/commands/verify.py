@@ -63,7 +63,7 @@ def asking(options: argparse.Namespace) -> Asking:
 
 def require_queries(options: argparse.Namespace) -> None:
     if not options.queries:
-        raise UsageError("--queries is 0, and there is nothing to measure without", hint="Leave --queries out.")
+        raise UsageError("--queries is 0, and this needs searches to measure", hint="Leave --queries out.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -121,7 +121,7 @@ class Verdict:
 def judge(table: Table, extension: Extension, found: Proof, fail_under: float | None) -> Verdict:
     below = _below(found, fail_under)
     findings = [below] if below else []
-    findings += advice.advice(found.quality, extension) if found.quality else []
+    findings += advice.advice(found.quality, extension, found.index, found.comparison.rows) if found.quality else []
     return Verdict(table, found, findings, found.comparison.fine and not below, fail_under)
 
 
