@@ -7,13 +7,12 @@ go to stdout in PostgreSQL's manner: `error` keeps the steps from working, `warn
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
 from alembic.config import Config
 
-from . import doctor_environment, doctor_history, hosts, probe
+from . import doctor_environment, doctor_history, hosts, output, probe
 from .errors import UsageError
 from .finding import Finding
 
@@ -22,7 +21,7 @@ UNREADABLE = ("history-unreadable", "env-fails", "no-connection")  # the rest ca
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     hosts.arguments(parser)
-    parser.add_argument("--json", action="store_true", help="findings as JSON")
+    output.arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,12 +32,7 @@ def run(options: argparse.Namespace) -> int:
             hint="Run this in the host's folder, or name its configuration with --config.",
         )
     found = examine(config)
-    if options.json:
-        print(json.dumps({"findings": [asdict(one) for one in found]}, indent=2))
-    else:
-        for one in found:
-            print(one)
-    sys.stdout.flush()
+    output.write(options, {"findings": [asdict(one) for one in found]}, [("", one) for one in found])
     if not (found or options.quiet):  # not by the logger, with which env.py may have done anything
         print("NOTICE:  nothing is wrong", file=sys.stderr)
     if any(one.code in UNREADABLE for one in found):

@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from . import hosts, log, stubfiles
+from . import hosts, log, output, stubfiles
 from .errors import MigrationError, UsageError
 from .hosts import REVISIONS
 from .ops import SETTING, Options
@@ -30,6 +30,7 @@ HINTS = {name: hint for name, hint in get_type_hints(Options).items() if name no
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     hosts.arguments(parser)
+    output.arguments(parser)
     parser.add_argument("--directory", type=Path, help="the host's versions folder; default: the configuration's")
     parser.add_argument(
         "--down-revision", metavar="REVISION", help="the host's head, or base; default: the only head there is"
@@ -70,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
     stubs = list(stubfiles.stubs(script, directory, parent, given, options.engine_name))
     _refuse_overwriting(stubs)
     stubfiles.write(stubs, lambda: _check_written(config))
-    for stub in stubs:
-        print(_short(stub.path))
+    files = [_short(stub.path) for stub in stubs]
+    output.write(options, {"written": files}, [("", file) for file in files])
     _say_what_is_next(config, parent, given, options.engine_name)
     return 0
 

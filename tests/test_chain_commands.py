@@ -52,6 +52,18 @@ def test_up_and_down_as_alembic_does(table: Database) -> None:
 
 
 @pytest.mark.slow
+def test_as_json_they_say_what_has_come_of_it(table: Database) -> None:
+    up = om(table, "upgrade", "--json")
+    assert json.loads(up.stdout) == {"revisions": [HEAD], "at_head": True}
+    assert "Running upgrade" in up.stderr
+    assert json.loads(om(table, "downgrade", "-1", "--json").stdout) == {"revisions": [BACKFILL], "at_head": False}
+    assert json.loads(om(table, "downgrade", "base", "--json").stdout) == {"revisions": [], "at_head": False}
+    script = json.loads(om(None, "sql", "--json", "-x", "vec_dim=16").stdout)["script"]
+    assert script == om(None, "sql", "-x", "vec_dim=16").stdout
+    assert "CREATE INDEX CONCURRENTLY" in script
+
+
+@pytest.mark.slow
 def test_quiet_says_only_what_is_wrong(table: Database) -> None:
     table.run(f"UPDATE {TABLE} SET v = '' WHERE user_id = 'user1'")
 

@@ -240,6 +240,19 @@ def test_an_index_build_shows_whom_it_waits_for(table: Database) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("command", "units"), [("verify", "pages|ways"), ("tune", "indexes")])
+def test_what_measures_has_a_bar_and_its_data_are_not_in_it(table: Database, command: str, units: str) -> None:
+    alembic(table, "upgrade", "head")
+    often = "from openmemory_migrations import console; console.DRAW_INTERVAL = 0.01"
+
+    with on_terminal(table, OURS, command, "--queries", "30", patch=often) as run:
+        assert run.ends() == 0
+
+    assert len(set(re.findall(rf"\|\s*(\d+)/\d+ (?:{units})", run.terminal.written))) > 2
+    assert not any("%|" in line for line in run.terminal.lines)
+
+
+@pytest.mark.slow
 def test_data_of_a_command_stays_apart(table: Database) -> None:
     assert om(table, "backfill", "--json").stdout.count("\n") == 4
 

@@ -18,31 +18,36 @@ from . import Command
 
 
 def upgrade(options: argparse.Namespace) -> int:
-    return _run(options, lambda config: command.upgrade(config, options.revision))
+    _run(options, lambda config: command.upgrade(config, options.revision))
+    return current(options) if options.json else 0
 
 
 def downgrade(options: argparse.Namespace) -> int:
-    return _run(options, lambda config: command.downgrade(config, options.revision))
+    _run(options, lambda config: command.downgrade(config, options.revision))
+    return current(options) if options.json else 0
 
 
 def current(options: argparse.Namespace) -> int:
     printed = io.StringIO()
-    code = _run(options, command.current, printed)
+    _run(options, command.current, printed)
     revisions = [line.split()[0] for line in printed.getvalue().splitlines()]
     lines = [("", line) for line in printed.getvalue().splitlines()]
     output.write(options, {"revisions": revisions, "at_head": revisions == [hosts.FINALIZE]}, lines)
-    return code
+    return 0
 
 
 def sql(options: argparse.Namespace) -> int:
-    if ":" in options.revisions and options.down:
-        return _run(options, lambda config: command.downgrade(config, options.revisions, sql=True))
-    if options.down:
+    if options.down and ":" not in options.revisions:
         raise UsageError("a script down needs to know from where", hint="Such as: sql --down head:base.")
-    return _run(options, lambda config: command.upgrade(config, options.revisions, sql=True))
+    direction = command.downgrade if options.down else command.upgrade
+    printed = io.StringIO() if options.json else sys.stdout
+    _run(options, lambda config: direction(config, options.revisions, sql=True), printed)
+    if isinstance(printed, io.StringIO):
+        output.write(options, {"script": printed.getvalue()}, [])
+    return 0
 
 
-def _run(options: argparse.Namespace, work: Callable[[Config], object], stdout: TextIO = sys.stdout) -> int:
+def _run(options: argparse.Namespace, work: Callable[[Config], object], stdout: TextIO = sys.stdout) -> None:
     running.configured(options)  # what can't be meant is said before Alembic begins
     config = Config(cmd_opts=argparse.Namespace(x=options.x), stdout=stdout, output_buffer=stdout)
     config.set_main_option("script_location", f"{hosts.PACKAGE}:packaged")
@@ -54,26 +59,25 @@ def _run(options: argparse.Namespace, work: Callable[[Config], object], stdout: 
         raise
     except CommandError as error:  # a revision that there isn't
         raise UsageError(str(error)) from error
-    return 0
 
 
-def _to_head(parser: argparse.ArgumentParser) -> None:
-    running.settings_argument(parser)
-    parser.add_argument("revision", nargs="?", default="head", help="default: head")
-
-
-def _down_to(parser: argparse.ArgumentParser) -> None:
-    running.settings_argument(parser)
-    parser.add_argument("revision", help="such as base, -1 or om_20240107_backfill")
-
-
-def _current(parser: argparse.ArgumentParser) -> None:
+def _settings(parser: argparse.ArgumentParser) -> None:
     running.settings_argument(parser)
     output.arguments(parser)
 
 
+def _to_head(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
+    parser.add_argument("revision", nargs="?", default="head", help="default: head")
+
+
+def _down_to(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
+    parser.add_argument("revision", help="such as base, -1 or om_20240107_backfill")
+
+
 def _script(parser: argparse.ArgumentParser) -> None:
-    running.settings_argument(parser)
+    _settings(parser)
     parser.add_argument("revisions", nargs="?", default="head", help="one, or FROM:TO; default: head")
     parser.add_argument("--down", action="store_true", help="the way back, FROM:TO such as head:base")
 
@@ -81,6 +85,6 @@ def _script(parser: argparse.ArgumentParser) -> None:
 COMMANDS = {
     "upgrade": Command("run the chain up, as `alembic upgrade` does", _to_head, upgrade),
     "downgrade": Command("run the chain down, as `alembic downgrade` does", _down_to, downgrade),
-    "current": Command("print the revision that the database is stamped with", _current, current),
+    "current": Command("print the revision that the database is stamped with", _settings, current),
     "sql": Command("print the chain as a script for psql, as `alembic upgrade --sql` does", _script, sql),
 }
