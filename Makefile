@@ -11,8 +11,11 @@ demo: install  ## migrate real rows on a throw-away PostgreSQL, check every bit,
 test: install  ## the tests, without the slow ones
 	.venv/bin/python -m pytest -n 2
 
-test-slow: install ## the slow tests
-	.venv/bin/python -m pytest -n 2 -m slow
+test-slow: install ## the slow tests, without those that are one more combination of the same
+	.venv/bin/python -m pytest -n 2 -m 'slow and not exhaustive'
+
+test-all: install ## all tests; more than an hour
+	.venv/bin/python -m pytest -n 2 -m ''
 
 bench: install ## how fast the backfill is, against rivals and the server's own pace; some 30 minutes (BENCH="--rows 10000 …")
 	.venv/bin/python -m bench $(BENCH)
@@ -31,4 +34,4 @@ clean:         ## remove what was made here
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-.PHONY: help install demo test test-slow bench check format clean
+.PHONY: help install demo test test-slow test-all bench check format clean

@@ -207,6 +207,7 @@ def test_values_without_source_of_another_dimension_are_an_error_with_the_histog
     assert stamp(database) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["no dimension", "both indexes"])
 def test_a_downgrade_before_the_backfill_puts_the_old_column_back(database: Database, script: str) -> None:
     with_sourceless(database, SCRIPTS[script], [OWN])

@@ -86,6 +86,7 @@ def test_up_down_up(database: Database, rows: list[Row], dim: int, env: Mapping[
     assert_migrated(database, dim, v, definition)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", [EXPAND, BACKFILL])
 def test_down_from_the_middle(database: Database, revision: str) -> None:
     v = filled(database, random_rows(120, 8))
@@ -101,6 +102,7 @@ def test_down_from_the_middle(database: Database, revision: str) -> None:
     assert_migrated(database, 8, v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", [EXPAND, BACKFILL])
 def test_down_to_the_middle_and_up_again(database: Database, revision: str) -> None:
     v = filled(database, random_rows(120, 8))
@@ -116,6 +118,7 @@ def test_down_to_the_middle_and_up_again(database: Database, revision: str) -> N
     assert_migrated(database, 8, v)
 
 
+@pytest.mark.slow
 def test_one_revision_at_a_time_is_the_same(database: Database) -> None:
     v = filled(database, random_rows(120, 8))
 
@@ -169,6 +172,7 @@ def test_holes_and_dead_rows_leave_no_gap(database: Database) -> None:
     assert_migrated(database, 16, v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -223,6 +227,7 @@ def test_any_name_of_schema_and_table(database: Database, table: str) -> None:
     assert stamp(database, schema) == []
 
 
+@pytest.mark.slow
 def test_two_tables_share_a_database(database: Database) -> None:
     v = filled(database, random_rows(120, 8))
     create_table(database, schema="other")

@@ -74,6 +74,7 @@ def session(database: Database, sql: str, name: str = "somebody") -> Iterator[ps
         yield connection
 
 
+@pytest.mark.slow
 def test_each_missing_right_is_told_with_the_line_that_gives_it(table: Database) -> None:
     table.run(SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(table.name)))
     table.run("CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions")

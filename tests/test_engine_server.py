@@ -249,6 +249,7 @@ def test_a_role_that_may_not_create_the_function_is_told_so(database: Database, 
     refused(database, "permission denied for schema public", env=OFF | SERVER, by=owner)
 
 
+@pytest.mark.slow
 def test_without_a_primary_key_it_says_what_to_set_and_changes_nothing(database: Database) -> None:
     create_table(database)
     load(database, random_rows(60, 8))

@@ -62,6 +62,7 @@ def assert_ends_as(database: Database, wanted: set[str]) -> None:
     assert not [name for name in vector_names(database) if name.endswith(("_new", "_old"))]
 
 
+@pytest.mark.slow
 def test_every_leaf_goes_from_one_index_to_another(indexed: Database) -> None:
     before = vector_names(indexed)
     with always_searchable(indexed):

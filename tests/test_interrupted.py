@@ -48,6 +48,7 @@ def test_killed_in_the_middle(table: Database, ends: Ends) -> None:
     life_cycle(table, ends)
 
 
+@pytest.mark.slow
 def test_what_is_written_between_a_kill_and_the_next_run_is_kept(table: Database) -> None:
     process = start_alembic(table, "upgrade", "head", env=SLOWLY)
     wait_until(lambda: in_the_middle(table))

@@ -215,6 +215,7 @@ def test_rows_before_the_locked_one_are_let_go_between_two_tries(database: Datab
     assert mismatches(database) == []
 
 
+@pytest.mark.slow
 def test_a_batch_survives_a_deadlock(database: Database) -> None:
     v = expanded(database, random_rows(200, 8))
     database.run(f"ALTER DATABASE {database.name} SET deadlock_timeout = '2s'")
@@ -331,6 +332,7 @@ def test_whatever_locks_the_table_has_a_lock_timeout(database: Database) -> None
     } <= set(seen)
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_no_lock(database: Database) -> None:
     expanded(database, random_rows(200, 8))
 

@@ -66,6 +66,7 @@ def test_its_default_tests_pass_in_a_host_with_stubs(host: Host, database: Datab
     assert "4 passed" in log
 
 
+@pytest.mark.slow
 def test_they_fail_where_a_step_has_no_way_back(host: Host, database: Database) -> None:
     (stub,) = (host.folder / "migrations/versions").glob("om_20240107_pgvector*")
     stub.write_text(stub.read_text().replace("ops.downgrade_expand()", "raise ValueError('no way back')"))

@@ -237,6 +237,7 @@ def test_a_signal_does_not_wait_for_a_rest_to_end(database: Database, number: Si
     assert len(mismatches(database)) == 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize(
     ("prepare", "held"),
@@ -307,6 +308,7 @@ def test_a_signal_ends_the_wait_for_another_run_on_the_table(database: Database,
     assert snapshot(database) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_in_a_downgrade_takes_nothing_away_by_halves(database: Database, number: Signals) -> None:
     filled(database, random_rows(100, 16))

@@ -65,6 +65,7 @@ def test_from_the_beginning_to_the_end(table: Database) -> None:
     assert found["next"] == "openmemory-migrations upgrade"
 
 
+@pytest.mark.slow
 def test_rows_by_what_they_are(table: Database) -> None:
     alembic(table, "upgrade", "head")
     table.run(f"ALTER TABLE {TABLE} DISABLE TRIGGER USER")

@@ -47,6 +47,7 @@ def copies(database: Database) -> int:
     return int(database.value("SELECT count(*) FROM pg_class WHERE relname LIKE 'openmemory_migrations_tune%'"))
 
 
+@pytest.mark.slow
 def test_the_best_is_built_by_its_line_and_keeps_its_word(table: Database) -> None:
     before = snapshot(table)
 
