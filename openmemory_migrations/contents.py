@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from . import dimensions, locks, partitions
+from . import console, dimensions, locks, partitions
 from .catalog import Table
 from .database import APPLICATION_NAME, Database
 from .leftovers import DIFFERS, LOOK_ROWS, NOT_FINITE, Found, first_keys, has_dim, read
@@ -157,22 +157,25 @@ class Look:
         return bad
 
     def _read(self, size: int, share: float) -> Found:
-        @contextmanager
-        def batch() -> Iterator[None]:
-            with self._looking():
-                timeout = self.db.value("SELECT current_setting('lock_timeout')")
-                self.db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at the rows", "lock_timeout": timeout})
-                yield
-
         found = Found(0, 0, [])
         with self._looking():
-            leaves = partitions.leaves(self.db, self.table.oid)
-        for leaf in leaves:
-            at = leaf.at(self.db)
-            with self._looking():
-                pages = pages_of(at)
-            for first, end in runs_of(pages, share):
-                found = read(at, self.table, Scan(size, LOOK_ROWS, first, end), found, batch)
+            leaves = [part.at(self.db) for part in partitions.leaves(self.db, self.table.oid)]
+            runs = [(at, first, end) for at in leaves for first, end in runs_of(pages_of(at), share)]
+        total, done = sum(end - first for _, first, end in runs), 0
+        with console.shown(f"checking {self.target.table}", total, "pages") as shown:
+            for at, first, end in runs:
+                scan = Scan(size, LOOK_ROWS, first, end)
+
+                @contextmanager
+                def batch(before: int = done - first, scan: Scan = scan) -> Iterator[None]:
+                    shown.to(before + scan.position[0])
+                    with self._looking():
+                        timeout = self.db.value("SELECT current_setting('lock_timeout')")
+                        self.db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at the rows", "lock_timeout": timeout})
+                        yield
+
+                found = read(at, self.table, scan, found, batch)
+                done += end - first
         return found
 
     def _share(self, sizes: Sizes) -> tuple[float, int]:
