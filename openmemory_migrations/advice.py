@@ -10,13 +10,13 @@ from .log import share
 from .quality import Quality
 from .searching import ITERATIVE
 
-PAGE = 8192  # bytes
+PAGE, CENTRE = 8192, 28  # bytes of a page; that a centre has beside its vector (src/ivfflat.h)
 UNEVEN, FEW_PAGES = 3, 200  # lists are never quite even, and what is small doesn't matter
 SAME = 0.999  # two exact searches that agree in so much differ by ties only
 
 
-def advice(quality: Quality, extension: Extension, index: Index | None, rows: int) -> Iterator[Finding]:
-    """Each with what to do about it, the most important first; `index` of so many rows was searched by."""
+def advice(quality: Quality, extension: Extension, index: Index | None) -> Iterator[Finding]:
+    """Each with what to do about it, the most important first; `index` is the one that was searched by."""
     session, best, searched = quality.session, quality.best, quality.searched
     if searched.method is None:
         yield Finding(
@@ -27,7 +27,7 @@ def advice(quality: Quality, extension: Extension, index: Index | None, rows: in
             "openmemory-migrations index",
         )
         return
-    if index and (uneven := _uneven(quality, index, rows)):
+    if index and (uneven := _uneven(quality, index)):
         yield uneven
     if quality.planned.by_index < quality.queries:
         yield Finding(
@@ -90,7 +90,7 @@ def advice(quality: Quality, extension: Extension, index: Index | None, rows: in
         )
 
 
-def _uneven(quality: Quality, index: Index, rows: int) -> Finding | None:
+def _uneven(quality: Quality, index: Index) -> Finding | None:
     """An ivfflat index that was built on an empty table, or on a few rows, has nearly all of them in a few lists.
 
     It finds much, since it reads much: recall can't tell. Where each leaf of a tree has its own, nothing is said.
@@ -99,8 +99,10 @@ def _uneven(quality: Quality, index: Index, rows: int) -> Finding | None:
     pages = index.size // PAGE
     if quality.searched.method != "ivfflat" or not pages:
         return None
-    # the pages of its lists, and one of the table for each row in them, which the filter may take away
-    even = (pages + rows) * min(1, probes / lists)
+    # every search reads all centres; then the pages of its lists, and one of the table for each row in them
+    centre = CENTRE + (2 if quality.searched.half else 4) * quality.dimensions
+    centres = -(-lists // max(1, PAGE // centre))
+    even = centres + (max(0, pages - centres) + quality.rows) * min(1, probes / lists)
     if quality.pages < max(UNEVEN * even, even + FEW_PAGES):
         return None
     return Finding(

@@ -23,20 +23,23 @@ USERS = 3  # of the largest, and as many of the smallest
 QUERIES_A_USER = 5
 ALL = "all sectors"
 
+LARGEST, SMALLEST = "2 DESC, 1", "2, 1 DESC"  # of as many the ones first that are last otherwise
 SIZES = """
 SELECT CAST({group} AS text), count(*) FROM {table} WHERE {eligible} AND {group} IS NOT NULL
-GROUP BY 1 ORDER BY 2 DESC, 1
+GROUP BY 1 HAVING count(*) > {least} ORDER BY {order} LIMIT {most}
 """
-# by place and not by key, so that a table without one can be asked; values are fetched for the chosen rows only
+# by place and not by key, so that a table without one can be asked; values are fetched for the chosen rows only. Of a
+# large group only the hashes below a bound are sorted: a few times as many as are wanted
 CHOSEN = """
 WITH om_chosen AS (
-  SELECT tableoid AS om_part, ctid AS om_place, md5({key}) AS om_hash,
-         row_number() OVER (PARTITION BY {group} ORDER BY md5({key})) AS om_number
-  FROM {table} WHERE {eligible}{among})
+  SELECT tableoid AS om_part, ctid AS om_place, md5({key}) COLLATE "C" AS om_hash,
+         row_number() OVER (PARTITION BY {group} ORDER BY md5({key}) COLLATE "C") AS om_number
+  FROM {table} WHERE {eligible} AND md5({key}) COLLATE "C" < {bound})
 SELECT t.{source}, {sector_number}, {user_number}
 FROM om_chosen JOIN {table} AS t ON t.ctid = om_place AND t.tableoid = om_part
 WHERE om_number <= :each ORDER BY om_number, om_hash
 """
+SPARE = 5  # times as many as are wanted, below the bound
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,10 @@ class Asked:
             for name in one.names:
                 self.names.setdefault(name, []).append(number)
         self.exact = Exact(self.queries, k + 1)  # a row's own is among them
+        self.rows = 0  # that have passed by
 
     def see(self, batch: Batch) -> None:
+        self.rows += len(batch)
         # bytes that are no vector stand beside one that is stale
         finite = np.isfinite(batch.values).all(axis=1)
         self.exact.add(batch.values[finite], batch.sectors[finite], batch.users[finite])
@@ -83,37 +88,48 @@ class Choice:
 
     def ask(self, number: int, k: int, *, of_users: bool = True) -> Asked:
         """About `number` queries, as many of each sector, and besides some of the largest and the smallest users."""
-        sectors, users = self._sizes("sector")[:MOST_SECTORS], self._sizes("user_id") if of_users else []
-        some = min(USERS, len(users) // 2)
-        largest, smallest = users[:some], users[len(users) - some :]
-        sector, user = self.columns["sector"] if sectors else None, self.columns["user_id"]
-        groups = Groups(sector, user, tuple(sectors), tuple(largest + smallest))
-        each = -(-number // max(1, len(sectors)))
+        sectors = self._sizes("sector", LARGEST, MOST_SECTORS)
+        # whoever has one row has nothing that could be found beside it
+        largest = self._sizes("user_id", LARGEST, USERS, least=1) if of_users else {}
+        few = self._sizes("user_id", SMALLEST, USERS, least=1) if of_users else {}
+        smallest = {name: rows for name, rows in few.items() if name not in largest}
+        sector, user = self.columns["sector"] if sectors else None, self.columns["user_id"] if largest else None
+        groups = Groups(sector, user, tuple(sectors), (*largest, *smallest))
         named = []
-        for query in self._chosen(groups, sector, sectors, each):
-            of = (f"sector {sectors[query.sector - 1]}",) if query.sector else ()
+        for query in self._chosen(groups, sector, sectors, -(-number // max(1, len(sectors)))):
+            of = (f"sector {groups.sectors[query.sector - 1]}",) if query.sector else ()
             named.append(Named(Query(query.vector, query.sector), (ALL, *of)))
-        if user and users:
-            for query in self._chosen(groups, user, largest + smallest, QUERIES_A_USER):
+        if user:
+            for query in self._chosen(groups, user, largest | smallest, QUERIES_A_USER):
                 kind = "largest users" if query.user <= len(largest) else "smallest users"
                 named.append(Named(query, (kind,)))
         return Asked(named, groups, k)
 
-    def _sizes(self, column: str) -> list[str]:
-        """The groups of that column, the largest first."""
+    def _sizes(self, column: str, order: str, most: int, least: int = 0) -> dict[str, int]:
+        """The rows of the groups of that column, the largest or the smallest groups first."""
         if self.columns[column] is None:
-            return []
-        return [name for name, _ in self.db.rows(SIZES, group=quote(column), **self.names)]
+            return {}
+        names = {"group": quote(column), "order": order, "most": str(most), "least": str(least)}
+        return {str(name): int(rows) for name, rows in self.db.rows(SIZES, **names, **self.names)}
 
-    def _chosen(self, groups: Groups, column: str | None, among: Sequence[str], each: int) -> list[Query]:
-        """So many of each group, each with its own sector and user."""
-        group = quote(column) if column else "CAST(NULL AS text)"
-        condition = ""
-        if column:
-            array = "ARRAY[" + ", ".join(map(literal, among)) + "]"
-            condition = f" AND CAST({group} AS text) = ANY (CAST({array} AS text[]))"
-        names: Mapping[str, str] = {"sector_number": groups.sector_number, "user_number": groups.user_number}
-        rows = self.db.rows(CHOSEN, {"each": each}, group=group, among=condition, **names, **self.names)
-        queries = [Query(np.frombuffer(bytes(source), "<f4"), sector, user) for source, sector, user in rows]
+    def _chosen(self, groups: Groups, column: str | None, among: Mapping[str, int], each: int) -> list[Query]:
+        """So many of each group, each with its own sector and user; `among` are the groups' rows."""
+        names: dict[str, str] = {"sector_number": groups.sector_number, "user_number": groups.user_number}
+        if column is None:
+            rows = int(self.db.value("SELECT count(*) FROM {table} WHERE {eligible}", **self.names))
+            names |= {"group": "CAST(NULL AS text)", "bound": _bound(each, rows)}
+        else:
+            number = groups.sector_number if column == groups.sector_column else groups.user_number
+            bounds = ", ".join(_bound(each, rows) for rows in among.values())
+            # NULL, and so no row, where the group is none of these
+            names |= {"group": quote(column), "bound": f"(CAST(ARRAY[{bounds}] AS text[]))[{number}]"}
+        found = self.db.rows(CHOSEN, {"each": each}, **names, **self.names)
+        queries = [Query(np.frombuffer(bytes(source), "<f4"), sector, user) for source, sector, user in found]
         # nothing is near to zeros, and a stale vector's bytes may hold anything
         return [query for query in queries if query.vector.any() and np.isfinite(query.vector).all()]
+
+
+def _bound(wanted: int, rows: int) -> str:
+    """Below it are about `SPARE` times as many hashes, of `rows`, as are wanted; all where there are no more."""
+    share = SPARE * (wanted + 1) / max(1, rows)
+    return literal("g" if share >= 1 else f"{int(share * 16**8):08x}")

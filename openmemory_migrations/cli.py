@@ -6,7 +6,9 @@ Data on stdout, messages on stderr. Exit codes: 0 fine, 1 not fine, 2 usage, con
 from __future__ import annotations
 
 import argparse
+import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,8 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; an error of ours is printed without a traceback."""
     options = parser().parse_args(argv)
     _log_to_stderr(logging.WARNING if options.quiet else logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # names may have characters that the terminal has not
     try:
         return int(COMMANDS[options.command].run(options))
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except MigrationError as error:
         print(f"ERROR:  {error}", file=sys.stderr)
         return error.exit_code

@@ -16,8 +16,9 @@ from .sqlerrors import as_migration_error
 from .target import Target, quote
 
 WANTED_RECALL = 0.95
-GLANCE_BYTES = 4 * 1024**3  # of a table whose bytes are all read, to know the true neighbours
-TABLE_SIZE = "SELECT sum(pg_catalog.pg_table_size(oid)) FROM unnest(CAST(:tables AS oid[])) AS oid"
+MEASURE = "openmemory-migrations verify measures it, and says which settings find enough."
+GLANCE_BYTES = 64 * 1024**3  # of a table whose rows are looked through for some to ask with
+TABLE_SIZE = "SELECT coalesce(sum(pg_catalog.pg_table_size(oid)), 0) FROM unnest(CAST(:tables AS oid[])) AS oid"
 
 
 def upgrade(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
@@ -117,14 +118,14 @@ def advise(db: Database, target: Target, settings: Settings, table: Table, exten
     if spread or size > GLANCE_BYTES:
         log.notice(
             "what they find of the true neighbours is not measured in a table as large as this",
-            hint="openmemory-migrations verify measures it, and says which settings find enough.",
+            hint=MEASURE,
         )
         return
     try:
         found = proof.glance(db, target, table, extension, WANTED_RECALL, settings.lock_timeout_ms)
     # the index is in place, and that is what this step is for
-    except proof.Changed as changed:
-        log.notice(f"what they find can't be measured: {changed.message}")
+    except (proof.Changed, proof.TooLong) as problem:
+        log.notice(f"what they find is not measured: {problem.message}", hint=MEASURE)
         return
     except DBAPIError as error:
         if error.connection_invalidated:

@@ -7,6 +7,7 @@ and isn't named in alembic.ini, and `alembic` is named there.
 from __future__ import annotations
 
 import logging
+import math
 
 logger = logging.getLogger("alembic.openmemory_migrations")
 
@@ -35,8 +36,8 @@ def _write(level: int, word: str, message: str, detail: str | None, hint: str | 
 
 
 def share(part: float) -> str:
-    """`97 %`, of a share between 0 and 1."""
-    return f"{100 * part:.0f} %"
+    """`97.2 %`, of a share between 0 and 1; never rounded up to one that isn't reached."""
+    return f"{math.floor(1000 * part + 1e-6) / 10:g} %"
 
 
 def duration(seconds: float) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from . import catalog, citus, console, indexes, partitions, verification
+from . import catalog, citus, console, indexes, log, partitions, verification
 from .asking import Asked, Choice
 from .catalog import Extension, Index, Table
 from .database import Database
@@ -20,6 +22,7 @@ from .verification import Comparing, Comparison
 
 LOCK_TIMEOUT_MS = 30_000
 GLANCE_QUERIES, GLANCE_K = 20, 10
+GLANCE_SECONDS = 60.0  # for reading the rows that the true neighbours are among
 
 LISTS_OF_LEAVES = """
 SELECT max(CAST(substr(option, 7) AS integer))
@@ -31,6 +34,10 @@ WHERE t.isleaf AND option LIKE 'lists=%'
 
 class Changed(MigrationError):
     """The table isn't what it was when it was looked up."""
+
+
+class TooLong(MigrationError):
+    """For a look in passing."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,7 @@ See = Callable[[Batch], object]
 
 def prove(db: Database, target: Target, table: Table, extension: Extension, asking: Asking, see: See = bool) -> Proof:
     """`see` gets every batch that is compared. Raises MigrationError for a table that Citus has spread over shards."""
-    with db.transaction():
-        if citus.shards(db, table.oid):
-            raise MigrationError(f"{target} is distributed by Citus, where rows can't be read by their places")
+    require_places(db, target, table)
     with _snapshot(db, target, table) as everything:
         chosen = verification.sample(db, everything, asking.sample) if asking.sample else everything
         index = valid_index(db, target, table)
@@ -90,6 +95,13 @@ def prove(db: Database, target: Target, table: Table, extension: Extension, aski
     return Proof(found, index, quality, reason)
 
 
+def require_places(db: Database, target: Target, table: Table) -> None:
+    """Raises MigrationError for a table whose rows can't be read by their places."""
+    with db.transaction():
+        if citus.shards(db, table.oid):
+            raise MigrationError(f"{target} is distributed by Citus, where rows can't be read by their places")
+
+
 def glance(
     db: Database, target: Target, table: Table, extension: Extension, wanted: float, lock_timeout_ms: int
 ) -> Glance | None:
@@ -101,7 +113,7 @@ def glance(
         asked = Choice(db, target, table, extension, size).ask(GLANCE_QUERIES, GLANCE_K, of_users=False)
         if index is None or not asked.queries:
             return None
-        gather(db, target, table, extension, everything, size, asked)
+        gather(db, target, table, extension, everything, size, asked, GLANCE_SECONDS)
         searched = _searched(db, target, table, index)
         searcher = Searcher(db, extension, asked.groups, table.key, size, searched, GLANCE_K + 1)
         measurement = Measurement(searcher, asked, searched)
@@ -206,13 +218,17 @@ def gather(
     everything: list[Window],
     size: int,
     asked: Asked,
+    seconds: float = math.inf,
 ) -> None:
-    """The true neighbours are among all rows, though only some are compared."""
+    """The true neighbours are among all rows, though only some are compared. Raises TooLong after so many seconds."""
+    over = time.monotonic() + seconds
     fixed = table.columns[target.vector].dimensions is not None
     total = sum(window.end for window in everything)
     with console.shown(f"reading {target.table}", total, "pages") as shown, planned(db, "verifying"):
         for batch in batches(db, everything, size, fixed=fixed, groups=asked.groups, ext=quote(extension.schema)):
             db.stop.check()
+            if time.monotonic() > over:
+                raise TooLong(f"reading all rows takes longer than {log.duration(seconds)}")
             shown.to(batch.pages)
             asked.see(batch)
 
@@ -228,7 +244,7 @@ def _looked_at_again(
     with _snapshot(db, target, table) as everything:
         # a row that has been updated may be in a page that wasn't there before
         now = chosen if found.sampled else everything
-        again = Comparing(db, target, table, extension, now).run(Groups(), lambda batch: None)
+        again = _compare(db, target, table, extension, now, None, bool)
     again.sampled = found.sampled
     again.looked_at_again = max(0, found.rows_wrong - again.rows_wrong)
     return again

@@ -49,6 +49,8 @@ class Quality:
     """
 
     k: int
+    rows: int  # that were searched
+    dimensions: int
     wanted: float  # recall
     searched: Searched
     queries: int
@@ -83,16 +85,41 @@ class Measurement:
         """None where there is nothing to ask."""
         if not self.asked.names.get(ALL):
             return None
-        planned = self.one(PLANNED)
-        session = self.one(SESSION) if self.searched.method else planned
+        every_row = self.one(EVERY_ROW, self.few())
+        planned = self.planned() if self.searched.method else every_row
+        session = self.one(SESSION) if self.searched.method else every_row
         tried = self.sweep(series)
-        every_row = self.one(EVERY_ROW, EXACT_QUERIES)
-        pages = self.pages(SESSION) if self.searched.method else 0.0
-        defaults = self.searcher.defaults([name for one in tried for name in one.way.settings])
-        queries = len(self.asked.queries)
         return Quality(
-            self.asked.k, wanted, self.searched, queries, defaults, planned, session, every_row, tried, pages
+            k=self.asked.k,
+            rows=self.asked.rows,
+            dimensions=len(self.asked.queries[0].vector),
+            wanted=wanted,
+            searched=self.searched,
+            queries=len(self.asked.queries),
+            defaults=self.searcher.defaults([name for one in tried for name in one.way.settings]),
+            planned=planned,
+            session=session,
+            every_row=every_row,
+            tried=tried,
+            pages=self.pages(SESSION) if self.searched.method else 0.0,
         )
+
+    def few(self) -> list[int]:
+        """Queries for what reads every row: some over all sectors, and one or two of each kind of user."""
+        users = [of[:2] for name, of in self.asked.names.items() if "users" in name]
+        return sum(users, self.asked.names[ALL][:EXACT_QUERIES])
+
+    def planned(self) -> Tried:
+        """As the planner has it: what it reads row by row is exact, and a few such searches tell how long they take."""
+        by_index = self.by_index(PLANNED)
+        others = [number for number in range(len(self.asked.queries)) if number not in set(by_index)]
+        return self.one(PLANNED, sorted([*by_index, *others[:EXACT_QUERIES]]), len(by_index))
+
+    def by_index(self, way: Way) -> list[int]:
+        """The queries that take the index, by their plans."""
+        with self.searcher.way(way):
+            pairs = enumerate(zip(self.asked.queries, self.asked.texts, strict=True))
+            return [number for number, (query, text) in pairs if self.searcher.takes_index(query, text)]
 
     def pages(self, way: Way) -> float:
         """How many pages a search reads, in the mean over a few."""
@@ -105,25 +132,27 @@ class Measurement:
         tried = []
         for ever_more in series:
             for way in ever_more:
-                tried.append(self.one(way, len(self.asked.names[ALL])))
+                tried.append(self.one(way, self.asked.names[ALL]))
                 found = tried[-1].all
                 if found.recall is None or (found.recall >= enough and not found.short):
                     break
         return tried
 
-    def one(self, way: Way, most: int | None = None) -> Tried:
-        """All queries, or the first few of those over all sectors."""
+    def one(self, way: Way, numbers: Sequence[int] = (), by_index: int | None = None) -> Tried:
+        """These queries, or all; `by_index` where it is known how many take the index."""
         asked, searcher = self.asked, self.searcher
-        numbers = asked.names[ALL][:most] if most else range(len(asked.queries))
+        numbers = numbers or range(len(asked.queries))
         with searcher.way(way):
-            by_index = sum(searcher.takes_index(asked.queries[number], asked.texts[number]) for number in numbers)
+            if by_index is None:
+                by_index = sum(searcher.takes_index(asked.queries[number], asked.texts[number]) for number in numbers)
             answers = {number: searcher.ask(asked.queries[number], asked.texts[number]) for number in numbers}
         groups = {
             name: _found(asked, self.searched.metric, {number: answers[number] for number in of if number in answers})
             for name, of in asked.names.items()
             if any(number in answers for number in of)
         }
-        found = Tried(way, by_index, groups.pop(ALL), groups)
+        none = Found(0, None, None, 0, 0.0, 0.0)
+        found = Tried(way, by_index, groups.pop(ALL, none), groups)
         self.told(found)
         return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from . import building_progress, catalog, locks, partitions
 from .catalog import Table
-from .database import Database
+from .database import APPLICATION_NAME, Database
 from .finding import Finding
 from .settings import Settings
 from .target import Target, literal, quote
@@ -15,9 +15,13 @@ from .target import Target, literal, quote
 OLD = 5  # seconds that a transaction has been open
 SHOWN = 5
 
+# with a snapshot or a write that CONCURRENTLY waits for, or a lock on the table; a run of ours gives way by itself
 TRANSACTIONS = """
-SELECT pid, application_name, usename, state, xact_start FROM pg_catalog.pg_stat_activity
+SELECT pid, application_name, usename, state, xact_start FROM pg_catalog.pg_stat_activity AS a
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+  AND application_name NOT LIKE :ours
+  AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL
+       OR EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.relation = ANY (:tables)))
   AND xact_start < clock_timestamp() - CAST(:seconds AS integer) * interval '1 second'
 ORDER BY xact_start LIMIT {most}
 """
@@ -61,12 +65,15 @@ def in_the_way(db: Database, target: Target, table: Table | None) -> Iterator[Fi
             "Whether their transactions are old can't be told.",
             f"GRANT pg_read_all_stats TO {role};",
         )
-    for pid, name, role, state, since in db.rows(TRANSACTIONS, {"seconds": OLD}, most=str(SHOWN)):
+    tables = [part.oid for part in partitions.parts(db, table.oid)] if table else []
+    old = {"seconds": OLD, "ours": APPLICATION_NAME + "%", "tables": tables}
+    for pid, name, role, state, since in db.rows(TRANSACTIONS, old, most=str(SHOWN)):
         yield Finding(
             "warning",
             "old-transaction",
-            f'process {pid} ("{name}", role {role}, {state}) has had a transaction open since {since:%H:%M:%S %Z}',
-            "CREATE INDEX CONCURRENTLY waits for its end, and VACUUM can't clean up behind the backfill.",
+            f'process {pid} ("{name}", role {role}, {state}) has had a transaction open since'
+            f" {since:%Y-%m-%d %H:%M:%S %Z}",
+            "The steps, and CREATE INDEX CONCURRENTLY, wait for its end; VACUUM can't clean up behind the backfill.",
             f"SELECT pg_terminate_backend({pid}); unless it ends by itself.",
         )
     for gid, owner, since in db.rows(PREPARED):
@@ -87,7 +94,6 @@ def in_the_way(db: Database, target: Target, table: Table | None) -> Iterator[Fi
             f"Locks are held by {'; '.join(holders)}.",
             "Nothing to do if they are short: it is tried 30 times. Else raise OM_LOCK_TIMEOUT_MS in a quiet hour.",
         )
-    tables = [part.oid for part in partitions.parts(db, table.oid)]
     for pid, phase, name in db.rows(VACUUMS, {"tables": tables}):
         yield Finding(
             "notice",

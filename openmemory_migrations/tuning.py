@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sqlalchemy.exc import DBAPIError
 
 from . import building, console, indexes, log
-from .asking import Choice
+from .asking import ALL, Choice
 from .catalog import Extension, Table
 from .database import Database
 from .errors import MigrationError
 from .indexes import HALFVEC_DIMENSIONS, INDEX_DIMENSIONS, ROWS_A_LIST, Plan
 from .partitions import Part
-from .proof import Asking, gather
+from .proof import Asking, gather, require_places
 from .quality import EXACT_QUERIES, Measurement, Tried, fastest
 from .reading import windows
 from .searching import EVERY_ROW, Searched, Searcher, ways
@@ -107,6 +108,7 @@ def tune(
     db: Database, target: Target, table: Table, extension: Extension, settings: Settings, asking: Asking
 ) -> Tuning:
     """Raises MigrationError where there is too little to learn from, or no session to keep a temporary table in."""
+    require_places(db, target, table)
     size = table.columns[target.vector].dimensions
     if size is None:
         raise MigrationError(f"column {quote(target.vector)} of {target} has no dimensions, so it can't be indexed")
@@ -122,9 +124,12 @@ def tune(
     if rows < ROWS_A_LIST:
         raise MigrationError(f"{target} has {rows:,} vectors to learn from, at least {ROWS_A_LIST} are needed")
     at = copy.at(db)
-    with at.transaction():
+    with _untimed(at):
         asked = Choice(at, target, table, extension, size).ask(asking.queries, asking.k, of_users=False)
         gather(at, target, table, extension, windows(at, [copy]), size, asked)
+
+    if not asked.names.get(ALL):
+        raise MigrationError(f"no vector of {target} can be asked with: all that were looked at are zeros")
 
     def measurement(searched: Searched) -> Measurement:
         searcher = Searcher(at, extension, asked.groups, table.key, size, searched, asking.k + 1)
@@ -139,13 +144,13 @@ def tune(
                 options = dict(option.split(" = ") for option in plan.options.split(", "))
                 numbers = {name: int(value) for name, value in options.items()}
                 searched = Searched(candidate.index_metric, plan.method, half, numbers)
-                with at.transaction():
+                with _untimed(at):
                     tried = measurement(searched).sweep(ways(searched, extension), asking.wanted)
                     at.run("DROP INDEX pg_temp.{index}", index=quote(INDEX))
                 found.append(Candidate(candidate, plan, half, *built, tried))
         shown.to(len(plans))
-    with at.transaction():
-        every_row = measurement(Searched(settings.index_metric)).one(EVERY_ROW, EXACT_QUERIES)
+    with _untimed(at):
+        every_row = measurement(Searched(settings.index_metric)).one(EVERY_ROW, asked.names[ALL][:EXACT_QUERIES])
         at.run("DROP TABLE {table}")
     return Tuning(rows, of, asking.k, asking.wanted, found, every_row)
 
@@ -168,11 +173,20 @@ def candidates(
                 yield wanted, plan, half
 
 
+@contextmanager
+def _untimed(db: Database) -> Iterator[None]:
+    """A transaction that no timeout of a role's ends: a build, or a look at every row, takes its time."""
+    with db.transaction():
+        db.set_local("statement_timeout", "0")
+        db.outlive_timeouts()
+        yield
+
+
 def _copied(db: Database, target: Target, table: Table, size: int, most: int) -> tuple[int, int, Part]:
     """How many rows have been copied, of how many, and where to."""
     wanted = [*table.key, "sector", "user_id", target.source, target.vector]
     columns = ", ".join(quote(name) for name in dict.fromkeys(wanted) if name in table.columns)
-    with db.transaction():
+    with _untimed(db):
         of = int(
             db.value(
                 "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND octet_length({source}) = {octets}",
@@ -182,7 +196,7 @@ def _copied(db: Database, target: Target, table: Table, size: int, most: int) ->
     # a little more than needed: how many come is chance
     percent = min(100.0, 100.0 * (1.05 * most + 100) / max(1, of))
     names = {"copy": quote(COPY), "columns": columns, "octets": str(4 * size), "rows": str(most)}
-    with db.transaction():
+    with _untimed(db):
         rows = int(db.run(CREATE, percent=f"{percent:.6f}", **names).rowcount)
         db.run("ANALYZE pg_temp.{copy}", copy=quote(COPY))
     return rows, of, Part(0, None, "pg_temp", COPY, "r", "", owned=True, rows_hidden=False)
@@ -193,8 +207,7 @@ def _build(at: Database, settings: Settings, plan: Plan) -> tuple[float, int] | 
     memory_kb = building.memory_for(at, settings, plan)
     began = time.monotonic()
     try:
-        with at.transaction():
-            at.set_local("statement_timeout", "0")
+        with _untimed(at):
             at.set_local("maintenance_work_mem", f"{memory_kb}kB")
             at.run(
                 "CREATE INDEX {index} ON {table} USING {method} ({expression}) WITH ({options})",

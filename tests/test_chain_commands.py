@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -11,7 +12,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 
 from .commands import om
-from .helpers import Database, alembic, checksum, create_table, load, mismatches, random_rows
+from .helpers import ROOT, Database, alembic, checksum, create_table, load, mismatches, random_rows
 from .states import BACKFILL, EXPAND, HEAD, indexes, snapshot, stamp, without_extension
 
 DIM = 16
@@ -123,3 +124,23 @@ def test_without_a_database_nothing_is_guessed() -> None:
         done = om(None, *args)
         assert done.returncode != 0
         assert "no database is configured" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["check", "status", "verify", "tune", "index", "backfill", "report"])
+def test_where_there_is_no_postgres_there_is_nothing_to_do_and_json_all_the_same(command: str) -> None:
+    done = om(None, command, "--json", env={"OM_METADATA_BACKEND": "sqlite"})
+
+    assert done.returncode == 0, done.log
+    assert isinstance(json.loads(done.stdout), dict)
+    assert "OM_METADATA_BACKEND is sqlite" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    script = f"{sys.executable} -m openmemory_migrations sql -x vec_dim=8 | head -1; echo ${{PIPESTATUS[0]}}"
+
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) == 2

@@ -224,3 +224,18 @@ def test_what_happens_to_a_partition_during_the_build_does_not_fail_it(
     assert len(leaves(tree)) == (8 if "late" in change else 6)
     alembic(tree, "downgrade", BACKFILL)
     assert set(map(len, vector_indexes(tree).values())) == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", [{"OM_INDEX": "hnsw"}, {"OM_INDEX_LISTS": "2"}, {}])
+def test_a_tree_without_partitions_is_migrated_too(database: Database, env: dict[str, str]) -> None:
+    database.run(
+        f"CREATE TABLE {TABLE} (id uuid, sector text, user_id text, v bytea, dim integer NOT NULL,"
+        " PRIMARY KEY (id, sector)) PARTITION BY LIST (sector)"
+    )
+    alembic(database, "upgrade", "head", env={"OM_VEC_DIM": str(DIM), **env})
+    database.run(f"CREATE TABLE later PARTITION OF {TABLE} FOR VALUES IN ('semantic', 'episodic')")
+    load(database, [row for row in random_rows(50, DIM) if row.sector in ("semantic", "episodic")])
+
+    assert mismatches(database) == []
+    alembic(database, "downgrade", "base", env={"OM_VEC_DIM": str(DIM)})

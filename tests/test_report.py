@@ -119,6 +119,18 @@ def test_as_json_it_has_the_same(table: Database) -> None:
 
 
 @pytest.mark.slow
+def test_a_file_may_be_a_link_and_may_be_json(table: Database, tmp_path: Path) -> None:
+    (tmp_path / "there.json").write_text("old")
+    (tmp_path / "link").symlink_to("there.json")
+
+    done = report(table, "--json", "--output", str(tmp_path / "link"))
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "there.json").read_text())["fine"] is True
+
+
+@pytest.mark.slow
 def test_what_is_wrong_is_in_it_and_in_the_exit_code(table: Database) -> None:
     table.run(f"ALTER TABLE {TABLE} DISABLE TRIGGER USER")
     table.run(f"UPDATE {TABLE} SET v = %s WHERE user_id = 'user03'", pack([1.5] * DIM))

@@ -184,6 +184,13 @@ def test_what_can_not_be_tuned(
 
 
 @pytest.mark.slow
+def test_a_statement_timeout_of_the_roles_does_not_end_it(table: Database) -> None:
+    table.run(f"ALTER ROLE postgres IN DATABASE {table.name} SET statement_timeout = '20ms'")
+
+    assert tune(table, 0)["best"]
+
+
+@pytest.mark.slow
 def test_a_role_that_may_only_read_is_told_what_it_lacks(table: Database) -> None:
     role = f"reader_{table.name}"
     table.run(f"CREATE ROLE {role} LOGIN; GRANT SELECT ON {TABLE} TO {role}")

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     facts = running.on_postgres(options, work)
     if facts is None:
-        return 0
+        return output.nothing(options)
     settings, target = running.configured(options)
     output.write(options, _data(facts, target, settings), _lines(facts, target, settings))
     if not options.json:

@@ -1,7 +1,7 @@
 """write state, verification and pictures as one HTML file, to attach to a change request; reads only
 
-It proves what verify proves, and its exit code is that of verify. Pictures need the extra `report`; without it their
-figures are there as tables.
+It proves what verify proves. Exit code 0 when status and verify would end with 0. Pictures need the extra `report`;
+without it their figures are there as tables.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ def run(options: argparse.Namespace) -> int:
 
     report = running.on_postgres(options, work)
     if report is None:
+        nothing = page.paragraph("There is no Postgres to migrate: OM_METADATA_BACKEND is sqlite.")
+        _write(options.output, output.as_json({"fine": True}) if options.json else page.page("Vectors", [nothing]))
         return 0
     if options.json:
-        output.write(options, report.data(), [])
+        _write(options.output, output.as_json(report.data()))
     else:
         _write(options.output, page.page(f"Vectors of {report.target}", report.parts()))
     return 0 if report.fine else 1
@@ -157,25 +159,30 @@ def _searches(quality: Quality) -> Iterator[tuple[str, ...]]:
 def _require_writable(file: str | None) -> None:
     if file is None:
         return
-    folder = Path(file).absolute().parent
-    if Path(file).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(
-            f'--output "{file}" can\'t be written', hint=f'It must be a file in a folder that is there, "{folder}".'
-        )
+    path = Path(file).resolve()
+    place = path if path.exists() and not path.is_file() else path.parent
+    if path.is_dir() or not path.parent.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(f'--output "{file}" can\'t be written', hint="Name a file in a folder that is there.")
 
 
 def _write(file: str | None, text: str) -> None:
     if file is None:
-        sys.stdout.write(text)
+        # the page says that it is UTF-8, whatever the terminal's encoding
+        sys.stdout.buffer.write(text.encode())
         sys.stdout.flush()
         return
-    # beside it first: whoever opens the file meanwhile sees the old one or the new one
-    unfinished = Path(f"{file}.{os.getpid()}.tmp")
+    path = Path(file).resolve()  # the file that a link leads to
+    unfinished = path
     try:
+        if path.is_file() or not path.exists():
+            # beside it first: whoever opens the file meanwhile sees the old one or the new one
+            unfinished = Path(f"{path}.{os.getpid()}.tmp")
         unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
+        if unfinished != path:
+            unfinished.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
+        if unfinished != path:
+            with suppress(OSError):
+                unfinished.unlink()
         raise UsageError(f'--output "{file}" can\'t be written: {error.strerror}') from error
     log.notice(f'report written to "{file}"')

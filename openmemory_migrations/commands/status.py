@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
     result = running.on_postgres(options, work)
     if result is None:
-        return 0
+        return output.nothing(options)
     found, installed = result
     settings, _ = running.configured(options)
     judged = judge(found, settings, installed)

@@ -37,8 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     found = running.on_postgres(options, work)
     if found is None:
-        output.write(options, {"fine": True}, [])
-        return 0
+        return output.nothing(options)
     best = found.best
     data = {
         "fine": best is not None,

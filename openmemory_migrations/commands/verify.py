@@ -76,8 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
     result = running.on_postgres(options, work)
     if result is None:
-        output.write(options, {"fine": True}, [])
-        return 0
+        return output.nothing(options)
     _, target = running.configured(options)
     verdict = judge(*result, options.fail_under)
     output.write(options, verdict.data(target), verdict.lines(target))
@@ -121,7 +120,7 @@ class Verdict:
 def judge(table: Table, extension: Extension, found: Proof, fail_under: float | None) -> Verdict:
     below = _below(found, fail_under)
     findings = [below] if below else []
-    findings += advice.advice(found.quality, extension, found.index, found.comparison.rows) if found.quality else []
+    findings += advice.advice(found.quality, extension, found.index) if found.quality else []
     return Verdict(table, found, findings, found.comparison.fine and not below, fail_under)
 
 
