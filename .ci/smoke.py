@@ -64,8 +64,12 @@ def migrate(project: Path, url: str) -> None:
         cursor.execute("SELECT * FROM openmemory_vectors")
         assert len(cursor.description or ()) == 5
         with TemporaryDirectory() as empty:
-            for arguments in (["upgrade", "om_20240107_pgvector"], ["backfill"], ["upgrade"], ["status"]):
+            for arguments in (
+                *(["check"], ["upgrade", "om_20240107_pgvector"], ["backfill"], ["upgrade"], ["status"]),
+                *(["verify"], ["tune"], ["index", "--rebuild"], ["report", "--output", "report.html"]),
+            ):
                 run("openmemory-migrations", Path(empty), url, *arguments)
+            assert (Path(empty) / "report.html").read_text().startswith("<!DOCTYPE html>")
         cursor.execute("SELECT v_vector::text, count(*) FROM openmemory_vectors GROUP BY 1")
         assert cursor.fetchall() == [("[1,-2]", 100)]
     connection.close()
