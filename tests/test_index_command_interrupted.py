@@ -146,9 +146,8 @@ def test_a_signal_while_the_old_one_is_dropped_leaves_the_new_one(table: Databas
     try:
         # what has read the table by the old index keeps it from going, and not the new one from being built
         with always_searchable(table), closing(table.connect()) as connection, connection.cursor() as cursor:
-            process = start_om(table, *args, env=env)
-            wait_until(lambda: indexes(table).get(NEW, ("", False))[1])
             cursor.execute(f"BEGIN; SELECT FROM {TABLE} LIMIT 1")
+            process = start_om(table, *args, env=env)
             wait_until(lambda: OLD in indexes(table) and not indexes(table)[OLD][1])
             process.send_signal(signal.SIGINT)
             stopped = result(process)
