@@ -146,7 +146,7 @@ def test_a_table_with_hardly_a_row(database: Database, rows: int) -> None:
 @pytest.mark.slow
 def test_while_a_run_is_going_on(table: Database) -> None:
     alembic(table, "upgrade", EXPAND)
-    process = start_alembic(table, "upgrade", "head", env={"BACKFILL_BATCH": "10", "OM_BACKFILL_PAUSE_MS": "50"})
+    process = start_alembic(table, "upgrade", "head", env={"BACKFILL_BATCH": "10", "OM_BACKFILL_PAUSE_MS": "150"})
     wait_until(lambda: converted(table) > 20)
 
     found = status(table, 1)
