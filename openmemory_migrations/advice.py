@@ -8,7 +8,7 @@ from .catalog import Extension, Index
 from .finding import Finding
 from .log import share
 from .quality import Quality
-from .searching import ITERATIVE
+from .searching import ITERATIVE, listed
 
 PAGE, CENTRE = 8192, 28  # bytes of a page; that a centre has beside its vector (src/ivfflat.h)
 UNEVEN, FEW_PAGES = 3, 200  # lists are never quite even, and what is small doesn't matter
@@ -55,10 +55,9 @@ def advice(quality: Quality, extension: Extension, index: Index | None) -> Itera
         )
     recall = session.all.recall
     if recall is not None and recall < quality.wanted:
-        defaults = ", ".join(f"{name} = {value}" for name, value in quality.defaults.items())
         found = (
-            f"with what a session has by default ({defaults}) the index finds {share(recall)} of the true neighbours,"
-            f" {share(quality.wanted)} are wanted"
+            f"with what a session has by default ({listed(quality.defaults)}) the index finds {share(recall)}"
+            f" of the true neighbours, {share(quality.wanted)} are wanted"
         )
         if best:
             reached = f"{share(best.all.recall or 0)} in {best.all.p50_ms:.1f} ms, against {session.all.p50_ms:.1f} ms."

@@ -125,9 +125,15 @@ def _metric(quality: Quality) -> str:
     return {"l2": "L2 (<->)", "cosine": "cosine (<=>)", "ip": "inner product (<#>)"}[quality.searched.metric]
 
 
-def _row(name: str, found: Found) -> str:
+def cells(found: Found) -> tuple[str, str, str, str, str]:
+    """Recall, in memory, short, p50 and p95 in milliseconds."""
     recall, in_memory = ("-" if share is None else f"{share:.3f}" for share in (found.recall, found.in_memory))
-    return f"{name:<{WIDTH}}{recall:>8}{in_memory:>11}{found.short:>7,}{found.p50_ms:>9.1f}{found.p95_ms:>9.1f}"
+    return recall, in_memory, f"{found.short:,}", f"{found.p50_ms:.1f}", f"{found.p95_ms:.1f}"
+
+
+def _row(name: str, found: Found) -> str:
+    recall, in_memory, short, p50, p95 = cells(found)
+    return f"{name:<{WIDTH}}{recall:>8}{in_memory:>11}{short:>7}{p50:>9}{p95:>9}"
 
 
 def finding_lines(findings: Iterable[Finding]) -> Iterable[Line]:

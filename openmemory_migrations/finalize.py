@@ -11,6 +11,7 @@ from .database import Database
 from .errors import ANEW
 from .indexes import NoIndex, Plan
 from .leftovers import by_converting, by_reading, leftovers
+from .searching import listed
 from .settings import Settings
 from .sqlerrors import as_migration_error
 from .target import Target, quote
@@ -134,7 +135,6 @@ def advise(db: Database, target: Target, settings: Settings, table: Table, exten
         return
     if found is None or found.session.all.recall is None:
         return
-    defaults = ", ".join(f"{name} = {value}" for name, value in found.defaults.items())
     short = found.session.all.short
     if found.session.all.recall >= WANTED_RECALL and not short:
         hint = None
@@ -144,8 +144,9 @@ def advise(db: Database, target: Target, settings: Settings, table: Table, exten
     else:
         hint = "No setting finds enough; openmemory-migrations tune looks for a better index."
     log.notice(
-        f"with what a session has by default ({defaults}) they find {log.share(found.session.all.recall)} of the true"
-        f" neighbours, by {found.queries:,} of the table's own rows within their sectors",
+        f"with what a session has by default ({listed(found.defaults)}) they find"
+        f" {log.share(found.session.all.recall)} of the true neighbours,"
+        f" by {found.queries:,} of the table's own rows within their sectors",
         detail=f"{short:,} of them bring fewer than {proof.GLANCE_K} rows, though there are more." if short else None,
         hint=hint,
     )

@@ -60,6 +60,10 @@ class Searched:
         return cls(metric, index.method, kind == "halfvec", options | ({"lists": lists} if lists else {}))
 
 
+def listed(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in settings.items())
+
+
 @dataclass(frozen=True)
 class Way:
     """Settings of a session; `by` is what finds the rows: whatever the planner takes, or what we make it take."""
@@ -68,7 +72,7 @@ class Way:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} = {value}" for name, value in self.settings.items()) or f"by {self.by}"
+        return listed(self.settings) or f"by {self.by}"
 
     @property
     def sql(self) -> str:

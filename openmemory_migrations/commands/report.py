@@ -18,7 +18,6 @@ from typing import Any
 
 from .. import __version__, catalog, describe, dimensions, log, output, page, pictures, proof, running, state
 from ..errors import UsageError
-from ..quality import Found, Quality
 from ..spread import Norms
 from ..steps import Step
 from ..target import Target
@@ -135,7 +134,8 @@ class Report:
         if plt and quality.tried:
             yield page.figure(pictures.recall_against_latency(plt, quality), "Recall against latency")
         head = ("", "recall", "in memory", "short", "p50 ms", "p95 ms")
-        yield page.table(head, _searches(quality), numbers=5)
+        rows = [(name, *describe.cells(found)) for name, found in describe.searches(quality)]
+        yield page.table(head, rows, numbers=5)
 
     def _norms(self, plt: Any) -> Iterator[str]:
         norms = self.norms
@@ -146,14 +146,6 @@ class Report:
         )
         if plt and norms.bins():
             yield page.figure(pictures.norms(plt, norms), "Rows by the length of their vector")
-
-
-def _searches(quality: Quality) -> Iterator[tuple[str, ...]]:
-    def row(name: str, found: Found) -> tuple[str, ...]:
-        recall, in_memory = ("-" if one is None else f"{one:.3f}" for one in (found.recall, found.in_memory))
-        return name, recall, in_memory, f"{found.short:,}", f"{found.p50_ms:.1f}", f"{found.p95_ms:.1f}"
-
-    return (row(name, found) for name, found in describe.searches(quality))
 
 
 def _require_writable(file: str | None) -> None:
