@@ -117,6 +117,8 @@ def require_name(target: Target, table_oid: int, present: Index | None, taken: b
 
 def duplicate_of(db: Database, target: Target, table_oid: int, wanted: Plan) -> str | None:
     """The index under the second mirrored name, where it is the same as that under the first; says so."""
+    if target.mirrored_index == target.index:
+        return None
     with db.transaction():
         found = catalog.indexes(db, target.schema, target.mirrored_index).get(target.mirrored_index)
     if found is None or found.table_oid != table_oid or not wanted.matches(found):
@@ -127,7 +129,7 @@ def duplicate_of(db: Database, target: Target, table_oid: int, wanted: Plan) -> 
 
 def drop(db: Database, name: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
     """DROP INDEX CONCURRENTLY; does nothing if it isn't there."""
-    with db.autocommit(), _settings(db, {"lock_timeout": lock_timeout}):
+    with db.autocommit(), session_settings(db, {"lock_timeout": lock_timeout}):
         db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
 
 
@@ -141,7 +143,7 @@ def _build(db: Database, target: Target, settings: Settings, table_oid: int, wan
         with ExitStack() as stack:
             stack.enter_context(building_progress.shown(db, table_oid, f"index {quote(target.index)}"))
             stack.enter_context(db.autocommit())
-            stack.enter_context(_settings(db, {"maintenance_work_mem": f"{memory_kb}kB"}))
+            stack.enter_context(session_settings(db, {"maintenance_work_mem": f"{memory_kb}kB"}))
             # no IF NOT EXISTS: it would keep an invalid index and say nothing
             db.run(
                 "CREATE INDEX CONCURRENTLY {index} ON {table} USING {method} ({expression}) WITH ({options})",
@@ -223,7 +225,7 @@ def _size(kilobytes: int) -> str:
 
 
 @contextmanager
-def _settings(db: Database, more: Mapping[str, str]) -> Iterator[None]:
+def session_settings(db: Database, more: Mapping[str, str]) -> Iterator[None]:
     """Settings of the session for one statement that has no transaction to set them in; put back afterwards.
 
     Behind a pooler in transaction mode they would stay with a server process that other clients use: there the

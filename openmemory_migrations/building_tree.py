@@ -21,7 +21,7 @@ from .indexes import NoIndex, Plan
 from .partitions import Part
 from .settings import Settings
 from .sqlerrors import UNDEFINED_TABLE, sqlstate
-from .target import Target, quote
+from .target import Target, derived, quote
 
 Tree = list[tuple[Part, Plan]]  # from the root down: what index each of the tables is to have
 ROUNDS = 5  # one is enough unless partitions come while the index is built
@@ -134,7 +134,8 @@ def drop_parent(db: Database, settings: Settings, part: Part, index: str) -> Non
 
 def own_target(db: Database, target: Target, part: Part) -> tuple[Database, Target]:
     """The part as a target of its own, so that its index has a name like any table's."""
-    own = replace(target, schema=part.schema, table=part.name)
+    named = target.index_name if part.parent is None or target.index_name is None else derived(part.name, "_hnsw_idx")
+    own = replace(target, schema=part.schema, table=part.name, index_name=named)
     return db.at(own.names()), own
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import partitions
 from .database import Database
-from .target import OWN_COMMENT, SET_ASIDE, quote
+from .target import CUT_OVER, OWN_COMMENT, SET_ASIDE, quote
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Column:
     @property
     def ours(self) -> bool:
         return self.is_vector and self.comment.startswith(OWN_COMMENT)
+
+    @property
+    def cut_over(self) -> bool:
+        return self.is_vector and self.comment.startswith(CUT_OVER)
 
     @property
     def set_aside(self) -> bool:

@@ -1,4 +1,5 @@
-"""Re-encodes whole batches: COPY's binary rows of float32 little-endian bytes to arrays of pgvector's binary form.
+"""Re-encodes whole batches: COPY's binary rows of float32 little-endian bytes to arrays of pgvector's binary form, and
+back.
 
 Pure: bytes in, bytes out, no I/O. It assumes that every row of a batch holds the same number of dimensions (the query
 sees to that), so a batch is one array with a fixed stride and no row costs any Python.
@@ -25,7 +26,7 @@ _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
 SHOWN = 5  # tids of bad rows that a batch names; the rest are only counted
 GROUP_BYTES, GROUP_ROWS = 64 * 1024, 256
-TID, XID = 27, 28  # oids of the types, the same in every PostgreSQL
+BYTEA, TID, XID = 17, 27, 28  # oids of the types, the same in every PostgreSQL
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,15 @@ def parse(copied: bytes | memoryview, dimensions: int) -> Rows:
     )
 
 
+def parse_vectors(copied: bytes | memoryview, dimensions: int) -> Rows:
+    """The same of rows (tid, xid, vector), whose values can all be bytes."""
+    vector = np.dtype([("size", ">i2"), ("unused", ">i2"), ("elements", ">u4", (dimensions,))])
+    rows = records(copied, f"{dimensions} dimensions", ("tid", "V6"), ("xmin", "V4"), ("value", vector))
+    good = np.empty(len(rows), [("tid", "V6"), ("xmin", "V4"), ("value", "<u4", (dimensions,))])
+    good["tid"], good["xmin"], good["value"] = rows["tid"], rows["xmin"], rows["value"]["elements"]
+    return Rows(good, len(rows), tid_of(rows["tid"][-1]) if len(rows) else None, [])
+
+
 def records(copied: bytes | memoryview, what: str, *columns: tuple[Any, ...]) -> npt.NDArray[np.void]:
     """The rows of one COPY … TO STDOUT (FORMAT binary), each column (name, numpy type, shape) always of one size.
 
@@ -81,23 +91,25 @@ def records(copied: bytes | memoryview, what: str, *columns: tuple[Any, ...]) ->
     return rows
 
 
-def encode(rows: npt.NDArray[np.void], vector_oid: int, filenode: int) -> bytes:
-    """Encodes good rows as COPY … FROM STDIN (FORMAT binary) takes them, (filenode oid, tid[], xid[], vector[]) each.
+def encode(rows: npt.NDArray[np.void], element_oid: int, filenode: int) -> bytes:
+    """Encodes good rows as COPY … FROM STDIN (FORMAT binary) takes them, (filenode oid, tid[], xid[], values) each.
 
+    The values are an array of vectors, whose type has an oid of its own in every database, or of bytea.
     `filenode` is the file that the table had when they were read.
     """
     dimensions = rows.dtype["value"].shape[0]
     each = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * dimensions)))
     full = len(rows) - len(rows) % each
-    parts = [_groups(rows[:full], each, vector_oid, filenode)]
+    parts = [_groups(rows[:full], each, element_oid, filenode)]
     if full < len(rows):
-        parts.append(_groups(rows[full:], len(rows) - full, vector_oid, filenode))
+        parts.append(_groups(rows[full:], len(rows) - full, element_oid, filenode))
     return b"".join((_HEADER, *(part.data for part in parts), _TRAILER))
 
 
-def _groups(rows: npt.NDArray[np.void], each: int, vector_oid: int, filenode: int) -> npt.NDArray[np.void]:
+def _groups(rows: npt.NDArray[np.void], each: int, element_oid: int, filenode: int) -> npt.NDArray[np.void]:
     dimensions = rows.dtype["value"].shape[0]
-    vector = [("size", ">i4"), ("dimensions", ">i2"), ("unused", ">i2"), ("value", ">u4", (dimensions,))]
+    head = [("size", ">i4")] if element_oid == BYTEA else [("size", ">i4"), ("dimensions", ">i2"), ("unused", ">i2")]
+    value = ("value", "<u4" if element_oid == BYTEA else ">u4", (dimensions,))
     layout = np.dtype(
         [
             ("fields", ">i2"),
@@ -105,14 +117,14 @@ def _groups(rows: npt.NDArray[np.void], each: int, vector_oid: int, filenode: in
             ("filenode", ">u4"),
             ("tids", _array([("size", ">i4"), ("value", "V6")], each)),
             ("xmins", _array([("size", ">i4"), ("value", "V4")], each)),
-            ("vectors", _array(vector, each)),
+            ("values", _array([*head, value], each)),
         ]
     )
     groups = np.empty(len(rows) // each, layout)
     groups["fields"] = 4
     groups["filenode_size"] = 4
     groups["filenode"] = filenode
-    for name, oid in (("tids", TID), ("xmins", XID), ("vectors", vector_oid)):
+    for name, oid in (("tids", TID), ("xmins", XID), ("values", element_oid)):
         array = groups[name]
         items = array["items"]
         array["size"] = layout[name].itemsize - 4
@@ -124,11 +136,12 @@ def _groups(rows: npt.NDArray[np.void], each: int, vector_oid: int, filenode: in
         items["size"] = items.dtype.itemsize - 4
     groups["tids"]["items"]["value"] = rows["tid"].reshape(-1, each)
     groups["xmins"]["items"]["value"] = rows["xmin"].reshape(-1, each)
-    vectors = groups["vectors"]["items"]
-    vectors["dimensions"] = dimensions
-    vectors["unused"] = 0
+    values = groups["values"]["items"]
+    if element_oid != BYTEA:
+        values["dimensions"] = dimensions
+        values["unused"] = 0
     # as integers: a float conversion could quieten a NaN or flush a denormal, a byte swap can't
-    vectors["value"] = rows["value"].view("<u4").reshape(-1, each, dimensions)
+    values["value"] = rows["value"].view("<u4").reshape(-1, each, dimensions)
     return groups
 
 

@@ -16,7 +16,7 @@ from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, locks, partitions
+from . import catalog, codec, locks, partitions
 from .beside import ahead, side_by_side
 from .catalog import Extension, Table
 from .claims import Claims
@@ -24,7 +24,7 @@ from .database import Database
 from .pace import Pace
 from .partitions import Part
 from .progress import Progress
-from .reading import PLAN, Found, Reader
+from .reading import FORTH, PLAN, Found, Reader, Way
 from .settings import Settings
 from .target import Target
 from .writing import Stage
@@ -33,10 +33,19 @@ from .writing import Stage
 class ClientEngine:
     """Works on the leaves of a partitioned table, which it finds anew for each pass."""
 
-    def __init__(self, db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+    def __init__(
+        self,
+        db: Database,
+        target: Target,
+        settings: Settings,
+        table: Table,
+        extension: Extension,
+        way: Way = FORTH,
+    ) -> None:
         self.db, self.target, self.settings, self.table, self.extension = db, target, settings, table, extension
+        self.way = way
         with db.transaction():
-            self.vector_oid = catalog.vector_oid(db)
+            self.element_oid = catalog.vector_oid(db) if way is FORTH else codec.BYTEA
             self.lock_timeout = locks.batch_timeout(db, settings)
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
@@ -47,14 +56,15 @@ class ClientEngine:
             reader = Reader(
                 what=progress.what,
                 parts=leaves,
+                way=self.way,
                 column=self.target.vector,
                 dimensions=dimensions,
                 most_rows=self.settings.backfill_batch,
-                vector_oid=self.vector_oid,
+                element_oid=self.element_oid,
                 lock_timeout=self.lock_timeout,
                 claims=claims,
             )
-            _Writer(db, self.lock_timeout, self.extension, progress).take(reader, pace.on(db))
+            _Writer(db, self.lock_timeout, self.extension, self.way, progress).take(reader, pace.on(db))
 
         side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])
 
@@ -62,8 +72,8 @@ class ClientEngine:
 class _Writer:
     """Writes batch after batch, each in a transaction of its own, in smaller parts while something is in the way."""
 
-    def __init__(self, db: Database, lock_timeout: str, extension: Extension, progress: Progress) -> None:
-        self.db, self.lock_timeout, self.extension, self.progress = db, lock_timeout, extension, progress
+    def __init__(self, db: Database, lock_timeout: str, extension: Extension, way: Way, progress: Progress) -> None:
+        self.db, self.lock_timeout, self.extension, self.way, self.progress = db, lock_timeout, extension, way, progress
         self.most_rows = sys.maxsize
         self.part: Part | None = None
         self.stage: Stage | None = None
@@ -82,7 +92,7 @@ class _Writer:
         if self.stage is None or part != self.part:
             self._drop()
             with self.db.transaction():
-                self.stage = Stage(part.at(self.db), self.extension.names())
+                self.stage = Stage(part.at(self.db), self.extension.names(), self.way)
             self.part = part
         return self.stage
 

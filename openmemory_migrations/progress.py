@@ -32,6 +32,7 @@ class Progress:
     total: int
     pending: Callable[[Database], int]
     others: Callable[[], object] = bool  # none
+    doing: str = "backfill"  # in application_name
     told: tuple[int, int] | None = None  # done and skipped, when last said at the end of a pass
     converted: int = 0  # by this run
     skipped: int = 0
@@ -106,7 +107,7 @@ class Progress:
 
     @property
     def application_name(self) -> str:
-        return f"{APPLICATION_NAME} backfill {self.percent} %"
+        return f"{APPLICATION_NAME} {self.doing} {self.percent} %"
 
     def __str__(self) -> str:
         done = self.done

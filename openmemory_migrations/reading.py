@@ -1,4 +1,4 @@
-"""Reads the rows that have bytes and no vector, in physical order, unit by unit of the table's pages.
+"""Reads the rows that have bytes and no vector, or the other way round, in physical order, unit by unit of their pages.
 
 A unit is claimed before it is read, so that workers in this process and in others share a table without doing anything
 twice.
@@ -6,7 +6,7 @@ twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -40,13 +40,33 @@ SELECT ctid, xmin, {source} FROM ONLY {table}
 WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NULL AND octet_length({source}) = {octets}
 LIMIT {rows}
 """
+READ_BACK = """
+SELECT ctid, xmin, {vector} FROM ONLY {table}
+WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {source} IS NULL AND {vector} IS NOT NULL
+LIMIT {rows}
+"""
 FILENODE = "SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass))"
+
+
+@dataclass(frozen=True)
+class Way:
+    """Which column is filled from which: how rows are read, and in SQL what is written, as an array of which type."""
+
+    read: str
+    parse: Callable[[bytes | memoryview, int], Rows]
+    written: str
+    element: str
+
+
+FORTH = Way(READ, codec.parse, "{vector}", "{ext}.vector")
+BACK = Way(READ_BACK, codec.parse_vectors, "{source}", "bytea")
 
 
 class Scan:
     """A walk over the pending rows of one length, in physical order, from one page to before another."""
 
-    def __init__(self, dimensions: int, most_rows: int, first_page: int, end_page: int) -> None:
+    def __init__(self, dimensions: int, most_rows: int, first_page: int, end_page: int, way: Way = FORTH) -> None:
+        self.way = way
         self.dimensions = dimensions
         self.most_rows = self.rows = max(1, min(most_rows, BATCH_BYTES // (4 * dimensions)))
         self.end_page = end_page
@@ -68,7 +88,7 @@ class Scan:
         return {name: str(value) for name, value in bounds.items()}
 
     def read(self, db: Database) -> Rows:
-        return codec.parse(db.copy_out(READ, **self.names), self.dimensions)
+        return self.way.parse(db.copy_out(self.way.read, **self.names), self.dimensions)
 
     def advance(self, rows_read: int, last_tid: tuple[int, int] | None) -> None:
         # fewer rows than asked for: nothing is left before the end of what was looked at
@@ -88,14 +108,14 @@ class Found:
     part: Part
     rows: npt.NDArray[np.void]
     payload: bytes
-    vector_oid: int
+    element_oid: int
     filenode: int
     rows_bad: int
 
     def some(self, first: int, end: int) -> bytes:
         """What COPY takes of some of the rows."""
         whole = (first, end) == (0, len(self.rows))
-        return self.payload if whole else codec.encode(self.rows[first:end], self.vector_oid, self.filenode)
+        return self.payload if whole else codec.encode(self.rows[first:end], self.element_oid, self.filenode)
 
 
 class Gone(MigrationError):
@@ -112,10 +132,11 @@ class Reader:
 
     what: str  # for the log
     parts: Sequence[Part]  # with rows of their own
+    way: Way
     column: str  # of the vectors
     dimensions: int
     most_rows: int
-    vector_oid: int
+    element_oid: int
     lock_timeout: str
     claims: Claims
     held: int = 0
@@ -143,13 +164,13 @@ class Reader:
             claimed = self.claims.take(db, space, range(first, min(first + at_once, units)))
             self.held += len(claimed)
             for start, end in runs(claimed):
-                scan = Scan(self.dimensions, self.most_rows, start * UNIT, min(end * UNIT, pages))
+                scan = Scan(self.dimensions, self.most_rows, start * UNIT, min(end * UNIT, pages), self.way)
                 while scan.more:
                     rows, filenode = self._read(db, scan, part)
                     scan.advance(rows.rows_read, rows.last_tid)
                     if rows.rows_read:
-                        payload = codec.encode(rows.good, self.vector_oid, filenode)
-                        yield Found(part, rows.good, payload, self.vector_oid, filenode, rows.rows_bad)
+                        payload = codec.encode(rows.good, self.element_oid, filenode)
+                        yield Found(part, rows.good, payload, self.element_oid, filenode, rows.rows_bad)
 
     def _pages(self, db: Database, part: Part) -> int:
         """Of the table as it is now: what is added behind them is the next pass's."""

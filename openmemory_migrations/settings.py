@@ -191,7 +191,16 @@ class Settings:
     single_transaction: bool = _option(
         "OM_SINGLE_TRANSACTION", _switch(), False, "with --sql: no COMMIT and no CONCURRENTLY in the script"
     )
-    accept_loss: int = _option("OM_ACCEPT_LOSS", _whole(0, 2**63 - 1), 0, "number of values that a downgrade may drop")
+    accept_loss: int = _option(
+        "OM_ACCEPT_LOSS", _whole(0, 2**63 - 1), 0, "number of values that a downgrade or a cutover may leave behind"
+    )
+    cutover: str | None = _option(
+        "OM_CUTOVER",
+        _choice("swap", "drop"),
+        None,
+        "what the cutover does: swap makes v_vector v and keeps the bytes as v_bytea, drop takes v away",
+    )
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)  # names of those that were set
 
     def __post_init__(self) -> None:
         if self.index_ef_construction < 2 * self.index_m:
@@ -211,6 +220,12 @@ class Settings:
         """The configured dimensions, or None: then the rows decide."""
         return self.vec_dim or (TIER_DIMENSIONS[self.tier] if self.tier else None)
 
+    @property
+    def native(self) -> Settings:
+        """The same for a `v` that is a vector: the index that newer OpenMemory makes, unless told otherwise."""
+        wanted = {"index": "hnsw", "index_metric": "cosine"}
+        return dataclasses.replace(self, **{k: v for k, v in wanted.items() if k not in self.given})  # type: ignore[arg-type]
+
     @classmethod
     def load(cls, arguments: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
         """Settings from `arguments` (-x names) over `environ` (default: this process's) over the defaults.
@@ -229,7 +244,7 @@ class Settings:
                 if raw is not None and raw != "":
                     values[name] = _read(option, source, raw)
                     break
-        return cls(**values)
+        return cls(**values, given=frozenset(values))
 
 
 def _read(option: Option, source: str, raw: Any) -> Any:
@@ -245,7 +260,9 @@ def _read(option: Option, source: str, raw: Any) -> Any:
         ) from None
 
 
-OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(Settings)}
+OPTIONS: dict[str, Option] = {
+    f.name: f.metadata["option"] for f in dataclasses.fields(Settings) if "option" in f.metadata
+}
 
 
 def refuse_unknown(arguments: Mapping[str, str]) -> None:

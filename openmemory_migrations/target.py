@@ -14,6 +14,8 @@ _preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: 
 
 OWN_COMMENT = "openmemory_migrations: kept equal to "  # on a column of ours; what has it not is adopted
 SET_ASIDE = "openmemory_migrations: set aside; "  # on an adopted column, before the comment that it had
+CUT_OVER = "openmemory_migrations: cut over; "  # on the column of vectors, before what the way back has to know
+NEWER_INDEX = "openmemory_vectors_hnsw_idx"  # which newer OpenMemory looks for, whatever the table is called
 
 
 def quote(identifier: str) -> str:
@@ -46,6 +48,7 @@ class Target:
     source: str = "v"
     vector: str = "v_vector"
     suffix: str = ""  # of the index's name, as long as another index serves searches under the name without it
+    index_name: str | None = None  # instead of one by table and column
 
     @classmethod
     def of(cls, settings: Settings) -> Target:
@@ -64,13 +67,33 @@ class Target:
         return derived(self.table, kind + suffix)
 
     @property
+    def archive(self) -> str:
+        """The column of bytes beside vectors in whose place they were, or are to be again."""
+        return derived(self.source, "_bytea")
+
+    @property
+    def swapped(self) -> Target:
+        """The same after a swap: vectors in the place of the bytes."""
+        return replace(self, source=self.archive, vector=self.source)
+
+    @property
+    def dropped(self) -> Target:
+        """The same after a drop: bytes, if there are any, beside the vectors."""
+        return replace(self, source=self.archive)
+
+    @property
+    def newer(self) -> Target:
+        """The same with the index that newer OpenMemory makes on its `v`."""
+        return replace(self, index_name=NEWER_INDEX if self.source in ("v", "v_bytea") else None)
+
+    @property
     def index(self) -> str:
-        return self._own("_idx" + self.suffix)
+        return derived(self.index_name, self.suffix) if self.index_name else self._own("_idx" + self.suffix)
 
     @property
     def mirrored_index(self) -> str:
         """The second name, under which OpenMemory's finalize SQL makes a duplicate."""
-        return self._own("_ivfflat_idx" + self.suffix)
+        return self.index if self.index_name else self._own("_ivfflat_idx" + self.suffix)
 
     @property
     def new(self) -> Target:
@@ -91,6 +114,21 @@ class Target:
     def sync(self) -> str:
         """Trigger and its function."""
         return self._own("_sync")
+
+    @property
+    def back(self) -> str:
+        """Trigger, and its function, that keeps the bytes beside vectors in step with them."""
+        return derived(self.table, f"_{self.archive}_sync")
+
+    @property
+    def kept(self) -> str:
+        """The table that keeps bytes which no vector can hold."""
+        return derived(self.table, f"_{self.source}_kept")
+
+    @property
+    def left(self) -> str:
+        """The index, and the constraint, that a cutover has for the time until its switch."""
+        return self._own("_left")
 
     @property
     def comment(self) -> str:
@@ -114,6 +152,12 @@ class Target:
             "adopted": quote(self.adopted),
             "sync": quote(self.sync),
             "sync_function": f"{quote(self.schema)}.{quote(self.sync)}",
+            "archive": quote(self.archive),
+            "back": quote(self.back),
+            "back_function": f"{quote(self.schema)}.{quote(self.back)}",
+            "unconvert": f"{quote(self.schema)}.{quote('openmemory_vector_to_bytea')}",
+            "left": quote(self.left),
+            "kept": f"{quote(self.schema)}.{quote(self.kept)}",
             "convert": f"{quote(self.schema)}.{quote('openmemory_bytea_to_vector')}",
             "comment": literal(self.comment),
         }

@@ -14,7 +14,7 @@ from . import catalog, codec, locks, synctrigger
 from .catalog import Extension, Table
 from .database import APPLICATION_NAME, Database
 from .expand import vector_type
-from .reading import BATCH_BYTES, FILENODE, PLAN, Scan, pages_of
+from .reading import BATCH_BYTES, FILENODE, FORTH, PLAN, Scan, pages_of
 from .settings import Settings
 from .target import Target, quote
 from .writing import Stage
@@ -105,7 +105,7 @@ def _client(copy: Database, extension: Extension, dimensions: int, batch: int) -
     filenode = copy.value(FILENODE, {"table": copy.names["table"]})
     timeout = copy.value("SELECT current_setting('lock_timeout')")
     copy.run(PLAN, {"name": f"{APPLICATION_NAME} trying how fast it goes", "lock_timeout": timeout})
-    stage = Stage(copy, extension.names())
+    stage = Stage(copy, extension.names(), FORTH)
     scan = Scan(dimensions, batch, 0, pages_of(copy))
     rows, reading, writing = 0, 0.0, 0.0
     while scan.more:

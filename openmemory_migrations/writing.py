@@ -1,4 +1,4 @@
-"""Gives rows their vectors, from a binary COPY into a temporary table that keeps nothing.
+"""Gives rows their vectors, or their bytes, from a binary COPY into a temporary table that keeps nothing.
 
 Its trigger updates the rows of one group after the other, by tid and xmin, with a plan that is made once.
 """
@@ -6,20 +6,21 @@ Its trigger updates the rows of one group after the other, by tid and xmin, with
 from __future__ import annotations
 
 from .database import Database
+from .reading import Way
 from .synctrigger import tag
 from .target import literal, quote
 
 STAGE = "openmemory_migrations_stage"
 # (tid, xmin) names one version of one row as long as nobody rewrites the table, which then gets another file
 CREATE = (
-    "CREATE TEMPORARY TABLE {stage} (filenode oid, tids tid[], versions xid[], vectors {ext}.vector[])",
+    "CREATE TEMPORARY TABLE {stage} (filenode oid, tids tid[], versions xid[], elements {element}[])",
     """
     CREATE FUNCTION pg_temp.{stage}() RETURNS trigger LANGUAGE plpgsql AS {tag}
     #variable_conflict use_column
     BEGIN
-      UPDATE ONLY {table} AS t SET {vector} = s.vector
-      FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions), pg_catalog.unnest(NEW.vectors))
-           AS s (tid, version, vector)
+      UPDATE ONLY {table} AS t SET {written} = s.element
+      FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions), pg_catalog.unnest(NEW.elements))
+           AS s (tid, version, element)
       WHERE t.ctid = s.tid AND t.xmin = s.version
         AND pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode;
       RETURN NULL;
@@ -34,12 +35,14 @@ DROP = ("DROP TABLE pg_temp.{stage}", "DROP FUNCTION pg_temp.{stage}()")
 class Stage:
     """Made with the first batch and dropped at the end; with every batch where a pooler may change the session."""
 
-    def __init__(self, db: Database, ext: dict[str, str]) -> None:
+    def __init__(self, db: Database, ext: dict[str, str], way: Way) -> None:
         self._db = db
         self._lasting = not db.pooled
         self._made = False
         names = {**db.names, **ext, "stage": quote(STAGE), "table_text": literal(db.names["table"])}
-        self._names = {name: names[name] for name in ("stage", "table_text", *ext)} | {"tag": tag(names.values())}
+        names |= {"written": way.written.format_map(names), "element": way.element.format_map(names)}
+        own = ("stage", "table_text", "written", "element", *ext)
+        self._names = {name: names[name] for name in own} | {"tag": tag(names.values())}
 
     def write(self, payload: bytes) -> None:
         """Writes what codec.encode() has made of rows, inside the transaction that is open."""

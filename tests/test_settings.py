@@ -54,6 +54,7 @@ RIGHT: dict[str, tuple[str, Any]] = {
     "index_memory": ("2 gb", 2 * 1024**2),
     "lock_timeout_ms": ("1", 1),
     "accept_loss": ("9223372036854775807", 2**63 - 1),
+    "cutover": ("Swap", "swap"),
 }
 NUMBERS = ["x", "-1", "1.5", "1e3", "+1", "0x10", "1_000", "1 000", "²", "9" * 5000]
 WRONG: dict[str, tuple[list[str], str]] = {
@@ -88,6 +89,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "lock_timeout_ms": ([*NUMBERS, "0", "600001"], "a whole number from 1 to 600,000"),
     "accept_loss": ([*NUMBERS, "9223372036854775808"], "a whole number from 0 to 9,223,372,036,854,775,807"),
+    "cutover": (["on", "archive", "swap drop"], "swap or drop"),
 }
 ANY_TEXT = {"pg_host", "pg_db", "pg_user", "pg_password", "pg_ssl_ca"}
 each_wrong_value = pytest.mark.parametrize(
@@ -158,6 +160,7 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
         "index_ef_construction": 64,
         "lock_timeout_ms": 500,
         "accept_loss": 0,
+        "given": frozenset(),
     }
 
 
