@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from . import catalog, log, partitions
 from .catalog import Column, Table
+from .cutover.mark import Mark
 from .database import Database
 from .errors import ANEW, MigrationError
+from .partitions import Part
 from .settings import Settings
 from .target import Target, quote
 
@@ -46,6 +48,9 @@ def require_table(db: Database, target: Target) -> Table:
                 hint="Only tables of this server can be migrated; detach it, or migrate it where it is.",
             )
     source = table.columns.get(target.source)
+    if Mark.of(table, target):
+        _require_visible(target, parts)
+        return table
     if source is None:
         raise MigrationError(
             f"table {target} has no column {quote(target.source)}",
@@ -57,16 +62,23 @@ def require_table(db: Database, target: Target) -> Table:
             f"column {quote(target.source)} of {target} is of type {source.type}",
             hint="Expected bytea (float32, little-endian), as OpenMemory creates it.",
         )
+    _require_visible(target, parts)
+    return table
+
+
+def _require_visible(target: Target, parts: list[Part]) -> None:
     if hidden := [part for part in parts if part.rows_hidden]:
         raise MigrationError(
             f"row-level security of {hidden[0]} would hide rows from this role",
             hint="Connect as a role that bypasses it: the owner (without FORCE), one with BYPASSRLS, a superuser.",
         )
-    return table
 
 
 def already_vector(table: Table, target: Target) -> bool:
-    """Whether `v` is a vector already, as newer OpenMemory creates it; says so."""
+    """Whether `v` is a vector already, as newer OpenMemory creates it, or the table was cut over; says so."""
+    if found := Mark.of(table, target):
+        log.notice(f"{found.said(target)}; nothing to do")
+        return True
     if not table.columns[target.source].is_vector:
         return False
     log.notice(f"column {quote(target.source)} of {target} is of type vector already, nothing to do")

@@ -104,6 +104,11 @@ class Database:
     def value(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Any:
         return self.run(template, parameters, **names).scalar()
 
+    def quietly(self, template: str, /, **names: str) -> None:
+        """Without the server's NOTICE that there is nothing to drop; inside a transaction."""
+        with self.local("client_min_messages", "warning"):
+            self.run(template, **names)
+
     def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
         """What COPY (`template`) TO STDOUT (FORMAT binary) gives, whole. Never the first statement of a transaction."""
         with self._heeding_signals(), self._wrapping_errors("COPY"):

@@ -11,13 +11,20 @@ from sqlalchemy.engine import Connection, Engine
 
 from . import catalog, checks, locks
 from .connecting import engine_of, reconnecting, required_url
+from .cutover.mark import Mark
 from .database import Database
 from .errors import MigrationError
 from .settings import Settings, refuse_unknown
 from .signals import Stop, listening
 from .target import Target, quote
 
-VERSION_TABLE = "openmemory_alembic_version"
+VERSION_TABLE, CUTOVER_VERSION_TABLE = "openmemory_alembic_version", "openmemory_cutover_version"
+CUTOVER = "cutover"  # the section of alembic.ini, or what the console script calls so
+
+
+def version_table() -> str:
+    """That of the lineage which Alembic runs: the chain's, or the cutover's."""
+    return CUTOVER_VERSION_TABLE if context.config.config_ini_section == CUTOVER else VERSION_TABLE
 
 
 def run() -> None:
@@ -47,7 +54,7 @@ def _print(settings: Settings) -> None:
         dialect_name="postgresql",
         dialect_opts={"paramstyle": "named"},
         literal_binds=True,
-        version_table=VERSION_TABLE,
+        version_table=version_table(),
         version_table_schema=settings.pg_schema,
     )
     with nullcontext() if settings.single_transaction else context.begin_transaction():
@@ -55,7 +62,7 @@ def _print(settings: Settings) -> None:
 
 
 def _run_postgres(engine: Engine, settings: Settings) -> None:
-    what = f"the chain of {quote(settings.pg_schema)}.{quote(VERSION_TABLE)}"
+    what = f"the chain of {quote(settings.pg_schema)}.{quote(version_table())}"
     with ExitStack() as held:
         stop = Stop()
         with listening(stop, lambda: None):
@@ -69,7 +76,7 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
                 f"schema {quote(settings.pg_schema)} does not exist",
                 hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
             )
-        checks.require_version_table(db, settings.pg_schema, VERSION_TABLE)
+        checks.require_version_table(db, settings.pg_schema, version_table())
         connection.rollback()  # or Alembic would take the transaction for somebody else's
         steps = _migrate(connection, settings)
         # of the functions that Alembic's commands hand over, this is upgrade's
@@ -89,7 +96,7 @@ def _migrate(connection: Connection, settings: Settings) -> int:
 
     context.configure(
         connection=connection,
-        version_table=VERSION_TABLE,
+        version_table=version_table(),
         version_table_schema=None if connection.dialect.name == "sqlite" else settings.pg_schema,
         on_version_apply=applied,
     )
@@ -105,9 +112,18 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
     if not stamped:
         return
     table = checks.require_table(db, target)
-    if not table.columns[target.source].is_vector:
+    cut_over = Mark.of(table, target)
+    is_vector = cut_over or table.columns[target.source].is_vector
+    if version_table() == CUTOVER_VERSION_TABLE and not is_vector:
+        raise MigrationError(
+            f"this database is stamped {', '.join(stamped)}, but {target} is not cut over",
+            detail="The stamp was made for another table or schema, or by hand.",
+            hint="Correct schema and table (OM_PG_SCHEMA, OM_VECTOR_TABLE). If this is the table:"
+            " alembic -n cutover stamp base, then alembic -n cutover upgrade head.",
+        )
+    if not is_vector:
         checks.require_column(table, target, settings, stamped)
     db.rollback()
 
 
-__all__ = ["VERSION_TABLE", "run"]
+__all__ = ["CUTOVER", "CUTOVER_VERSION_TABLE", "VERSION_TABLE", "run"]

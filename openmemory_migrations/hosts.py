@@ -25,6 +25,8 @@ from .errors import UsageError
 
 PACKAGE = "openmemory_migrations"
 LOCATION = f"{PACKAGE}:versions"
+CUTOVER_LOCATION = f"{PACKAGE}:cutover/versions"
+CUTOVER = "om_20240109_cutover"
 EXPAND, BACKFILL, FINALIZE = "om_20240107_pgvector", "om_20240107_backfill", "om_20240108_finalize"
 REVISIONS = (EXPAND, BACKFILL, FINALIZE)
 KNOWS_TOML = "toml_file" in inspect.signature(Config).parameters  # and path_separator: both came with Alembic 1.16
@@ -141,6 +143,8 @@ def revisions(script: ScriptDirectory) -> list[Script]:
 __all__ = [
     "ALEMBIC",
     "BACKFILL",
+    "CUTOVER",
+    "CUTOVER_LOCATION",
     "EXPAND",
     "FINALIZE",
     "KNOWS_TOML",

@@ -6,7 +6,7 @@
     def downgrade(**kw): ops.downgrade_expand(schema="app", table="chunks", column="embedding", dimensions=384)
 
 Each takes its connection from Alembic's `op`. What isn't given as an argument comes from `-x` over OM_* over the
-default, so the same ones belong in each of the six calls. A step commits on the driver's connection before its first
+default, so the same ones belong in each of the calls. A step commits on the driver's connection before its first
 change, and with that whatever the same Alembic run has done before; all its checks come before that.
 """
 
@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
 from . import expand, finalize, log, stamps
+from .cutover import forward, restore
 from .database import Database, refuse_foreign_transaction
 from .errors import MigrationError
 from .offline import Script
@@ -32,9 +33,11 @@ from .target import Target
 __all__ = [
     "Options",
     "downgrade_backfill",
+    "downgrade_cutover",
     "downgrade_expand",
     "downgrade_finalize",
     "upgrade_backfill",
+    "upgrade_cutover",
     "upgrade_expand",
     "upgrade_finalize",
 ]
@@ -63,7 +66,8 @@ class Options(TypedDict, total=False):
     index_ef_construction: int
     index_memory: str  # such as "512MB"
     lock_timeout_ms: int
-    accept_loss: int  # values that a downgrade may drop
+    accept_loss: int  # values that a downgrade or a cutover may leave behind
+    cutover: Literal["swap", "drop"]
 
 
 # the options whose name isn't the -x name
@@ -100,6 +104,7 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
     with _step("downgrade of expand", options) as step:
         if step:
             with step.alone():
+                step.refuse_cut_over()
                 expand.downgrade(step.db, step.target, step.settings)
 
 
@@ -146,7 +151,24 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
     with _step("downgrade of finalize", options) as step:
         if step:
             with step.alone():
+                step.refuse_cut_over()
                 finalize.downgrade(step.db, step.target, step.settings)
+
+
+def upgrade_cutover(**options: Unpack[Options]) -> None:
+    """Verifies every row, then makes the vector column `v` (swap) or takes `v` away (drop). Raises MigrationError."""
+    with _step("cutover", options) as step:
+        if step:
+            with step.alone():
+                forward.upgrade(step.db, step.target, step.settings)
+
+
+def downgrade_cutover(**options: Unpack[Options]) -> None:
+    """Rebuilds the bytes from the vectors, in batches, and puts the columns back. Raises MigrationError."""
+    with _step("downgrade of cutover", options) as step:
+        if step:
+            with step.alone():
+                restore.downgrade(step.db, step.target, step.settings)
 
 
 @contextmanager

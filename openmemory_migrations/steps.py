@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from . import backfill, catalog, checks, locks, log
 from .catalog import Extension, Table
+from .cutover.mark import UNDO_HINT, Mark
 from .database import Database
 from .errors import MigrationError
 from .leftovers import Leftovers
@@ -45,6 +46,13 @@ class Step:
         self.db.take_over()
         assert extension is not None  # there is a column of its type
         return table, extension
+
+    def refuse_cut_over(self) -> None:
+        """Raises MigrationError for a step back from a table that was cut over: its bytes have to be there first."""
+        with self.db.reading():
+            table = catalog.table(self.db, self.target.schema, self.target.table)
+        if table and (found := Mark.of(table, self.target)):
+            raise MigrationError(found.said(self.target), hint=UNDO_HINT)
 
     def backfill(self, table: Table, extension: Extension, *, last: bool) -> Leftovers:
         """Converts what is pending and reports what can't be. Raises MigrationError for that if OM_ON_BAD_ROWS is fail.

@@ -104,7 +104,7 @@ def prove_not_null(db: Database, target: Target, settings: Settings, table: Tabl
     names = {"column": quote(column)}
 
     def add() -> None:
-        db.run("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {left}")
+        unprove_not_null(db)
         db.run("ALTER TABLE {table} ADD CONSTRAINT {left} CHECK ({column} IS NOT NULL) NOT VALID", **names)
 
     what = f"requiring {quote(column)} of {target}"
@@ -128,7 +128,7 @@ def prove_not_null(db: Database, target: Target, settings: Settings, table: Tabl
 
 
 def unprove_not_null(db: Database) -> None:
-    db.run("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {left}")
+    db.quietly("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {left}")
 
 
 def require(db: Database, column: str, not_null: bool) -> None:

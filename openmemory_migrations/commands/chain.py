@@ -13,6 +13,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from .. import hosts, output, running
+from ..environment import CUTOVER
 from ..errors import MigrationError, UsageError
 from . import Command
 
@@ -32,7 +33,8 @@ def current(options: argparse.Namespace) -> int:
     _run(options, command.current, printed)
     revisions = [line.split()[0] for line in printed.getvalue().splitlines()]
     lines = [("", line) for line in printed.getvalue().splitlines()]
-    output.write(options, {"revisions": revisions, "at_head": revisions == [hosts.FINALIZE]}, lines)
+    head = hosts.CUTOVER if hasattr(options, "section") else hosts.FINALIZE
+    output.write(options, {"revisions": revisions, "at_head": revisions == [head]}, lines)
     return 0
 
 
@@ -47,11 +49,22 @@ def sql(options: argparse.Namespace) -> int:
     return 0
 
 
+def cutover(options: argparse.Namespace) -> int:
+    options.section, options.revisions, options.revision = CUTOVER, "head", "head"
+    options.down = options.do == "downgrade"
+    if options.down:
+        options.revisions, options.revision = "head:base", "base"
+    if options.sql:
+        return sql(options)
+    return current(options) if options.do == "current" else (downgrade if options.down else upgrade)(options)
+
+
 def _run(options: argparse.Namespace, work: Callable[[Config], object], stdout: TextIO = sys.stdout) -> None:
     running.configured(options)  # what can't be meant is said before Alembic begins
-    config = Config(cmd_opts=argparse.Namespace(x=options.x), stdout=stdout, output_buffer=stdout)
+    section = getattr(options, "section", "alembic")
+    config = Config(ini_section=section, cmd_opts=argparse.Namespace(x=options.x), stdout=stdout, output_buffer=stdout)
     config.set_main_option("script_location", f"{hosts.PACKAGE}:packaged")
-    config.set_main_option("version_locations", hosts.LOCATION)
+    config.set_main_option("version_locations", hosts.CUTOVER_LOCATION if section == CUTOVER else hosts.LOCATION)
     config.set_main_option(hosts.SEPARATOR, "space")
     try:
         work(config)
@@ -82,9 +95,16 @@ def _script(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--down", action="store_true", help="the way back, FROM:TO such as head:base")
 
 
+def _to_cut_over(parser: argparse.ArgumentParser) -> None:
+    _settings(parser)
+    parser.add_argument("do", choices=("upgrade", "downgrade", "current"), help="which needs OM_CUTOVER, swap or drop")
+    parser.add_argument("--sql", action="store_true", help="print the script instead, as `alembic --sql` does")
+
+
 COMMANDS = {
     "upgrade": Command("run the chain up, as `alembic upgrade` does", _to_head, upgrade),
     "downgrade": Command("run the chain down, as `alembic downgrade` does", _down_to, downgrade),
     "current": Command("print the revision that the database is stamped with", _settings, current),
     "sql": Command("print the chain as a script for psql, as `alembic upgrade --sql` does", _script, sql),
+    "cutover": Command("the last step, and the way back, as `alembic -n cutover` does", _to_cut_over, cutover),
 }

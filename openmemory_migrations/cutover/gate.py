@@ -1,0 +1,170 @@
+"""What has to hold before a table is cut over. Each refusal says what is missing and how to get it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .. import catalog, checks, citus, indexes, log, partitions, proof, switching
+from ..catalog import Extension, Table
+from ..database import Database
+from ..errors import ANEW, INDEX_ANEW, MigrationError
+from ..indexes import NoIndex
+from ..proof import Asking
+from ..settings import Settings
+from ..target import Target, derived, quote
+from ..verification import MEANING, Comparison, shown
+from . import kept
+
+MENDS = {
+    "differs": "UPDATE … SET {source} = {source} for those rows lets the trigger mend them",
+    "missing": "openmemory-migrations backfill converts them",
+    "stale": "UPDATE … SET {source} = {source} for those rows lets the trigger mend them",
+}
+CHOICE = (
+    "OM_CUTOVER=swap: {vector} becomes {source}, of type vector, as newer OpenMemory expects it; the bytes stay as"
+    " {archive}. OM_CUTOVER=drop: {source} and its bytes go, searches use {vector}."
+)
+
+
+def require_mode(settings: Settings, target: Target) -> str:
+    """`swap` or `drop`. Raises MigrationError where neither is chosen: there is no default for a step like this."""
+    if settings.cutover is None:
+        names = {name: quote(getattr(target, name)) for name in ("source", "vector", "archive")}
+        raise MigrationError(
+            "what the cutover is to do isn't set",
+            detail=CHOICE.format_map(names),
+            hint="Set OM_CUTOVER to one of them.",
+        )
+    return settings.cutover
+
+
+def require(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Everything that can be asked without reading the rows. Raises MigrationError."""
+    checks.require_column(table, target, settings, None)
+    checks.require_rights(db, target, table, settings)
+    if citus.shards(db, table.oid):
+        raise MigrationError(
+            f"{target} is distributed by Citus, where its rows can't be compared by their places",
+            hint="The cutover is for tables of one server; there, keep both columns.",
+        )
+    column = table.columns[target.vector]
+    aside = table.columns.get(target.adopted)
+    if aside is not None and aside.set_aside:
+        raise MigrationError(
+            f"the backfill of {target} has not ended: {quote(target.adopted)} is still there",
+            hint="First: alembic upgrade head.",
+        )
+    if column.dimensions is None:
+        raise MigrationError(
+            f"column {quote(target.vector)} of {target} has no dimensions",
+            hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
+        )
+    require_trigger(db, target, table)
+    _require_index(db, target, settings, table)
+    _require_names(db, target, table)
+
+
+def require_trigger(db: Database, target: Target, table: Table) -> None:
+    """Raises MigrationError where a write could leave another vector than its bytes say."""
+    if not catalog.trigger_enabled(db, table.oid, target.sync):
+        raise MigrationError(
+            f"trigger {quote(target.sync)} of {target} is missing or disabled: what is written now has a stale vector",
+            hint=f"ALTER TABLE … ENABLE TRIGGER {quote(target.sync)}; or, with OM_SYNC_TRIGGER=on: {ANEW}."
+            " Then the cutover again.",
+        )
+
+
+def _require_index(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """An index that searches can use, unless there is to be none or can be none."""
+    if proof.valid_index(db, target, table):
+        return
+    extension = catalog.extension(db)
+    assert extension is not None  # there is a column of its type
+    rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows)
+    if not isinstance(wanted, NoIndex):
+        raise MigrationError(
+            f"no valid index on {quote(target.vector)} of {target}",
+            detail="Searches would read every row.",
+            hint=f"First: {INDEX_ANEW}. Or set OM_INDEX=none, if there is to be none.",
+        )
+
+
+def _require_names(db: Database, target: Target, table: Table) -> None:
+    """Nothing that hangs on `v` would be left behind, and no name that is needed is taken."""
+    own = {target.sync, target.left, *(left_index(target, part) for part in partitions.parts(db, table.oid))}
+    if found := switching.dependents(db, table, target.source, *own):
+        raise MigrationError(
+            f"what hangs on {quote(target.source)} of {target} would not go over: {'; '.join(found)}",
+            hint="Drop it, and create it anew after the cutover for what is there then.",
+        )
+    if target.archive in table.columns:
+        raise MigrationError(
+            f"{target} has a column {quote(target.archive)} already",
+            hint="Rename or drop it: the bytes are kept there, or put back from there.",
+        )
+    if kept.taken(db, target):
+        raise MigrationError(
+            f"the name {quote(target.kept)} is taken by something that isn't this package's", hint="Rename that."
+        )
+
+
+def left_index(target: Target, part: partitions.Part) -> str:
+    """Of a table that holds rows: the index on those without a vector, for the time until the switch."""
+    return target.left if part.parent is None else derived(part.name, "_vvector_left")
+
+
+def verify(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> int:
+    """Compares every row to the bit, in one snapshot; returns how many have bytes that no vector can hold."""
+    found = proof.prove(db, target, table, extension, Asking(queries=0)).comparison
+    if not found.fine:
+        raise _wrong(target, table, found)
+    skipped = sum(found.skipped.values())
+    log.notice(
+        f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal, {skipped:,} that no"
+        f" vector can hold, {found.without_source:,} without bytes",
+        detail=f"{found.looked_at_again:,} were written meanwhile and looked at again."
+        if found.looked_at_again
+        else None,
+    )
+    require_accepted(target, settings, table, skipped, found.skipped)
+    return skipped
+
+
+def _wrong(target: Target, table: Table, found: Comparison) -> MigrationError:
+    details, hints = [], []
+    for kind, wrong in found.wrong.items():
+        if wrong.rows:
+            example = f", such as {shown(table, wrong.keys[0])}" if wrong.keys else ""
+            details.append(f"{wrong.rows:,}: {MEANING[kind]}{example}")
+            hints.append(MENDS[kind].format(source=quote(target.source)))
+    return MigrationError(
+        f"{found.rows_wrong:,} rows of {target} are not right, so nothing is cut over",
+        detail="; ".join(details) + ".",
+        hint="; ".join(dict.fromkeys(hints)) + ". Then the cutover again.",
+    )
+
+
+def require_accepted(
+    target: Target, settings: Settings, table: Table, skipped: int, reasons: Counter[str] | None = None
+) -> None:
+    """Raises MigrationError unless no row is left behind, or as many as OM_ACCEPT_LOSS says and can be kept."""
+    if not skipped:
+        return
+    if skipped != settings.accept_loss:
+        because = "; ".join(f"{reason}: {rows:,}" for reason, rows in (reasons or Counter()).most_common())
+        accepted = f"OM_ACCEPT_LOSS says {settings.accept_loss:,}." if settings.accept_loss else ""
+        raise MigrationError(
+            f"{skipped:,} rows of {target} have bytes that no vector can hold",
+            detail=" ".join(text for text in (f"{because}." if because else "", accepted) if text) or None,
+            hint=f"Mend or delete them, or leave them without a vector with OM_ACCEPT_LOSS={skipped}: their bytes are"
+            f" then kept in table {quote(target.kept)}.",
+        )
+    if not table.key:
+        raise MigrationError(
+            f"{target} has no primary key, so the bytes of {skipped:,} rows can't be kept beside it",
+            hint="Give it one, or mend or delete those rows.",
+        )
+
+
+__all__ = ["left_index", "require", "require_accepted", "require_mode", "require_trigger", "verify"]

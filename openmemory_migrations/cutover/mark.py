@@ -1,0 +1,63 @@
+"""How a table says that it was cut over: in the comment of its column of vectors, with what the way back needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from ..catalog import Table
+from ..switching import Attributes
+from ..target import CUT_OVER, Target, quote
+
+UNDO = "alembic -n cutover downgrade base"
+UNDO_HINT = (
+    f"First undo the cutover: {UNDO}, or openmemory-migrations cutover downgrade (in a chain of the host's, what comes"
+    " after the revision that calls ops.upgrade_cutover, and that one)."
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """`source` and `vector` are what the columns had beside their values; `renamed` the index that newer OpenMemory
+    finds under its own name, which had this one before."""
+
+    mode: Literal["swap", "drop"]
+    source: Attributes
+    vector: Attributes
+    renamed: str | None = None
+
+    @property
+    def text(self) -> str:
+        data = {
+            "mode": self.mode,
+            "source": self.source.as_data(),
+            "vector": self.vector.as_data(),
+            "renamed": self.renamed,
+        }
+        return CUT_OVER + json.dumps(data, sort_keys=True)
+
+    @classmethod
+    def of(cls, table: Table, target: Target) -> Mark | None:
+        """The table's, None where it is not cut over."""
+        for name in (target.source, target.vector):
+            column = table.columns.get(name)
+            if column is not None and column.cut_over:
+                data = json.loads(column.comment.removeprefix(CUT_OVER))
+                attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
+                return cls(data["mode"], attributes["source"], attributes["vector"], data["renamed"])
+        return None
+
+    def now(self, target: Target) -> Target:
+        """Where bytes, if there are any, and vectors are as long as this holds."""
+        return target.swapped if self.mode == "swap" else target.dropped
+
+    def said(self, target: Target) -> str:
+        if self.mode == "swap":
+            return f"{target} was cut over: {quote(target.source)} is the vector, the bytes are {quote(target.archive)}"
+        return f"{target} was cut over: {quote(target.source)} was dropped, {quote(target.vector)} is what there is"
+
+
+def names(target: Target) -> dict[str, str]:
+    """For SQL texts that work on the columns of another `target`, whose other objects have the names that they had."""
+    return {"source": quote(target.source), "vector": quote(target.vector)}

@@ -1,0 +1,199 @@
+"""The way back: the bytes are rebuilt from the vectors while the application writes, then one short transaction.
+
+Both modes go the same way. A row is pending while it has a vector and no bytes: after a drop every row, after a swap
+those that were written since. Whoever is interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from .. import building, building_tree, catalog, checks, claims, locks, log, partitions, proof, switching, synctrigger
+from ..catalog import Extension, Table
+from ..claims import Claims
+from ..database import Database
+from ..engine_client import ClientEngine
+from ..errors import MigrationError
+from ..indexes import DEFAULTS
+from ..pace import Pace
+from ..progress import Progress
+from ..proof import Asking
+from ..reading import BACK
+from ..settings import Settings
+from ..target import Target, quote
+from ..verification import MEANING, shown
+from . import backtrigger, kept, mark
+from .mark import Mark
+
+PENDING = "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND {source} IS NULL"
+MOST_PASSES = 1000
+
+
+def downgrade(db: Database, target: Target, settings: Settings) -> None:
+    """Leaves the table as it was before the cutover, with what was written since. Raises MigrationError."""
+    with db.reading():
+        table = checks.require_table(db, target)
+        found = Mark.of(table, target)
+        if found is None:
+            log.notice(f"{target} is not cut over, nothing to undo")
+            return
+        checks.require_rights(db, target, table, settings)
+        _require_names(table, target, found)
+        extension = catalog.extension(db)
+    db.take_over()
+    assert extension is not None  # there is a column of its type
+    now = found.now(target)
+    at = db.at(mark.names(now))
+    table = _begin(at, target, settings, table, extension, found)
+    _rebuild(at, now, settings, table, extension, target)
+    if rows := kept.put_back(at, target, table, settings):
+        log.notice(f"{rows:,} rows of {target} have the bytes again that no vector can hold")
+    _verify(at, now, table, extension, target)
+    if found.source.not_null:
+        switching.prove_not_null(at, target, settings, table, now.source)
+    if found.mode == "swap" and found.renamed is None:
+        _drop_newer_index(at, now.newer, settings, table)
+    what = f"undoing the cutover of {target}"
+    locks.retried(
+        db,
+        settings.lock_timeout_ms,
+        table.oid,
+        what,
+        lambda: _switch(db, at, target, settings, table, extension, found),
+    )
+    log.notice(
+        f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
+        f" {quote(target.sync)} keeps {quote(target.vector)} equal to them"
+    )
+
+
+def _require_names(table: Table, target: Target, found: Mark) -> None:
+    name = target.vector if found.mode == "swap" else target.source
+    if name in table.columns:
+        raise MigrationError(
+            f"{target} has got a column {quote(name)} since the cutover",
+            hint="Rename or drop it: undoing the cutover needs that name.",
+        )
+    archive = table.columns.get(target.archive)
+    if archive is not None and archive.type != "bytea":
+        raise MigrationError(
+            f"column {quote(target.archive)} of {target} is of type {archive.type}", hint="Rename or drop it."
+        )
+
+
+def _begin(at: Database, target: Target, settings: Settings, table: Table, extension: Extension, found: Mark) -> Table:
+    """From here on what is written has its bytes; returns the table with its column for them."""
+
+    def change() -> Table:
+        if target.archive not in table.columns:
+            at.run("ALTER TABLE {table} ADD COLUMN {source} bytea")
+            switching.store(at, target.archive, found.source)
+        backtrigger.follow(at, **extension.names())
+        begun = catalog.table(at, target.schema, target.table)
+        assert begun is not None
+        return begun
+
+    return locks.retried(at, settings.lock_timeout_ms, table.oid, f"preparing {target} for its bytes", change)
+
+
+def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target) -> None:
+    """Passes, until one snapshot finds no row that has a vector and no bytes."""
+    size = table.columns[now.vector].dimensions
+    assert size is not None  # the gate has asked for it
+    what = f"rebuilding {quote(target.source)} of {target.table}"
+    with at.transaction():
+        pace = Pace(at, settings)
+    engine = ClientEngine(at, now, settings, table, extension, BACK)
+    pending = partial(_pending)
+    for _ in range(MOST_PASSES):
+        with at.transaction(snapshot=True):
+            rows = pending(at)
+        if not rows:
+            return
+        workers = [Claims(True) for _ in range(settings.backfill_workers)]
+        progress = Progress(what, rows, pending, partial(claims.of_others, workers), doing="rebuild")
+        with progress.shown():
+            engine.walk(size, workers, progress, pace)
+        progress.tell()
+    raise MigrationError(
+        f"{rows:,} rows of {target} still have no bytes after {MOST_PASSES:,} passes",
+        hint=f"Something writes past trigger {quote(target.back)}; run the same command again when it has stopped.",
+    )
+
+
+def _pending(db: Database) -> int:
+    return int(db.value(PENDING))
+
+
+def _verify(at: Database, now: Target, table: Table, extension: Extension, target: Target) -> None:
+    """Kept bytes may be another vector's by now, if that was written past the trigger: nothing tells which is right."""
+    found = proof.prove(at, now, table, extension, Asking(queries=0)).comparison
+    if found.fine:
+        log.notice(f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal")
+        return
+    kinds = [(kind, wrong) for kind, wrong in found.wrong.items() if wrong.rows]
+    examples = [shown(table, wrong.keys[0]) for _, wrong in kinds if wrong.keys]
+    raise MigrationError(
+        f"in {found.rows_wrong:,} rows of {target} {quote(now.source)} is not what {quote(now.vector)} says",
+        detail="; ".join(f"{wrong.rows:,}: {MEANING[kind]}" for kind, wrong in kinds)
+        + (f"; such as {examples[0]}" if examples else "")
+        + ". They were written past the trigger.",
+        hint=f"If the vectors are right, UPDATE … SET {quote(now.source)} = NULL for those rows; if the bytes are, mend"
+        f" {quote(now.vector)}. Then the same command again.",
+    )
+
+
+def _drop_newer_index(at: Database, newer: Target, settings: Settings, table: Table) -> None:
+    """There was none before the cutover."""
+    if newer.index_name is None:
+        return
+    if table.kind == "p":
+        building_tree.drop(at, newer, table, settings)
+        return
+    with at.transaction():
+        index = catalog.indexes(at, newer.schema, newer.index).get(newer.index)
+    if index and index.table_oid == table.oid and index.method in DEFAULTS:
+        building.drop(at, index.name)
+        log.notice(f"index {quote(index.name)} of {newer} dropped")
+
+
+def _switch(
+    db: Database, at: Database, target: Target, settings: Settings, table: Table, extension: Extension, found: Mark
+) -> None:
+    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+    now = catalog.table(db, target.schema, target.table)
+    if now != table:
+        raise MigrationError(f"{target} was changed meanwhile", hint="Run the same command again.")
+    if not catalog.trigger_enabled(db, table.oid, target.back):
+        raise MigrationError(
+            f"trigger {quote(target.back)} of {target} is missing or disabled", hint="Run the same command again."
+        )
+    backtrigger.drop(at)
+    if found.mode == "swap":
+        parts = partitions.parts(db, table.oid)
+        of_vector = [switching.attributes(part.at(db), target.source).grants for part in parts]
+        of_bytes = [switching.attributes(part.at(db), target.archive).grants for part in parts]
+        if switching.attributes(db, target.source).not_null and not found.vector.not_null:
+            switching.require(db, target.source, not_null=False)
+        db.run("ALTER TABLE {table} RENAME COLUMN {source} TO {vector}")
+        db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
+        for part, theirs, ours in zip(parts, of_bytes, of_vector, strict=True):
+            switching.grant(part.at(db), target.vector, theirs)
+            switching.grant(part.at(db), target.source, ours)
+    else:
+        db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
+        switching.grant(db, target.source, found.source.grants)
+    if found.source.not_null:
+        switching.require(db, target.source, not_null=True)
+    switching.unprove_not_null(db)
+    switching.set_default(db, target.source, found.source.default)
+    switching.comment(db, target.source, found.source.comment)
+    switching.comment(db, target.vector, target.comment)
+    names = extension.names()
+    synctrigger.create_convert(db, **names)
+    synctrigger.create_trigger(db, table.columns[found.now(target).vector].dimensions, **names)
+    if found.renamed:
+        newer = target.newer.index
+        if newer in catalog.indexes(db, target.schema, newer):
+            db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(newer), to=quote(found.renamed))
+    kept.drop(db, target)
