@@ -1,4 +1,4 @@
-"""The text and the names of the three files that `stubs` writes."""
+"""The text and the names of the files that `stubs` writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from alembic.script import ScriptDirectory
 
 from .errors import MigrationError
-from .hosts import BACKFILL, EXPAND, FINALIZE
+from .hosts import BACKFILL, CUTOVER, EXPAND, FINALIZE
 
 # step, revision id, what it does; the message, for the file's name, is `openmemory <step>`
 STEPS = (
@@ -21,6 +21,7 @@ STEPS = (
     ("backfill", BACKFILL, "the bytes into the vector column, in batches"),
     ("finalize", FINALIZE, "checks, index, advice"),
 )
+LAST_STEP = (("cutover", CUTOVER, "one column of vectors, and the way back"),)
 WIDTH = 88  # of a line, where the host's formatter is black or ruff with its defaults
 
 TEMPLATE = '''"""openmemory {step}: {title}
@@ -53,13 +54,19 @@ class Stub:
     text: str
 
 
+def steps(given: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """The first three, or the last one by itself where it is said what that is to do."""
+    return LAST_STEP if "cutover" in given else STEPS
+
+
 def stubs(
     script: ScriptDirectory, directory: Path, parent: str | None, given: Mapping[str, Any], engine_name: str | None
 ) -> Iterator[Stub]:
-    # a minute apart, or a file_template that is a time only would name all three alike
+    # a minute apart, or a file_template that is a time only would name them all alike
     now = script._generate_create_date()
-    dates = [now - datetime.timedelta(minutes=2 - i) for i in range(3)]
-    for date, (step, revision, title) in zip(dates, STEPS, strict=True):
+    wanted = steps(given)
+    for number, (step, revision, title) in enumerate(wanted, 1):
+        date = now - datetime.timedelta(minutes=len(wanted) - number)
         path = Path(script._rev_path(str(directory), revision, f"openmemory {step}", date))
         text = TEMPLATE.format(
             step=step,
@@ -115,4 +122,4 @@ def write(stubs: list[Stub], check: Callable[[], None]) -> None:
         raise
 
 
-__all__ = ["Stub", "stubs", "write"]
+__all__ = ["Stub", "steps", "stubs", "write"]

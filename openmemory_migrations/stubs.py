@@ -1,4 +1,4 @@
-"""Writes the three revisions into a host application's own folder, in its own linear history.
+"""Writes the three revisions, or the cutover's, into a host application's own folder, in its own linear history.
 
 All or nothing: every check comes before the first file, and what was written is taken back if Alembic doesn't find it
 where it should be. The files call `ops`, so that they stay as short as they are when the package moves on.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,7 +18,6 @@ from alembic.util import CommandError
 
 from . import hosts, log, output, stubfiles
 from .errors import MigrationError, UsageError
-from .hosts import REVISIONS
 from .ops import SETTING, Options
 from .settings import OPTIONS, Settings
 from .stubfiles import Stub
@@ -42,7 +41,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def _help(name: str) -> str:
     of_settings = OPTIONS.get(SETTING.get(name, name))
-    known = {"column": "column of float32 bytes; default: v", "vector_column": "column of vectors; default: v_vector"}
+    known = {
+        "column": "column of float32 bytes; default: v",
+        "vector_column": "column of vectors; default: v_vector",
+        "cutover": "write the last step, by itself, and not the first three",
+    }
     return known.get(name) or f"default: {of_settings.variable if of_settings else 'none'}"
 
 
@@ -64,13 +67,14 @@ def run(options: argparse.Namespace) -> int:
     directory = _directory(options.directory, script)
     # without a configuration, a folder of revisions is a history all the same
     script = script or ScriptDirectory(str(directory.parent), version_locations=[str(directory)])
-    _refuse_second_time(directory)
+    revisions = [revision for _, revision, _ in stubfiles.steps(given)]
+    _refuse_second_time(directory, revisions)
     parent = _down_revision(options.down_revision, script)
     if parent is None and options.down_revision is None:
         log.notice("the host has no revisions yet: these become its first")
     stubs = list(stubfiles.stubs(script, directory, parent, given, options.engine_name))
     _refuse_overwriting(stubs)
-    stubfiles.write(stubs, lambda: _check_written(config))
+    stubfiles.write(stubs, lambda: _check_written(config, revisions))
     files = [_short(stub.path) for stub in stubs]
     output.write(options, {"written": files}, [("", file) for file in files])
     _say_what_is_next(config, parent, given, options.engine_name)
@@ -142,9 +146,9 @@ def _short(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _refuse_second_time(directory: Path) -> None:
+def _refuse_second_time(directory: Path, revisions: Sequence[str]) -> None:
     """By the text of each file: the history may be unreadable without what env.py puts on sys.path."""
-    assignment = re.compile(rf"^revision\b[^=\n]*=\s*[\"']({'|'.join(REVISIONS)})[\"']", re.MULTILINE)
+    assignment = re.compile(rf"^revision\b[^=\n]*=\s*[\"']({'|'.join(revisions)})[\"']", re.MULTILINE)
     for file in sorted(directory.rglob("*.py")):
         if found := assignment.search(file.read_text(errors="replace")):
             raise MigrationError(
@@ -201,7 +205,7 @@ def _unverified(given: str | None, error: Exception) -> str | None:
 def _refuse_overwriting(stubs: list[Stub]) -> None:
     if len({stub.path for stub in stubs}) < len(stubs):
         raise MigrationError(
-            f'file_template gives all three files the name "{stubs[0].path.name}"',
+            f'file_template gives all files the name "{stubs[0].path.name}"',
             hint="Put %%(rev)s into file_template.",
         )
     for stub in stubs:
@@ -209,8 +213,8 @@ def _refuse_overwriting(stubs: list[Stub]) -> None:
             raise MigrationError(f"{_short(stub.path)} is there already", hint="Move it away; nothing was written.")
 
 
-def _check_written(config: Config | None) -> None:
-    """Raises MigrationError unless Alembic, asked anew, finds the three."""
+def _check_written(config: Config | None, revisions: Sequence[str]) -> None:
+    """Raises MigrationError unless Alembic, asked anew, finds them."""
     if config is None:
         return
     script = hosts.script_directory(config)
@@ -218,7 +222,7 @@ def _check_written(config: Config | None) -> None:
         known = {one.revision for one in hosts.revisions(script)}
     except Exception:  # as unreadable as it was before
         return
-    if missing := [revision for revision in REVISIONS if revision not in known]:
+    if missing := [revision for revision in revisions if revision not in known]:
         raise MigrationError(
             f'Alembic does not find the new revision "{missing[0]}"; nothing was written',
             detail=f'file_template is "{script.file_template}".',
@@ -229,15 +233,16 @@ def _check_written(config: Config | None) -> None:
 def _say_what_is_next(
     config: Config | None, parent: str | None, given: Mapping[str, Any], engine_name: str | None
 ) -> None:
+    number = "a revision is" if "cutover" in given else "three revisions are"
     log.notice(
-        "three revisions are written, " + (f'after "{parent}"' if parent else "as a base of their own"),
+        f"{number} written, " + (f'after "{parent}"' if parent else "as a base of their own"),
         detail=(
             "What isn't given in them comes from -x and OM_*, such as OM_VEC_DIM."
             if given
             else "Schema, table and dimensions come from OM_PG_SCHEMA, OM_VECTOR_TABLE and OM_VEC_DIM."
         )
         + " Each step commits by itself, and the first with it what the same run has done before.",
-        hint="Review and commit them, then: alembic upgrade head"
+        hint="Review and commit what is written, then: alembic upgrade head"
         "\nGive them no branch label: a downgrade by that label takes your own revisions with it."
         "\nFor alembic check and --autogenerate, in env.py: context.configure(…,"
         " include_object=openmemory_migrations.autogenerate.include_object)",
@@ -246,7 +251,7 @@ def _say_what_is_next(
     if databases and engine_name is None:
         log.warning(
             f"env.py may run the revisions on several databases: {databases}",
-            hint="If only one has the table: delete the three files, and run stubs with --engine-name NAME.",
+            hint="If only one has the table: delete what is written, and run stubs with --engine-name NAME.",
         )
 
 
