@@ -21,9 +21,10 @@ from typing import Any
 from alembic import context
 
 from .settings import Settings
-from .target import OWN_COMMENT, Target
+from .target import CUT_OVER, OWN_COMMENT, Target
 
-VERSION_TABLE = "openmemory_alembic_version"  # environment's, which this module must not load: it brings numpy along
+# environment's, which this module must not load: it brings numpy along
+VERSION_TABLES = ("openmemory_alembic_version", "openmemory_cutover_version")
 
 IncludeObject = Callable[[Any, "str | None", str, bool, Any], bool]
 
@@ -54,15 +55,17 @@ def hiding(*, schema: str | None = None, table: str, vector_column: str = "v_vec
 
 def _shown(target: Target, object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
     if type_ == "table":
-        return not (_unmapped(reflected, compare_to) and name == VERSION_TABLE)
+        return not (_unmapped(reflected, compare_to) and name in (*VERSION_TABLES, target.kept))
     if type_ == "column":
-        ours = name in (target.vector, target.adopted) and _is(object.table, target)
-        if ours and compare_to is not None and (compare_to.comment or "").startswith(OWN_COMMENT):
+        beside = name in (target.vector, target.adopted, target.archive)
+        ours = beside and _is(object.table, target)
+        marked = compare_to is not None and (compare_to.comment or "").startswith((OWN_COMMENT, CUT_OVER))
+        if marked and (beside or name == target.source) and _is(object.table, target):
             # the database's, which marks the column as made here: taken away, it would be set aside as somebody else's
             compare_to.comment = object.comment
         return not (ours and _unmapped(reflected, compare_to))
     if type_ == "index":
-        ours = name in target.indexes and _is(object.table, target)
+        ours = name in (*target.indexes, target.newer.index) and _is(object.table, target)
         # nor is it proposed where it is mapped and missing: the steps build it CONCURRENTLY, as soon as it can be had
         return not (ours and compare_to is None)
     return True

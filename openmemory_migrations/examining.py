@@ -28,6 +28,7 @@ from . import (
 )
 from .catalog import Extension, Table
 from .contents import Lengths, Look
+from .cutover.mark import Mark
 from .errors import MigrationError
 from .facts import Facts, part
 from .finding import Finding
@@ -46,7 +47,7 @@ def examine(step: Step, sample: int | None) -> Facts:
         _table(step, facts)
     with part(step, facts, "traffic"):
         facts.findings += traffic.in_the_way(step.db, step.target, facts.table)
-    if facts.table is not None and not facts.has("table", "already-vector"):
+    if facts.table is not None and not facts.has("table", "already-vector", "cut-over"):
         with part(step, facts, "rows", snapshot=False):
             _rows(step, facts, facts.table, sample)
         with part(step, facts, "index"):
@@ -91,6 +92,9 @@ def _table(step: Step, facts: Facts) -> None:
             return
         table = found
     facts.table = table
+    if mark := Mark.of(table, target):
+        facts.findings.append(Finding("notice", "cut-over", f"{mark.said(target)}; nothing to migrate"))
+        return
     source = table.columns.get(target.source)
     if source is not None and source.is_vector:
         message = f"column {quote(target.source)} of {target} is of type vector already, nothing to migrate"

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from . import building_progress, catalog, checks, dimensions, partitions
+from . import building_progress, catalog, checks, dimensions, partitions, proof
 from .catalog import Index, Table
+from .cutover.mark import Mark
 from .database import APPLICATION_NAME, Database
 from .environment import VERSION_TABLE
 from .indexes import DEFAULTS
@@ -40,6 +41,19 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class CutOver:
+    """`without_bytes` have a vector and no bytes beside it, which is what undoing the cutover would rebuild."""
+
+    said: str
+    mode: str
+    undoing: bool  # begun, and not finished
+    rows: int
+    vectors: int
+    without_bytes: int
+    index: Index | None  # that searches can use
+
+
+@dataclass(frozen=True)
 class State:
     """`revisions` are those stamped in our own version table, None where there is no such table: a host's chain."""
 
@@ -55,6 +69,7 @@ class State:
     runs: list[tuple[int, str, str]] = field(default_factory=list)  # process, what it says, since when
     source_is_vector: bool = False
     found_by_application: bool = False
+    cut_over: CutOver | None = None
 
     @property
     def index(self) -> Index | None:
@@ -71,6 +86,8 @@ def look(db: Database, target: Target, settings: Settings) -> State:
     """Raises MigrationError where the table is not one that can be migrated."""
     with db.transaction(snapshot=True):
         table = checks.require_table(db, target)
+        if mark := Mark.of(table, target):
+            return _cut_over(db, target, settings, table, mark)
         column = table.columns.get(target.vector)
         tables = [part.oid for part in partitions.parts(db, table.oid)]
         column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
@@ -90,6 +107,45 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             source_is_vector=table.columns[target.source].is_vector,
             found_by_application=db.value(DETECTED, column_is),
         )
+
+
+def _cut_over(db: Database, target: Target, settings: Settings, table: Table, mark: Mark) -> State:
+    now = mark.now(target)
+    column = table.columns[now.vector]
+    at = db.at({"vector": quote(now.vector), "source": quote(now.source)})
+    has_bytes = now.source in table.columns
+    ((rows, vectors, without),) = at.rows(
+        "SELECT count(*), count({vector}), count(*) FILTER (WHERE {vector} IS NOT NULL AND {bytes} IS NULL)"
+        " FROM {table}",
+        bytes=quote(now.source) if has_bytes else "NULL",
+    )
+    following = catalog.trigger_enabled(db, table.oid, target.back)
+    index = proof.valid_index(db, now, table)
+    return State(
+        target=target,
+        revisions=revisions(db, settings),
+        column=column.type,
+        dimensions=column.dimensions,
+        ours=False,
+        trigger=following,
+        rows=None,
+        indexes=[index] if index else [],
+        runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
+        cut_over=CutOver(
+            mark.said(target),
+            mark.mode,
+            has_bytes if mark.mode == "drop" else _undoing(db),
+            rows,
+            vectors,
+            without,
+            index,
+        ),
+    )
+
+
+def _undoing(db: Database) -> bool:
+    """The function that turns vectors into bytes is there only as long as that."""
+    return bool(db.value("SELECT pg_catalog.to_regproc(:name) IS NOT NULL", {"name": db.names["unconvert"]}))
 
 
 def revisions(db: Database, settings: Settings) -> list[str] | None:

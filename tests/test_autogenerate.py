@@ -11,7 +11,7 @@ import pytest
 
 from openmemory_migrations import autogenerate, environment, indexes, models
 
-from .helpers import ROOT, Database, load, random_rows
+from .helpers import ROOT, Database, alembic, load, random_rows
 from .hosts.project import HOSTS, STUBS, Host, create
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
@@ -218,10 +218,25 @@ def test_more_dimensions_than_an_index_takes_cannot_be_mapped_with_one() -> None
 
 
 def test_the_version_table_is_the_environments() -> None:
-    assert autogenerate.VERSION_TABLE == environment.VERSION_TABLE
+    assert autogenerate.VERSION_TABLES == (environment.VERSION_TABLE, environment.CUTOVER_VERSION_TABLE)
 
 
 def test_importing_it_brings_neither_numpy_nor_a_driver() -> None:
     code = "import sys, openmemory_migrations.autogenerate; print({'numpy', 'psycopg2', 'pgvector'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("mode", ["swap", "drop"])
+def test_after_the_cutover_nothing_of_ours_is_proposed_either(host: Host, database: Database, mode: str) -> None:
+    database.run("INSERT INTO openmemory_vectors VALUES (gen_random_uuid(), 'semantic', 'user', 'x', 1)")
+    alembic(database, "-n", "cutover", "upgrade", "head", env={"OM_CUTOVER": mode, "OM_ACCEPT_LOSS": "1"})
+    assert database.value("SELECT count(*) FROM openmemory_vectors_v_kept") == 1
+    column = '    sa.Column("v", sa.LargeBinary),\n'
+    mapped = BY_HAND.replace(column, "")
+    if mode == "swap":
+        by_hand = 'sa.Column("v_vector", VECTOR(64)), '
+        mapped = BY_HAND.replace(column, column.replace("sa.LargeBinary", "VECTOR(64)")).replace(by_hand, "")
+
+    assert proposed(host, mapped, OURS) == []
+    assert "remove_table" in proposed(host, mapped, "")

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 def verdict(facts: Facts) -> str:
     if facts.errors:
         return f"can't be migrated: {facts.errors:,} error{'s' if facts.errors > 1 else ''}"
-    if facts.has("already-vector"):
+    if facts.has("already-vector", "cut-over"):
         return "nothing to migrate"
     if facts.ours:
         # a host's chain has its version table where only the host knows

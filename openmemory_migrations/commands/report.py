@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         found = state.look(step.db, step.target, step.settings)
         with step.db.transaction(snapshot=True):
             extension = catalog.extension(step.db)
-            survey = None if found.source_is_vector else dimensions.survey(step.db)
+            survey = None if found.source_is_vector or found.cut_over else dimensions.survey(step.db)
             server = str(step.db.value("SELECT current_setting('server_version')"))
         judged = status.judge(found, step.settings, extension)
         norms, verdict = Norms(), None

@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import hosts, output, running, state
 from ..catalog import Extension, extension
+from ..cutover.mark import UNDO
 from ..errors import INDEX_ANEW
 from ..indexes import NoIndex, Plan, plan
 from ..settings import Settings
@@ -54,6 +55,12 @@ class Judged:
 
 
 def judge(found: State, settings: Settings, installed: Extension | None) -> Judged:
+    if found.cut_over:
+        index = f"{quote(found.cut_over.index.name)}, valid" if found.cut_over.index else "none that searches can use"
+        todo = f"{UNDO}, which was interrupted" if found.cut_over.undoing else "nothing"
+        if found.runs:
+            todo = "wait for what is running; " + todo
+        return Judged(True, index, not found.cut_over.undoing, todo)
     if found.source_is_vector:
         return Judged(True, "not ours", True, "nothing: v is of type vector already")
     # a host's chain has its version table where only the host knows
@@ -118,6 +125,15 @@ def data(found: State, judged: Judged) -> dict[str, Any]:
             "ours": found.ours,
         },
         "rows": rows,
+        "cut_over": None
+        if found.cut_over is None
+        else {
+            "mode": found.cut_over.mode,
+            "undoing": found.cut_over.undoing,
+            "rows": found.cut_over.rows,
+            "vectors": found.cut_over.vectors,
+            "vectors_without_bytes": found.cut_over.without_bytes,
+        },
         "trigger": found.trigger,
         "indexes": [
             {"name": i.name, "method": i.method, "opclass": i.opclass, "valid": i.valid, "bytes": i.size}
@@ -132,13 +148,22 @@ def data(found: State, judged: Judged) -> dict[str, Any]:
 
 
 def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
-    target, rows = found.target, found.rows
+    target, rows, cut_over = found.target, found.rows, found.cut_over
     stamped = "not stamped" if found.revisions == [] else ", ".join(found.revisions or [])
     lines: list[tuple[str, object]] = [
         ("table", str(target)),
         ("revision", stamped or "no version table of this package's own (not begun, or a host's chain)"),
         ("column", f"{quote(target.vector)} {found.column}({found.dimensions or ''})" if found.column else "missing"),
     ]
+    if cut_over:
+        return [
+            *lines[:2],
+            ("cutover", cut_over.said),
+            ("vectors", f"{cut_over.vectors:,} in {cut_over.rows:,} rows; {cut_over.without_bytes:,} without bytes"),
+            ("index", judged.index),
+            *_running(found),
+            ("next", judged.next),
+        ]
     if rows:
         share = 100 * rows.converted // (rows.total or 1)
         lines += [
@@ -146,10 +171,14 @@ def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
             *(("", f"{number:,} skipped: {reason}") for reason, number in rows.skipped.items()),
         ]
     lines += [("trigger", "on" if found.trigger else "off"), ("index", judged.index)]
-    lines += [("running", f'process {pid} "{name}", since {since}') for pid, name, since in found.runs]
+    lines += _running(found)
     lines += [
         ("application", "finds the column" if found.found_by_application else "OpenMemory 1.x won't find the column"),
         ("", f"it should ask: {target.detection}"),
         ("next", judged.next),
     ]
     return lines
+
+
+def _running(found: State) -> list[tuple[str, object]]:
+    return [("running", f'process {pid} "{name}", since {since}') for pid, name, since in found.runs]
