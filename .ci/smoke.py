@@ -18,6 +18,7 @@ REVISIONS = [
     "20240107000001_pgvector_backfill.py",
     "20240108000000_pgvector_finalize.py",
 ]
+CUTOVER = "cutover/versions/20240109000000_cutover.py"
 INI = """
 [alembic]
 script_location = %(here)s/alembic
@@ -42,7 +43,7 @@ def check_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"openmemory_migrations"}, tops
-    inside = ["py.typed", *(f"versions/{name}" for name in REVISIONS)]
+    inside = ["py.typed", CUTOVER, *(f"versions/{name}" for name in REVISIONS)]
     assert {f"openmemory_migrations/{name}" for name in inside}.issubset(names), names
     installed = Path(str(files("openmemory_migrations")))
     assert installed.is_relative_to(sys.prefix), installed
@@ -70,8 +71,15 @@ def migrate(project: Path, url: str) -> None:
             ):
                 run("openmemory-migrations", Path(empty), url, *arguments)
             assert (Path(empty) / "report.html").read_text().startswith("<!DOCTYPE html>")
-        cursor.execute("SELECT v_vector::text, count(*) FROM openmemory_vectors GROUP BY 1")
-        assert cursor.fetchall() == [("[1,-2]", 100)]
+            cursor.execute("SELECT v_vector::text, count(*) FROM openmemory_vectors GROUP BY 1")
+            assert cursor.fetchall() == [("[1,-2]", 100)]
+            for mode, column in (("swap", "v"), ("drop", "v_vector")):
+                run("openmemory-migrations", Path(empty), url, "cutover", "upgrade", "-x", f"cutover={mode}")
+                cursor.execute(f"SELECT {column}::text, count(*) FROM openmemory_vectors GROUP BY 1")
+                assert cursor.fetchall() == [("[1,-2]", 100)]
+                run("openmemory-migrations", Path(empty), url, "cutover", "downgrade")
+                cursor.execute("SELECT encode(v, 'hex'), count(*) FROM openmemory_vectors GROUP BY 1")
+                assert cursor.fetchall() == [("0000803f000000c0", 100)]
     connection.close()
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from alembic import context
 from sqlalchemy.engine import Connection, Engine
 
-from . import catalog, checks, locks
+from . import catalog, checks, locks, log
 from .connecting import engine_of, reconnecting, required_url
-from .cutover.mark import Mark
+from .cutover import backtrigger
+from .cutover.mark import UNDO, Mark
 from .database import Database
 from .errors import MigrationError
 from .settings import Settings, refuse_unknown
@@ -121,6 +122,8 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
             hint="Correct schema and table (OM_PG_SCHEMA, OM_VECTOR_TABLE). If this is the table:"
             " alembic -n cutover stamp base, then alembic -n cutover upgrade head.",
         )
+    if cut_over and backtrigger.follows(db, target, table.oid):
+        log.warning(f"the cutover of {target} is half undone; the application can work", hint=f"To end that: {UNDO}.")
     if not is_vector:
         checks.require_column(table, target, settings, stamped)
     db.rollback()

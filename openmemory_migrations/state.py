@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from . import building_progress, catalog, checks, dimensions, partitions, proof
 from .catalog import Index, Table
+from .cutover import backtrigger
 from .cutover.mark import Mark
 from .database import APPLICATION_NAME, Database
 from .environment import VERSION_TABLE
@@ -119,7 +120,6 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, ma
         " FROM {table}",
         bytes=quote(now.source) if has_bytes else "NULL",
     )
-    following = catalog.trigger_enabled(db, table.oid, target.back)
     index = proof.valid_index(db, now, table)
     return State(
         target=target,
@@ -127,25 +127,20 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, ma
         column=column.type,
         dimensions=column.dimensions,
         ours=False,
-        trigger=following,
+        trigger=catalog.trigger_enabled(db, table.oid, target.back),
         rows=None,
         indexes=[index] if index else [],
         runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
         cut_over=CutOver(
             mark.said(target),
             mark.mode,
-            has_bytes if mark.mode == "drop" else _undoing(db),
+            backtrigger.follows(db, target, table.oid),
             rows,
             vectors,
             without,
             index,
         ),
     )
-
-
-def _undoing(db: Database) -> bool:
-    """The function that turns vectors into bytes is there only as long as that."""
-    return bool(db.value("SELECT pg_catalog.to_regproc(:name) IS NOT NULL", {"name": db.names["unconvert"]}))
 
 
 def revisions(db: Database, settings: Settings) -> list[str] | None:

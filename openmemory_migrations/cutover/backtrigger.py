@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..database import Database
 from ..synctrigger import ALLOW_TRIGGERS, REFUSE_TRIGGERS, tag
+from ..target import Target
 
 # vector_send() gives int16 dimensions, int16 zero, then float4 big-endian (pgvector, src/vector.c). Half the time of
 # turning the bytes of its hexadecimal text round with a regular expression (measured, 1,536 dimensions: 0.37 ms)
@@ -61,6 +62,17 @@ def follow(db: Database, **ext: str) -> None:
     """Leaves the trigger that gives a row whose vector is written the bytes of it."""
     db.run(CREATE_UNCONVERT, tag=_tag(db, ext), **ext)
     _create(db, CREATE_FOLLOWING, FOLLOWING)
+
+
+def follows(db: Database, target: Target, table_oid: int) -> bool:
+    """Whether it is the following one that is there: an undoing was begun, and has not ended. 4 is INSERT."""
+    return bool(
+        db.value(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = :table AND tgname = :name"
+            " AND tgtype & 4 <> 0)",
+            {"table": table_oid, "name": target.back},
+        )
+    )
 
 
 def drop(db: Database) -> None:

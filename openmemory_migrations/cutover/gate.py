@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
-from .. import catalog, checks, citus, indexes, log, partitions, proof, switching
+from .. import catalog, checks, citus, followers, indexes, log, partitions, proof, switching
 from ..catalog import Extension, Table
 from ..database import Database
 from ..errors import ANEW, INDEX_ANEW, MigrationError
 from ..indexes import NoIndex
 from ..proof import Asking
 from ..settings import Settings
-from ..target import Target, derived, quote
+from ..target import Target, quote
 from ..verification import MEANING, Comparison, shown
 from . import kept
 
@@ -98,6 +99,13 @@ def _require_names(db: Database, target: Target, table: Table) -> None:
             f"what hangs on {quote(target.source)} of {target} would not go over: {'; '.join(found)}",
             hint="Drop it, and create it anew after the cutover for what is there then.",
         )
+    tables = [part.oid for part in partitions.parts(db, table.oid)]
+    for (name,) in db.rows(followers.PUBLICATIONS, {"tables": tables}):
+        log.warning(
+            f"publication {quote(name)} sends {target} to its subscribers",
+            detail="One whose table has still the columns of before stops with an error at the first row after that.",
+            hint="Cut its table over as well before its next row, or take the table out of the publication.",
+        )
     if target.archive in table.columns:
         raise MigrationError(
             f"{target} has a column {quote(target.archive)} already",
@@ -111,7 +119,7 @@ def _require_names(db: Database, target: Target, table: Table) -> None:
 
 def left_index(target: Target, part: partitions.Part) -> str:
     """Of a table that holds rows: the index on those without a vector, for the time until the switch."""
-    return target.left if part.parent is None else derived(part.name, "_vvector_left")
+    return replace(target, table=part.name).left
 
 
 def verify(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> int:

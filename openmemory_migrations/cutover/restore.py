@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from .. import building, building_tree, catalog, checks, claims, locks, log, partitions, proof, switching, synctrigger
+from .. import catalog, checks, claims, locks, log, partitions, proof, replacing, switching, synctrigger
 from ..catalog import Extension, Table
 from ..claims import Claims
 from ..database import Database
@@ -51,8 +51,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     _verify(at, now, table, extension, target)
     if found.source.not_null:
         switching.prove_not_null(at, target, settings, table, now.source)
-    if found.mode == "swap" and found.renamed is None:
-        _drop_newer_index(at, now.newer, settings, table)
+    replacing.drop_left(db, target, settings, table)
     what = f"undoing the cutover of {target}"
     locks.retried(
         db,
@@ -61,6 +60,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         what,
         lambda: _switch(db, at, target, settings, table, extension, found),
     )
+    replacing.drop_left(db, target, settings, table)
     log.notice(
         f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
         f" {quote(target.sync)} keeps {quote(target.vector)} equal to them"
@@ -143,20 +143,6 @@ def _verify(at: Database, now: Target, table: Table, extension: Extension, targe
     )
 
 
-def _drop_newer_index(at: Database, newer: Target, settings: Settings, table: Table) -> None:
-    """There was none before the cutover."""
-    if newer.index_name is None:
-        return
-    if table.kind == "p":
-        building_tree.drop(at, newer, table, settings)
-        return
-    with at.transaction():
-        index = catalog.indexes(at, newer.schema, newer.index).get(newer.index)
-    if index and index.table_oid == table.oid and index.method in DEFAULTS:
-        building.drop(at, index.name)
-        log.notice(f"index {quote(index.name)} of {newer} dropped")
-
-
 def _switch(
     db: Database, at: Database, target: Target, settings: Settings, table: Table, extension: Extension, found: Mark
 ) -> None:
@@ -192,8 +178,15 @@ def _switch(
     names = extension.names()
     synctrigger.create_convert(db, **names)
     synctrigger.create_trigger(db, table.columns[found.now(target).vector].dimensions, **names)
-    if found.renamed:
-        newer = target.newer.index
-        if newer in catalog.indexes(db, target.schema, newer):
-            db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(newer), to=quote(found.renamed))
+    if found.mode == "swap":
+        _rename_index(db, target, table, found)
     kept.drop(db, target)
+
+
+def _rename_index(db: Database, target: Target, table: Table, found: Mark) -> None:
+    """Newer OpenMemory's gets the name back that it had, or one under which it is dropped when there is time."""
+    newer = target.newer.index
+    index = catalog.indexes(db, target.schema, newer).get(newer)
+    if target.newer.index_name and index and index.table_oid == table.oid and index.method in DEFAULTS:
+        to = quote(found.renamed or target.old.index)
+        db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(newer), to=to)
