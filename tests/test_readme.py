@@ -113,6 +113,18 @@ def test_sample_of_verify_is_what_is_printed(database: Database) -> None:
     assert "hnsw.ef_search = 40" in printed
 
 
+def test_samples_of_the_cutover_are_what_is_printed(database: Database) -> None:
+    create_table(database)
+    load(database, real_rows(256))
+    om(database, "upgrade")
+
+    printed = om(database, "cutover", "upgrade", "-x", "cutover=swap").stderr + om(database, "status").stdout
+
+    samples = block("sample: cutover", OPERATING) + "\n" + block("sample: status after the cutover", OPERATING)
+    missing = [line for line in samples.splitlines() if shape(line) not in shape(printed)]
+    assert not missing, printed
+
+
 def test_commands_that_are_named_are_there() -> None:
     from openmemory_migrations.cli import COMMANDS
 
