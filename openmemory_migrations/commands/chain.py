@@ -50,13 +50,17 @@ def sql(options: argparse.Namespace) -> int:
 
 
 def cutover(options: argparse.Namespace) -> int:
-    options.section, options.revisions, options.revision = CUTOVER, "head", "head"
+    """The same for the lineage that has one revision."""
+    options.section = CUTOVER
     options.down = options.do == "downgrade"
-    if options.down:
-        options.revisions, options.revision = "head:base", "base"
+    options.revision, options.revisions = ("base", "head:base") if options.down else ("head", "head")
+    if options.do == "current":
+        if options.sql:
+            raise UsageError("there is no script of what is current", hint="--sql is for upgrade and downgrade.")
+        return current(options)
     if options.sql:
         return sql(options)
-    return current(options) if options.do == "current" else (downgrade if options.down else upgrade)(options)
+    return downgrade(options) if options.down else upgrade(options)
 
 
 def _run(options: argparse.Namespace, work: Callable[[Config], object], stdout: TextIO = sys.stdout) -> None:
@@ -97,7 +101,9 @@ def _script(parser: argparse.ArgumentParser) -> None:
 
 def _to_cut_over(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
-    parser.add_argument("do", choices=("upgrade", "downgrade", "current"), help="which needs OM_CUTOVER, swap or drop")
+    parser.add_argument(
+        "do", choices=("upgrade", "downgrade", "current"), help="upgrade needs OM_CUTOVER, swap or drop"
+    )
     parser.add_argument("--sql", action="store_true", help="print the script instead, as `alembic --sql` does")
 
 
