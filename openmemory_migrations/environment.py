@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from logging.config import fileConfig
 from typing import Any
 
 from alembic import context
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, locks, log
 from .connecting import engine_of, reconnecting, required_url
@@ -78,8 +79,14 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
                 hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
             )
         checks.require_version_table(db, settings.pg_schema, version_table())
+        had_versions = catalog.relation_exists(db, settings.pg_schema, version_table())
         connection.rollback()  # or Alembic would take the transaction for somebody else's
-        steps = _migrate(connection, settings)
+        try:
+            steps = _migrate(connection, settings)
+        except MigrationError:
+            if not had_versions:
+                _drop_versions(db)
+            raise
         # of the functions that Alembic's commands hand over, this is upgrade's
         if not steps and getattr(context.get_context().opts.get("fn"), "__name__", "") == "upgrade":
             _check_stamp(db, target, settings)
@@ -105,6 +112,14 @@ def _migrate(connection: Connection, settings: Settings) -> int:
     with context.begin_transaction():
         context.run_migrations()
     return steps
+
+
+def _drop_versions(db: Database) -> None:
+    """What Alembic has made for a first step that refuses, if that has committed before: the table, empty."""
+    name = quote(version_table())
+    with suppress(MigrationError, DBAPIError), db.transaction():
+        if not db.value("SELECT EXISTS (SELECT FROM {schema}.{versions})", versions=name):
+            db.run("DROP TABLE {schema}.{versions}", versions=name)
 
 
 def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
