@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from . import locks, partitions
+from . import locks, log, partitions
 from .catalog import Table
 from .database import Database
 from .errors import MigrationError
@@ -154,8 +154,16 @@ def grant(db: Database, column: str, wanted: tuple[Grant, ...]) -> None:
         if one not in wanted:
             _grant(db, "REVOKE", "FROM", column, one)
     for one in wanted:
-        if one not in present:
+        if one not in present and (one.role is None or _exists(db, one.role)):
             _grant(db, "GRANT", "TO", column, one)
+
+
+def _exists(db: Database, role: str) -> bool:
+    """A role may have been dropped since its privileges were noted; says so."""
+    if db.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = :role)", {"role": role}):
+        return True
+    log.warning(f"there is no role {quote(role)} any more that had privileges on a column of {db.names['table']}")
+    return False
 
 
 def _grant(db: Database, action: str, direction: str, column: str, one: Grant) -> None:

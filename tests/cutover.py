@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from typing import Any
 
 import pytest
 from psycopg2.sql import SQL, Composed, Identifier
@@ -84,7 +85,7 @@ def whole(database: Database) -> State:
         what: [row for row in rows if not any(str(part).startswith(VERSION_TABLE) for part in row)]
         for what, rows in snapshot(database).items()
     }
-    state["columns"] = sorted(((*row[:2], *row[3:]) for row in state["columns"]), key=repr)
+    state["columns"] = sorted((_column(*row) for row in state["columns"]), key=repr)
     state["beside"] = database.rows(
         """
         SELECT attrelid::regclass::text, attname, attcompression::text, attstattarget
@@ -96,6 +97,12 @@ def whole(database: Database) -> State:
     )
     state["rows"] = [_rows(database, *row[:2]) for row in state["rows"]]
     return state
+
+
+def _column(schema: str, table: str, _: int, *row: Any) -> tuple[Any, ...]:
+    """Without its place, and without the order of its privileges."""
+    name, type_, not_null, storage, privileges, *rest = row
+    return schema, table, name, type_, not_null, storage, privileges and sorted(privileges[1:-1].split(",")), *rest
 
 
 def _rows(database: Database, schema: str, table: str) -> tuple[str, str, int, str]:
@@ -114,7 +121,10 @@ def _rows(database: Database, schema: str, table: str) -> tuple[str, str, int, s
 def changed(before: State, after: State) -> dict[str, object]:
     """What differs, for each kind of thing; empty where nothing does."""
     return {
-        what: (sorted(set(before[what]) - set(after[what])), sorted(set(after[what]) - set(before[what]), key=repr))
+        what: (
+            [row for row in before[what] if row not in after[what]],
+            [row for row in after[what] if row not in before[what]],
+        )
         for what in before
         if before[what] != after[what]
     }

@@ -37,7 +37,7 @@ SYNC = f"{TABLE}_vvector_sync"
 BESIDE = {
     f"CREATE VIEW seen AS SELECT v FROM {TABLE}": "rule _RETURN on view seen",
     f"CREATE INDEX digest ON {TABLE} (md5(v))": "index digest",
-    f"ALTER TABLE {TABLE} ADD size integer GENERATED ALWAYS AS (octet_length(v)) STORED": f"column size of table {TABLE}",
+    f"ALTER TABLE {TABLE} ADD size int GENERATED ALWAYS AS (octet_length(v)) STORED": f"column size of table {TABLE}",
     f"ALTER TABLE {TABLE} ADD CONSTRAINT most CHECK (octet_length(v) < 9999)": "constraint most",
     f"CREATE TRIGGER theirs BEFORE UPDATE OF v ON {TABLE} EXECUTE FUNCTION a_function()": "trigger theirs",
 }
