@@ -6,7 +6,7 @@ whole table without keeping anybody from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,11 +75,19 @@ class Attributes:
 
     def as_data(self) -> dict[str, Any]:
         """What can go through JSON and back."""
-        return {**vars(self), "grants": [[g.role, g.privilege, g.grantable] for g in self.grants]}
+        return {**vars(self), "grants": grants_as_data(self.grants)}
 
     @classmethod
     def of_data(cls, data: Mapping[str, Any]) -> Attributes:
-        return cls(**{**data, "grants": tuple(Grant(*grant) for grant in data["grants"])})
+        return cls(**{**data, "grants": grants_of_data(data["grants"])})
+
+
+def grants_as_data(grants: Iterable[Grant]) -> list[list[Any]]:
+    return [[g.role, g.privilege, g.grantable] for g in grants]
+
+
+def grants_of_data(data: Iterable[Iterable[Any]]) -> tuple[Grant, ...]:
+    return tuple(Grant(*grant) for grant in data)
 
 
 def attributes(db: Database, column: str) -> Attributes:

@@ -163,13 +163,14 @@ def _switch(db: Database, target: Target, settings: Settings, table: Table, mode
         index = gate.left_index(target, part)
         if part.is_leaf and index in catalog.indexes(db, part.schema, index):
             db.run("DROP INDEX {in_schema}.{index}", in_schema=quote(part.schema), index=quote(index))
+    grants = [(part, switching.attributes(part.at(db), target.source).grants) for part in parts]
     if mode == "drop":
-        found = Mark("drop", source, vector)
+        of_parts = {part.sql_name: theirs for part, theirs in grants if theirs and part.parent is not None}
+        found = Mark("drop", source, vector, parts=of_parts)
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
         switching.comment(db, target.vector, found.text)
         return found
     found = Mark("swap", source, vector, renamed)
-    grants = [(part, switching.attributes(part.at(db), target.source).grants) for part in parts]
     of_vector = [switching.attributes(part.at(db), target.vector).grants for part in parts]
     if source.not_null:
         switching.require(db, target.source, not_null=False)

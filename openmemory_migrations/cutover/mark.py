@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+from .. import switching
 from ..catalog import Table
-from ..switching import Attributes
+from ..switching import Attributes, Grant
 from ..target import CUT_OVER, Target, quote
 
 UNDO = "alembic -n cutover downgrade base"
@@ -20,12 +22,14 @@ UNDO_HINT = (
 @dataclass(frozen=True)
 class Mark:
     """`source` and `vector` are what the columns had beside their values; `renamed` the index that newer OpenMemory
-    finds under its own name, which had this one before."""
+    finds under its own name, which had this one before. `parts` are the privileges on `source` that partitions had of
+    their own, by their names, where the column is no more."""
 
     mode: Literal["swap", "drop"]
     source: Attributes
     vector: Attributes
     renamed: str | None = None
+    parts: Mapping[str, tuple[Grant, ...]] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -34,6 +38,7 @@ class Mark:
             "source": self.source.as_data(),
             "vector": self.vector.as_data(),
             "renamed": self.renamed,
+            "parts": {name: switching.grants_as_data(grants) for name, grants in self.parts.items()},
         }
         return CUT_OVER + json.dumps(data, sort_keys=True)
 
@@ -45,7 +50,8 @@ class Mark:
             if column is not None and column.cut_over:
                 data = json.loads(column.comment.removeprefix(CUT_OVER))
                 attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
-                return cls(data["mode"], attributes["source"], attributes["vector"], data["renamed"])
+                parts = {name: switching.grants_of_data(grants) for name, grants in data["parts"].items()}
+                return cls(data["mode"], attributes["source"], attributes["vector"], data["renamed"], parts)
         return None
 
     def now(self, target: Target) -> Target:

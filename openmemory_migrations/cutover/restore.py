@@ -169,6 +169,9 @@ def _switch(
     else:
         db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
         switching.grant(db, target.source, found.source.grants)
+        for part in partitions.parts(db, table.oid):
+            if part.sql_name in found.parts:
+                switching.grant(part.at(db), target.source, found.parts[part.sql_name])
     if found.source.not_null:
         switching.require(db, target.source, not_null=True)
     switching.unprove_not_null(db)
