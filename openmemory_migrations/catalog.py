@@ -7,7 +7,7 @@ from typing import Any
 
 from . import partitions
 from .database import Database
-from .target import CUT_OVER, OWN_COMMENT, SET_ASIDE, quote
+from .target import CUT_OVER, GIVEN, OWN_COMMENT, SET_ASIDE, TYPED, quote
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,16 @@ class Column:
     @property
     def set_aside(self) -> bool:
         return self.is_vector and self.comment.startswith(SET_ASIDE)
+
+    @property
+    def typed(self) -> bool:
+        """Whether it is ours, to take the place of vectors without dimensions."""
+        return self.is_vector and self.comment.startswith(TYPED)
+
+    @property
+    def given(self) -> bool:
+        """Whether it has its dimensions from us."""
+        return self.is_vector and self.comment.startswith(GIVEN)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,17 @@ def require_column(table: Table, target: Target, settings: Settings, stamp: Iter
     agree(column, settings, target)
 
 
+def require_dimensions(table: Table, target: Target, settings: Settings, stamp: Iterable[str]) -> None:
+    """Raises MigrationError where a `v` that is a vector has none, though they are configured and nothing will run."""
+    source = table.columns[target.source]
+    if settings.dimensions and source.dimensions is None and not source.cut_over:
+        raise MigrationError(
+            f"this database is stamped {', '.join(stamp)}, but {quote(target.source)} of {target} has no dimensions",
+            detail="They were not configured when the revisions ran, or the table was created anew since.",
+            hint=f"{ANEW[0].upper()}{ANEW[1:]}.",
+        )
+
+
 def require_version_table(db: Database, schema: str, name: str) -> None:
     """Raises MigrationError where Alembic could not create its version table."""
     if catalog.relation_exists(db, schema, name) or db.value(

@@ -1,4 +1,4 @@
-"""How many dimensions the vectors have: configured, or agreed by the rows. Looks at lengths only, never at values."""
+"""How many dimensions the vectors have: configured, or agreed by the rows. Of bytes, only lengths are looked at."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .database import Database
 from .errors import MigrationError
 from .settings import MAX_DIMENSIONS
+from .target import Target, quote
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,36 @@ def resolve(configured: int | None, found: Survey) -> int | None:
             hint="Fill v in those rows, or delete them, then run the same command again.",
         )
     return configured
+
+
+def vectors(db: Database, **names: str) -> Counter[int]:
+    """Rows by the dimensions of a `v` that holds vectors itself."""
+    rows = db.rows(
+        "SELECT {ext}.vector_dims({source}), count(*) FROM {table} WHERE {source} IS NOT NULL GROUP BY 1", **names
+    )
+    return Counter({row[0]: row[1] for row in rows})
+
+
+def resolve_vectors(target: Target, configured: int | None, found: Counter[int]) -> int | None:
+    """The dimensions that such a `v` is to have, or None where nothing is configured and no row says.
+
+    Raises MigrationError with the histogram where the rows don't agree: no row can be skipped here.
+    """
+    wanted = configured or next((size for size, _ in found.most_common(1)), None)
+    others = sum(rows for size, rows in found.items() if size != wanted)
+    if not others:
+        return wanted
+    detail = "Rows by dimensions: " + "; ".join(f"{size:,}: {rows:,}" for size, rows in sorted(found.items())) + "."
+    if wanted not in found:
+        raise MigrationError(
+            f"no row of {target} holds a vector of {wanted:,} dimensions, as OM_VEC_DIM or OM_TIER says",
+            detail=detail,
+            hint="Correct OM_VEC_DIM, or leave it and OM_TIER unset to take the dimensions from the rows.",
+        )
+    raise MigrationError(
+        f"{others:,} rows of {target} hold vectors of other than {wanted:,} dimensions",
+        detail=detail,
+        hint=f"{quote(target.source)} can have one number of dimensions only. Delete those rows, or have them embedded"
+        f" anew: SELECT … WHERE vector_dims({quote(target.source)}) <> {wanted}."
+        + ("" if configured else " For another number, set OM_VEC_DIM."),
+    )

@@ -129,17 +129,20 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
         return
     table = checks.require_table(db, target)
     cut_over = Mark.of(table, target)
-    is_vector = cut_over or table.columns[target.source].is_vector
-    if version_table() == CUTOVER_VERSION_TABLE and not is_vector:
+    if cut_over and backtrigger.follows(db, target, table.oid):
+        log.warning(f"the cutover of {target} is half undone; the application can work", hint=f"To end that: {UNDO}.")
+    elif cut_over:
+        pass
+    elif table.columns[target.source].is_vector:
+        checks.require_dimensions(table, target, settings, stamped)
+    elif version_table() == CUTOVER_VERSION_TABLE:
         raise MigrationError(
             f"this database is stamped {', '.join(stamped)}, but {target} is not cut over",
             detail="The stamp was made for another table or schema, or by hand.",
             hint="Correct schema and table (OM_PG_SCHEMA, OM_VECTOR_TABLE). If this is the table:"
             " alembic -n cutover stamp base, then alembic -n cutover upgrade head.",
         )
-    if cut_over and backtrigger.follows(db, target, table.oid):
-        log.warning(f"the cutover of {target} is half undone; the application can work", hint=f"To end that: {UNDO}.")
-    if not is_vector:
+    else:
         checks.require_column(table, target, settings, stamped)
     db.rollback()
 

@@ -52,7 +52,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     if left.skipped:
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")
 
-    if built := _index(db, target, settings, table, extension, rows):
+    if built := ensure_index(db, target, settings, table, extension, rows):
         advise(db, target, settings, table, extension, built)
     log.notice(
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
@@ -61,7 +61,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     )
 
 
-def _index(
+def ensure_index(
     db: Database, target: Target, settings: Settings, table: Table, extension: Extension, rows: int
 ) -> Plan | None:
     """Leaves the wanted index in place and returns it; where it can't, the log says why."""
@@ -112,6 +112,8 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
 def advise(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, built: Plan) -> None:
     """Says how a search has to ask for the index to be used, and what it finds of the true neighbours."""
     log.notice(f"searches use index {quote(target.index)} when they say: {built.query} LIMIT …")
+    if target.vector == target.source:
+        return  # no bytes to know the true neighbours by
     with db.transaction():
         spread = citus.shards(db, table.oid)
         tables = [part.oid for part in partitions.leaves(db, table.oid)]

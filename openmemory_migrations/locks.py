@@ -170,10 +170,10 @@ class Tries:
         self._sleep = sleep
         self._pauses = enumerate(pauses(), 1)
 
-    def rest(self, problem: MigrationError, rows: int) -> None:
-        """Rests before the next try, which takes so many rows; raises MigrationError after the last one."""
+    def rest(self, problem: MigrationError, number: int, unit: str = "rows") -> None:
+        """Rests before the next try, which takes so many rows, or pages; raises MigrationError after the last one."""
         for attempt, pause in self._pauses:
-            log.notice(f"{problem.message}, try {attempt} of {TRIES}, again with {rows:,} rows")
+            log.notice(f"{problem.message}, try {attempt} of {TRIES}, again with {number:,} {unit}")
             self._sleep(pause)
             return
         raise MigrationError(

@@ -20,7 +20,7 @@ from alembic import context, op
 from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
-from . import expand, finalize, log, stamps
+from . import expand, finalize, log, newer, stamps
 from .cutover import forward, restore
 from .database import Database, refuse_foreign_transaction
 from .errors import MigrationError
@@ -91,7 +91,8 @@ def upgrade_expand(**options: Unpack[Options]) -> None:
     with _step("expand", options) as step:
         if step:
             with step.alone():
-                expand.upgrade(step.db, step.target, step.settings)
+                run = newer.upgrade_expand if step.newer else expand.upgrade
+                run(step.db, step.target, step.settings)
 
 
 def downgrade_expand(**options: Unpack[Options]) -> None:
@@ -105,7 +106,8 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
         if step:
             with step.alone():
                 step.refuse_cut_over()
-                expand.downgrade(step.db, step.target, step.settings)
+                run = newer.downgrade_expand if step.newer else expand.downgrade
+                run(step.db, step.target, step.settings)
 
 
 def upgrade_backfill(**options: Unpack[Options]) -> None:
@@ -115,7 +117,10 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
             script.upgrade_backfill()
         return
     with _step("backfill", options) as step:
-        if step:
+        if step and step.newer:
+            with step.alone():
+                newer.upgrade_backfill(step.db, step.target, step.settings)
+        elif step:
             with step.beside_others():
                 ready = step.prepared(_stamp())
                 if ready:
@@ -135,7 +140,10 @@ def upgrade_finalize(**options: Unpack[Options]) -> None:
             script.upgrade_finalize()
         return
     with _step("finalize", options) as step:
-        if step:
+        if step and step.newer:
+            with step.alone():
+                newer.upgrade_finalize(step.db, step.target, step.settings)
+        elif step:
             with step.alone():
                 ready = step.prepared(_stamp())
                 if ready:
@@ -152,7 +160,8 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
         if step:
             with step.alone():
                 step.refuse_cut_over()
-                finalize.downgrade(step.db, step.target, step.settings)
+                run = newer.downgrade_finalize if step.newer else finalize.downgrade
+                run(step.db, step.target, step.settings)
 
 
 def upgrade_cutover(**options: Unpack[Options]) -> None:

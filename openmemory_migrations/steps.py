@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from . import backfill, catalog, checks, locks, log
+from . import backfill, catalog, checks, locks, log, newer
 from .catalog import Extension, Table
 from .cutover.mark import UNDO_HINT, Mark
 from .database import Database
@@ -31,6 +31,17 @@ class Step:
     @property
     def _lock(self) -> tuple[str, str, str]:
         return "table", self.target.schema, self.target.table
+
+    @property
+    def newer(self) -> bool:
+        """Whether `v` holds vectors itself: then what there is to do is another thing (newer.py)."""
+        return newer.applies(self.db, self.target)
+
+    @property
+    def native(self) -> Step:
+        """The same for such a table, with `v` in the place of both columns."""
+        target = self.target.native
+        return Step(self.db.at(target.names()), target, self.settings.native)
 
     def prepared(self, stamp: Iterable[str] | None) -> tuple[Table, Extension] | None:
         """The table with its column of ours, everything before it committed; None where `v` is a vector already.

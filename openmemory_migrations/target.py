@@ -15,6 +15,8 @@ _preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: 
 OWN_COMMENT = "openmemory_migrations: kept equal to "  # on a column of ours; what has it not is adopted
 SET_ASIDE = "openmemory_migrations: set aside; "  # on an adopted column, before the comment that it had
 CUT_OVER = "openmemory_migrations: cut over; "  # on the column of vectors, before what the way back has to know
+TYPED = "openmemory_migrations: to take the place of "  # on the column that a bare vector gets its dimensions by
+GIVEN = "openmemory_migrations: dimensions given; "  # on a vector that had none, before the comment that it had
 NEWER_INDEX = "openmemory_vectors_hnsw_idx"  # which newer OpenMemory looks for, whatever the table is called
 
 
@@ -87,6 +89,21 @@ class Target:
         return replace(self, index_name=NEWER_INDEX if self.source in ("v", "v_bytea") else None)
 
     @property
+    def native(self) -> Target:
+        """The same where the column of bytes isn't one, but holds vectors itself."""
+        return replace(self, vector=self.source).newer
+
+    @property
+    def typed(self) -> str:
+        """The column, with dimensions, that is to take the place of vectors without."""
+        return derived(self.source, "_typed")
+
+    @property
+    def typing(self) -> str:
+        """Trigger, and its function, that keeps it equal to them."""
+        return derived(self.table, f"_{self.typed}_sync")
+
+    @property
     def index(self) -> str:
         return derived(self.index_name, self.suffix) if self.index_name else self._own("_idx" + self.suffix)
 
@@ -153,6 +170,9 @@ class Target:
             "sync": quote(self.sync),
             "sync_function": f"{quote(self.schema)}.{quote(self.sync)}",
             "archive": quote(self.archive),
+            "typed": quote(self.typed),
+            "typing": quote(self.typing),
+            "typing_function": f"{quote(self.schema)}.{quote(self.typing)}",
             "back": quote(self.back),
             "back_function": f"{quote(self.schema)}.{quote(self.back)}",
             "unconvert": f"{quote(self.schema)}.{quote('openmemory_vector_to_bytea')}",

@@ -50,6 +50,8 @@ THINNED = {
     "test_a_host_upgrades_fails_continues_downgrades_and_upgrades_again": 3,
     "test_a_network_that_fails_at_a_random_point_is_survived": 4,
     "test_a_network_that_fails_is_survived": 3,
+    "test_a_v_is_killed_at_a_random_point": 8,
+    "test_a_v_is_killed_at_a_statement": 6,
     "test_a_wrong_password": 3,
     "test_an_index_under_our_names_is_dealt_with_as_online": 4,
     "test_any_leaf_may_be_dropped_at_any_moment": 3,

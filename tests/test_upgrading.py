@@ -11,11 +11,16 @@ from demo.openmemory import TABLE
 
 from .commands import om
 from .helpers import ROOT, Database, checksum, create_table, load, real_rows
-from .newer import MIGRATION_1_3_0, START, UPSERT, search
+from .newer import NEWER, SEARCH, START, UPSERT
 from .states import column_type, indexes
 from .writers import UPSERT as OLD_UPSERT
 
 DOC = (ROOT / "docs" / "upgrading-openmemory.md").read_text()
+# OpenMemory's own commands, as the database sees them
+THEIRS = {
+    "npm run migrate": f"ALTER TABLE {TABLE} ADD COLUMN IF NOT EXISTS project_id text",
+    "npm start": f"CREATE EXTENSION IF NOT EXISTS vector; {NEWER}; {START}",
+}
 KEY = "00000000-0000-4000-8000-00000000beef"
 
 
@@ -37,7 +42,7 @@ def follow(database: Database, name: str) -> str:
             assert done.returncode == 0, f"{line}\n{done.log}"
             log += done.log
         else:
-            database.run({"npm run migrate": MIGRATION_1_3_0, "npm start": START}[" ".join(command)])
+            database.run(THEIRS[" ".join(command)])
     return log
 
 
@@ -59,7 +64,7 @@ def test_from_a_table_of_1_1_to_1_3_and_back(database: Database) -> None:
     assert list(indexes(database)) == ["openmemory_vectors_hnsw_idx"]
     ours = str(database.value(f"SELECT v FROM {TABLE} WHERE id = %s", KEY))
     database.run(UPSERT, KEY, "procedural", "user", "project", ours, 256)
-    assert {str(id) for id, _ in search(database, ours, "procedural", 1)} == {KEY}
+    assert {str(id) for id, _ in database.rows(SEARCH, ours, "procedural", ours)} == {KEY}
     for v in (rows[1].v, rows[1].v.hex() if rows[1].v else ""):
         with pytest.raises(Exception, match="vector"):
             database.run(OLD_UPSERT, KEY, "semantic", "user", v, 256)

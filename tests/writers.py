@@ -97,9 +97,11 @@ class Writer(threading.Thread):
 
 
 @contextmanager
-def writing(database: Database, rows: Sequence[Row], writers: int = 4) -> Iterator[list[Writer]]:
+def writing(
+    database: Database, rows: Sequence[Row], writers: int = 4, kind: type[Writer] = Writer
+) -> Iterator[list[Writer]]:
     """Let writers at the rows, each at its share; they have stopped, without an error, when this is left."""
-    threads = [Writer(database, number, rows[number::writers]) for number in range(writers)]
+    threads = [kind(database, number, rows[number::writers]) for number in range(writers)]
     for thread in threads:
         thread.start()
     try:

@@ -1,0 +1,201 @@
+"""The column with dimensions that takes the place of a `v` without: kept in step, filled, compared, put in its place.
+
+All of it inside the database, in batches that are committed one by one, while the application writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError
+
+from . import catalog, locks, log, partitions, switching
+from .catalog import Extension, Table
+from .database import Database
+from .errors import ANEW, MigrationError
+from .pace import Pace
+from .partitions import Part
+from .progress import Progress
+from .reading import BATCH_BYTES, PLAN, pages_of
+from .settings import Settings
+from .sqlerrors import as_migration_error, sqlstate
+from .synctrigger import ALLOW_TRIGGERS, REFUSE_TRIGGERS, tag
+from .target import GIVEN, TYPED, Target, literal, quote
+
+OTHER_DIMENSIONS = "22000"  # SQLSTATE of pgvector's "expected 3 dimensions, not 4"
+MOST_PAGES = 64  # in a batch: some 14,000 of the smallest rows
+
+# A value of other dimensions fails the write, with pgvector's own error. Frozen with the first release.
+CREATE_FUNCTION = """
+CREATE OR REPLACE FUNCTION {typing_function}() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS {tag}
+BEGIN
+  NEW.{typed} := NEW.{source};
+  RETURN NEW;
+END
+{tag}
+"""
+CREATE_TRIGGER = """
+CREATE TRIGGER {typing} BEFORE INSERT OR UPDATE OF {source} ON {table}
+FOR EACH ROW EXECUTE FUNCTION {typing_function}()
+"""
+PENDING = "{typed} IS NULL AND {source} IS NOT NULL"
+COUNT_PENDING = "SELECT count(*) FROM {table} WHERE " + PENDING
+# a row that changes meanwhile is looked at again by the server: its vector is that of the version that is updated
+FILL = "UPDATE ONLY {table} SET {typed} = {source} WHERE ctid >= '({page},0)' AND ctid < '({end},0)' AND " + PENDING
+COUNT_DIFFERENT = """
+SELECT count(*) FROM {table} WHERE {ext}.vector_send({typed}) IS DISTINCT FROM {ext}.vector_send({source})
+"""
+
+
+def create(db: Database, target: Target, size: int, **names: str) -> None:
+    """Column and trigger, inside the caller's transaction; what an interrupted run has left is kept."""
+    db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {typed} {ext}.vector({size})", size=str(size), **names)
+    switching.store(db, target.typed, switching.attributes(db, target.source))
+    switching.comment(db, target.typed, TYPED + target.source)
+    drop_trigger(db)
+    db.run(CREATE_FUNCTION, tag=tag([*db.names.values(), *names.values()]))
+    db.run("REVOKE ALL ON FUNCTION {typing_function}() FROM PUBLIC")
+    db.run(ALLOW_TRIGGERS)
+    db.run(CREATE_TRIGGER)
+    db.run(REFUSE_TRIGGERS)
+    db.run("COMMENT ON TRIGGER {typing} ON {table} IS {text}", text=literal(TYPED + target.source))
+
+
+def drop_trigger(db: Database) -> None:
+    db.run(ALLOW_TRIGGERS)
+    db.run("DROP TRIGGER IF EXISTS {typing} ON {table}")
+    db.run(REFUSE_TRIGGERS)
+    db.run("DROP FUNCTION IF EXISTS {typing_function}()")
+
+
+def dependents(db: Database, target: Target, table: Table, *ours: str) -> Iterator[MigrationError]:
+    """Whatever hangs on `v`, beside what is ours: why its type can't be changed."""
+    if found := switching.dependents(db, table, target.source, target.typing, *ours):
+        yield MigrationError(
+            f"the type of {quote(target.source)} of {target} can't be changed while there is: {', '.join(found)}",
+            hint="Drop that, run the same command again, and create it anew.",
+        )
+
+
+def refuse_dependents(db: Database, target: Target, table: Table, *ours: str) -> None:
+    for problem in dependents(db, target, table, *ours):
+        raise problem
+
+
+def fill(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, size: int) -> None:
+    """Goes over the rows until none is left, then compares all of them in one snapshot. Raises MigrationError."""
+    what = f"dimensions of {target.table}"
+    with db.transaction():
+        pace = Pace(db, settings)
+        lock_timeout = locks.batch_timeout(db, settings)
+    most_rows = max(1, min(settings.backfill_batch, BATCH_BYTES // (4 * size)))
+    told: tuple[int, int] | None = None
+    for _ in range(1000):
+        with db.transaction(snapshot=True):
+            pending = _pending(db)
+            walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
+            if not pending:
+                return _compare(db, target, extension)
+        progress = Progress(what, pending, _pending, doing="dimensions", told=told)
+        with progress.shown():
+            for part, last_page in walks:
+                _Walk(db, part, lock_timeout, most_rows, progress, pace).take(last_page)
+        progress.tell()
+        told = (0, 0)
+    raise MigrationError(
+        f"{pending:,} rows of {target} are still without a value in {quote(target.typed)}",
+        hint=f"Something writes {quote(target.source)} past the trigger; end that and run the same command again.",
+    )
+
+
+def take_place(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Drops `v` and gives the column its name, NOT NULL, default, comment and privileges. Raises MigrationError."""
+    with db.transaction():
+        not_null = switching.attributes(db, target.source).not_null
+    if not_null:
+        switching.prove_not_null(db, target, settings, table, target.typed)
+
+    def change() -> None:
+        db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        if not catalog.trigger_enabled(db, table.oid, target.typing):
+            raise MigrationError(
+                f"trigger {quote(target.typing)} of {target} has been disabled or dropped meanwhile",
+                detail=f"Nothing has kept {quote(target.typed)} equal to {quote(target.source)} since.",
+                hint=f"Begin anew: {ANEW}.",
+            )
+        refuse_dependents(db, target, table)
+        was = switching.attributes(db, target.source)
+        drop_trigger(db)
+        db.run("ALTER TABLE {table} DROP COLUMN {source}")
+        db.run("ALTER TABLE {table} RENAME COLUMN {typed} TO {source}")
+        switching.require(db, target.source, was.not_null)
+        switching.unprove_not_null(db)
+        switching.set_default(db, target.source, was.default)
+        switching.grant(db, target.source, was.grants)
+        switching.store(db, target.source, was)
+        switching.comment(db, target.source, GIVEN + (was.comment or ""))
+
+    what = f"putting {quote(target.typed)} of {target} in the place of {quote(target.source)}"
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
+    log.notice(
+        f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
+        detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",
+    )
+
+
+def _pending(db: Database) -> int:
+    return int(db.value(COUNT_PENDING))
+
+
+def _compare(db: Database, target: Target, extension: Extension) -> None:
+    """All rows, in the snapshot that is open."""
+    log.notice(f"comparing {quote(target.typed)} of {target} with {quote(target.source)}, to the bit")
+    if different := db.value(COUNT_DIFFERENT, **extension.names()):
+        raise MigrationError(
+            f"{different:,} rows of {target} have another {quote(target.typed)} than {quote(target.source)}",
+            detail=f"Something writes {quote(target.source)} past trigger {quote(target.typing)}, or changes it after.",
+            hint=f"Have that ended, then begin anew: {ANEW}.",
+        )
+
+
+@dataclass
+class _Walk:
+    """Goes over one table that holds rows, in physical order, a transaction for a few pages."""
+
+    db: Database
+    part: Part
+    lock_timeout: str
+    most_rows: int
+    progress: Progress
+    pace: Pace
+
+    def take(self, last_page: int) -> None:
+        page, pages = 0, 1
+        tries = locks.Tries(self.db.stop.sleep)
+        while page < last_page:
+            try:
+                moved = self._batch(page, page + pages)
+            except DBAPIError as error:
+                if self.part.gone(error):
+                    log.notice(f"{self.progress.what}: partition {self.part} is gone")
+                    return
+                if sqlstate(error) == OTHER_DIMENSIONS:
+                    problem = as_migration_error(error, self.progress.what)
+                    hint = "Delete or mend those rows, which came before the trigger, then run the same command again."
+                    raise MigrationError(problem.message, hint=hint) from error
+                problem = locks.passing(error, self.progress.what)
+                pages = max(1, pages // 2)
+                tries.rest(problem, pages, "pages")
+                continue
+            page, tries = page + pages, locks.Tries(self.db.stop.sleep)
+            pages = max(1, pages // 2) if moved > self.most_rows else min(2 * pages, MOST_PAGES)
+            if moved:
+                self.progress.add(self.db, moved, 0)
+                self.pace.rest(self.progress.what)
+
+    def _batch(self, page: int, end: int) -> int:
+        with self.db.transaction():
+            self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
+            return int(self.part.at(self.db).run(FILL, page=str(page), end=str(end)).rowcount)
