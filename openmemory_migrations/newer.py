@@ -121,7 +121,7 @@ def downgrade_expand(db: Database, target: Target, settings: Settings) -> None:
         extension = catalog.extension(db)
         assert extension is not None
         if source.given:
-            newer_column.refuse_dependents(db, target, table, *_own_indexes(db, target, table))
+            newer_column.refuse_dependents(db, target, table, *(name for name, _ in _own_indexes(db, target, table)))
     db.take_over()
     if source.dimensions and not source.given:
         log.notice(f"column {quote(target.source)} of {target} has its dimensions from elsewhere, leaving them")
@@ -133,8 +133,8 @@ def downgrade_expand(db: Database, target: Target, settings: Settings) -> None:
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {typed}")
         if source.given:
             # OpenMemory may have made it again since; nobody is kept waiting longer by it than by the lock
-            for index in _own_indexes(db, target, table).values():
-                db.run("{drop}", drop=index)
+            for _, statement in _own_indexes(db, target, table):
+                db.run("{it}", it=statement)
             newer_column.refuse_dependents(db, target, table)
             was = switching.attributes(db, target.source)
             db.run("ALTER TABLE {table} ALTER COLUMN {source} TYPE {ext}.vector", **extension.names())
@@ -258,12 +258,12 @@ def _beside(db: Database, target: Target, settings: Settings, found: Look, size:
     )
 
 
-def _own_indexes(db: Database, target: Target, table: Table) -> dict[str, str]:
+def _own_indexes(db: Database, target: Target, table: Table) -> list[tuple[str, str]]:
     """Those on `v` under a name of ours, from the root of a tree down, each with the statement that drops it."""
-    own: dict[str, str] = {}
+    own = []
     for part in partitions.parts(db, table.oid):
         _, at = building_tree.own_target(db, target.native, part)
         for index in catalog.indexes_on(db, part.oid):
             if index.name in at.indexes and index.method in indexes.DEFAULTS and indexes.is_on(index, target.source):
-                own[index.name] = f"DROP INDEX IF EXISTS {quote(at.schema)}.{quote(index.name)}"
+                own.append((index.name, f"DROP INDEX IF EXISTS {quote(at.schema)}.{quote(index.name)}"))
     return own

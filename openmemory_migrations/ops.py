@@ -128,9 +128,9 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
 
 
 def downgrade_backfill(**options: Unpack[Options]) -> None:
-    """Nothing to undo: the vectors go with their column."""
+    """Nothing to undo: the vectors go with their column, or are in `v` and stay there."""
     if not op.get_context().as_sql:
-        log.notice("nothing to undo: the vectors go with their column in the next downgrade")
+        log.notice("nothing to undo: the next downgrade takes away the column, or the dimensions that were given")
 
 
 def upgrade_finalize(**options: Unpack[Options]) -> None:
