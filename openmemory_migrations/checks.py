@@ -79,9 +79,13 @@ def already_vector(table: Table, target: Target) -> bool:
     if found := Mark.of(table, target):
         log.notice(f"{found.said(target)}; nothing to do")
         return True
-    if not table.columns[target.source].is_vector:
+    source = table.columns[target.source]
+    if not source.is_vector:
         return False
-    log.notice(f"column {quote(target.source)} of {target} is of type vector already, nothing to do")
+    log.notice(
+        f"column {quote(target.source)} of {target} is of type vector already, nothing to do",
+        hint=None if source.dimensions else "alembic upgrade head gives it the dimensions that it lacks.",
+    )
     return True
 
 

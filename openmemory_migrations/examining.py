@@ -19,6 +19,7 @@ from . import (
     followers,
     growth,
     indexes,
+    newer,
     partitions,
     prerequisites,
     releases,
@@ -97,8 +98,7 @@ def _table(step: Step, facts: Facts) -> None:
         return
     source = table.columns.get(target.source)
     if source is not None and source.is_vector:
-        message = f"column {quote(target.source)} of {target} is of type vector already, nothing to migrate"
-        facts.findings.append(Finding("notice", "already-vector", message))
+        facts.findings += _newer(step, facts, table)
         return
     column = table.columns.get(target.vector)
     facts.ours = column is not None and column.ours
@@ -107,6 +107,31 @@ def _table(step: Step, facts: Facts) -> None:
     schema = facts.extension.schema if facts.extension else "public"
     type_name = expand.vector_type(Extension(schema, ()), settings.dimensions)
     facts.findings += followers.of_the_table(db, target, table, type_name)
+
+
+def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
+    """What an upgrade would do to a `v` that holds vectors itself, and what it would refuse."""
+    target, settings = step.target, step.settings
+    found, problems = newer.examine(step.db, target, settings, table)
+    for code, problem in problems:
+        yield Finding.of(code, problem)
+    has = found.source.dimensions
+    column = f"column {quote(target.source)} of {target} is of type vector{f'({has})' if has else ''} already"
+    if has:
+        column += ", nothing to convert; an upgrade sees to its index"
+    elif found.size:
+        how = "as the table is empty" if found.empty else "by a column beside it that takes its place"
+        column += f": an upgrade gives it {found.size:,} dimensions, {how}, and an index"
+    yield Finding("notice", "already-vector", column)
+    if found.size is None and not problems:
+        message, hint = newer.no_dimensions(target)
+        yield Finding("warning", "no-dimensions", message, hint=hint)
+    facts.dimensions = has
+    facts.leaves = len(partitions.leaves(step.db, table.oid))
+    rows = step.db.value("SELECT count(*) FROM {table} WHERE {source} IS NOT NULL") // (facts.leaves or 1)
+    facts.index = wanted = indexes.plan(target.native, settings.native, found.extension, found.size, rows)
+    if isinstance(wanted, Plan):
+        facts.memory_kb = settings.index_memory or building.memory(step.db)[1]
 
 
 def _rows(step: Step, facts: Facts, table: Table, sample: int | None) -> None:

@@ -112,7 +112,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
 def advise(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, built: Plan) -> None:
     """Says how a search has to ask for the index to be used, and what it finds of the true neighbours."""
     log.notice(f"searches use index {quote(target.index)} when they say: {built.query} LIMIT …")
-    if target.vector == target.source:
+    if target.vector == target.source or target.source not in table.columns:
         return  # no bytes to know the true neighbours by
     with db.transaction():
         spread = citus.shards(db, table.oid)

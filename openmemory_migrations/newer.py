@@ -7,6 +7,7 @@ the upgrade gave, known by a COMMENT.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from . import (
@@ -82,11 +83,7 @@ def upgrade_backfill(db: Database, target: Target, settings: Settings) -> None:
 
 def upgrade_finalize(db: Database, target: Target, settings: Settings) -> None:
     """Builds the index that newer OpenMemory looks for, or another that is configured."""
-    with db.reading():
-        table = checks.require_table(db, target)
-        extension = catalog.extension(db)
-    db.take_over()
-    assert extension is not None  # there is a column of its type
+    table, extension = prepared(db, target)
     size = table.columns[target.source].dimensions
     if size is None:
         without, hint = no_dimensions(target)
@@ -105,6 +102,16 @@ def upgrade_finalize(db: Database, target: Target, settings: Settings) -> None:
             if built
             else f"It starts only where there is an index {name} already.",
         )
+
+
+def prepared(db: Database, target: Target) -> tuple[Table, Extension]:
+    """The table as it is, everything before it committed."""
+    with db.reading():
+        table = checks.require_table(db, target)
+        extension = catalog.extension(db)
+    db.take_over()
+    assert extension is not None  # there is a column of its type
+    return table, extension
 
 
 def downgrade_finalize(db: Database, target: Target, settings: Settings) -> None:
@@ -153,43 +160,50 @@ def look(db: Database, target: Target, settings: Settings) -> Look:
     """Asks for all that a step needs, in a transaction that is open. Raises MigrationError for what it would refuse."""
     table = checks.require_table(db, target)
     found, problems = examine(db, target, settings, table)
-    for problem in problems:
+    for _, problem in problems:
         raise problem
     return found
 
 
-def examine(db: Database, target: Target, settings: Settings, table: Table) -> tuple[Look, list[MigrationError]]:
-    """What there is, and each reason why it can't be brought any further."""
+def examine(
+    db: Database, target: Target, settings: Settings, table: Table
+) -> tuple[Look, list[tuple[str, MigrationError]]]:
+    """What there is, and each reason why it can't be brought any further, with a code for programs."""
     extension = catalog.extension(db)
     assert extension is not None  # there is a column of its type
-    source, typed = table.columns[target.source], table.columns.get(target.typed)
-    empty = not db.value("SELECT EXISTS (SELECT FROM {table})")
+    typed = table.columns.get(target.typed)
     ours = typed if typed is not None and typed.typed else None
-    found = Look(table, extension, source, ours, None, empty)
-    problems: list[MigrationError] = []
+    empty = not db.value("SELECT EXISTS (SELECT FROM {table})")
+    found = Look(table, extension, table.columns[target.source], ours, None, empty)
     try:
         found = replace(found, size=_size(db, target, settings, found))
     except MigrationError as error:
-        problems.append(error)
-    if found.pending and not empty and typed is not None and not ours:
-        problems.append(
+        return found, [("dimensions", error)]
+    return found, list(_problems(db, target, settings, found)) if found.pending else []
+
+
+def _problems(db: Database, target: Target, settings: Settings, found: Look) -> Iterator[tuple[str, MigrationError]]:
+    if not found.empty and found.typed is None and target.typed in found.table.columns:
+        yield (
+            "column-taken",
             MigrationError(
                 f"{target} has a column {quote(target.typed)} that is not this package's",
                 hint="Rename or drop that column: one of that name is to take the place of"
                 f" {quote(target.source)}, with dimensions.",
-            )
+            ),
         )
-    if found.pending and not empty and citus.shards(db, table.oid):
-        problems.append(
+    if not found.empty and citus.shards(db, found.table.oid):
+        yield (
+            "engine",
             MigrationError(
                 f"{target} is distributed by Citus: {quote(target.source)} gets its dimensions while it is empty only",
                 hint="Create the table anew with dimensions, and copy the rows.",
-            )
+            ),
         )
-    if found.pending:
-        problems += checks.missing_rights(db, target, table, replace(settings, sync_trigger=not empty))
-        problems += newer_column.dependents(db, target, table)
-    return found, problems
+    for missing in checks.missing_rights(db, target, found.table, replace(settings, sync_trigger=not found.empty)):
+        yield "rights", missing
+    for hanging in newer_column.dependents(db, target, found.table):
+        yield "dependents", hanging
 
 
 def no_dimensions(target: Target) -> tuple[str, str]:

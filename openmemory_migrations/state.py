@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from . import building_progress, catalog, checks, dimensions, partitions, proof
+from . import building_progress, catalog, checks, dimensions, newer, partitions, proof
 from .catalog import Index, Table
 from .cutover import backtrigger
 from .cutover.mark import Mark
@@ -68,7 +68,8 @@ class State:
     indexes: list[Index] = field(default_factory=list)
     build: str | None = None
     runs: list[tuple[int, str, str]] = field(default_factory=list)  # process, what it says, since when
-    source_is_vector: bool = False
+    source_is_vector: bool = False  # then `column` is the source
+    to_be: int | None = None  # dimensions that such a column has, or is to have
     found_by_application: bool = False
     cut_over: CutOver | None = None
 
@@ -89,6 +90,10 @@ def look(db: Database, target: Target, settings: Settings) -> State:
         table = checks.require_table(db, target)
         if mark := Mark.of(table, target):
             return _cut_over(db, target, settings, table, mark)
+        to_be = None
+        if native := table.columns[target.source].is_vector:
+            to_be = newer.examine(db, target, settings, table)[0].size
+            db, target = db.at(target.native.names()), target.native
         column = table.columns.get(target.vector)
         tables = [part.oid for part in partitions.parts(db, table.oid)]
         column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
@@ -100,12 +105,17 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             column=column.type if column else None,
             dimensions=column.dimensions if column else None,
             ours=bool(column and column.ours),
-            trigger=catalog.trigger_enabled(db, table.oid, target.sync),
-            rows=_rows(db, target, table) if column and column.ours else None,
+            trigger=catalog.trigger_enabled(db, table.oid, target.typing if native else target.sync),
+            rows=_own_rows(db, target, table)
+            if native
+            else _rows(db, target, table)
+            if column and column.ours
+            else None,
             indexes=[i for i in indexes.values() if i.table_oid == table.oid and i.method in DEFAULTS],
             build=str(phase) if phase else None,
             runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
-            source_is_vector=table.columns[target.source].is_vector,
+            source_is_vector=native,
+            to_be=to_be,
             found_by_application=db.value(DETECTED, column_is),
         )
 
@@ -149,6 +159,17 @@ def revisions(db: Database, settings: Settings) -> list[str] | None:
         return None
     table = f"{quote(settings.pg_schema)}.{quote(VERSION_TABLE)}"
     return sorted(row[0] for row in db.rows("SELECT version_num FROM {versions}", versions=table))
+
+
+def _own_rows(db: Database, target: Target, table: Table) -> Rows:
+    """Where `v` holds vectors itself: `converted` are those that have their dimensions."""
+    total, filled = db.rows("SELECT count(*), count({source}) FROM {table}")[0]
+    typed = table.columns.get(target.typed)
+    if table.columns[target.source].dimensions:
+        done = filled
+    else:
+        done = db.value("SELECT count({typed}) FROM {table}") if typed and typed.typed else 0
+    return Rows(total, done, filled - done, {}, total - filled)
 
 
 def _rows(db: Database, target: Target, table: Table) -> Rows:

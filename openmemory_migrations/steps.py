@@ -58,11 +58,26 @@ class Step:
         assert extension is not None  # there is a column of its type
         return table, extension
 
-    def refuse_cut_over(self) -> None:
-        """Raises MigrationError for a step back from a table that was cut over: its bytes have to be there first."""
+    @property
+    def cut_over(self) -> Mark | None:
         with self.db.reading():
             table = catalog.table(self.db, self.target.schema, self.target.table)
-        if table and (found := Mark.of(table, self.target)):
+        return Mark.of(table, self.target) if table else None
+
+    def searched(self) -> tuple[Step, Table, Extension]:
+        """The step on the column that searches go by, whatever the table is, and what is there."""
+        found = self.cut_over
+        if self.newer or (found and found.mode == "swap"):
+            return self.native, *newer.prepared(self.db, self.target)
+        if found:
+            return self, *newer.prepared(self.db, self.target)
+        ready = self.prepared(None)
+        assert ready is not None  # it is None for those above only
+        return self, *ready
+
+    def refuse_cut_over(self) -> None:
+        """Raises MigrationError for a step back from a table that was cut over: its bytes have to be there first."""
+        if found := self.cut_over:
             raise MigrationError(found.said(self.target), hint=UNDO_HINT)
 
     def backfill(self, table: Table, extension: Extension, *, last: bool) -> Leftovers:

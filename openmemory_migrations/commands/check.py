@@ -61,8 +61,10 @@ def run(options: argparse.Namespace) -> int:
 def verdict(facts: Facts) -> str:
     if facts.errors:
         return f"can't be migrated: {facts.errors:,} error{'s' if facts.errors > 1 else ''}"
-    if facts.has("already-vector", "cut-over"):
+    if facts.has("cut-over"):
         return "nothing to migrate"
+    if facts.has("already-vector"):
+        return "nothing to migrate" if facts.dimensions else "can be migrated"
     if facts.ours:
         # a host's chain has its version table where only the host knows
         whole = facts.revisions in (None, [hosts.FINALIZE])

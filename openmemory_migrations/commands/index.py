@@ -10,9 +10,7 @@ import argparse
 from typing import Any
 
 from .. import finalize, output, replacing, running
-from ..errors import MigrationError
 from ..steps import Step
-from ..target import quote
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,13 +33,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _placed(step: Step, *, rebuild: bool) -> dict[str, Any]:
+    step, *ready = step.searched()
     db, target, settings = step.db, step.target, step.settings
-    ready = step.prepared(None)
-    if ready is None:
-        raise MigrationError(
-            f"no index: {quote(target.source)} of {target} is of type vector, and no column of ours beside it",
-            hint="Newer OpenMemory makes an index of its own when it starts.",
-        )
     if settings.index == "none":
         finalize.downgrade(db, target, settings)
         return {"index": None, "built": False}

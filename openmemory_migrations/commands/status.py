@@ -13,7 +13,7 @@ from typing import Any
 from .. import hosts, output, running, state
 from ..catalog import Extension, extension
 from ..cutover.mark import UNDO
-from ..errors import INDEX_ANEW
+from ..errors import ANEW, INDEX_ANEW
 from ..indexes import NoIndex, Plan, plan
 from ..settings import Settings
 from ..state import State
@@ -61,15 +61,17 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
         if found.runs:
             todo = "wait for what is running; " + todo
         return Judged(True, index, not found.cut_over.undoing, todo)
+    there, followed = found.ours, found.trigger or not settings.sync_trigger
     if found.source_is_vector:
-        return Judged(True, "not ours", True, "nothing: v is of type vector already")
+        there, followed, settings = found.dimensions is not None, True, settings.native
     # a host's chain has its version table where only the host knows
-    at_head = found.revisions == [hosts.FINALIZE] or (found.revisions is None and found.ours)
+    at_head = found.revisions == [hosts.FINALIZE] or (found.revisions is None and there)
     index, wanted, remark = _index(found, settings, installed)
     pending = found.rows.pending if found.rows else 0
-    followed = found.trigger or not settings.sync_trigger
-    if not found.ours or not at_head:
-        todo = "openmemory-migrations upgrade"
+    if not there or not at_head:
+        todo = ANEW if at_head else "openmemory-migrations upgrade"
+        if found.source_is_vector and not (there or found.to_be):
+            todo = f"set OM_VEC_DIM or OM_TIER; {todo}"
     elif pending:
         todo = "openmemory-migrations backfill"
     elif not followed:
@@ -80,7 +82,7 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
         todo = f"nothing; {INDEX_ANEW} {remark}" if remark else "nothing"
     if found.runs:
         todo = "wait for what is running; " + todo
-    return Judged(at_head, index, bool(at_head and found.ours and not pending and followed and not wanted), todo)
+    return Judged(at_head, index, bool(at_head and there and not pending and followed and not wanted), todo)
 
 
 def _index(found: State, settings: Settings, installed: Extension | None) -> tuple[str, bool, str]:
@@ -170,8 +172,11 @@ def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
             ("rows", f"{rows.total:,}; {rows.converted:,} converted ({share} %), {rows.pending:,} pending"),
             *(("", f"{number:,} skipped: {reason}") for reason, number in rows.skipped.items()),
         ]
-    lines += [("trigger", "on" if found.trigger else "off"), ("index", judged.index)]
-    lines += _running(found)
+    if not found.source_is_vector or not found.dimensions:
+        lines.append(("trigger", "on" if found.trigger else "off"))
+    lines += [("index", judged.index), *_running(found)]
+    if found.source_is_vector:
+        return [*lines, ("next", judged.next)]
     lines += [
         ("application", "finds the column" if found.found_by_application else "OpenMemory 1.x won't find the column"),
         ("", f"it should ask: {target.detection}"),
