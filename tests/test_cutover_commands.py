@@ -10,12 +10,14 @@ from demo.openmemory import TABLE
 
 from .commands import om
 from .helpers import Database, alembic, create_table, load, random_rows
+from .states import INDEX, indexes
 
 pytestmark = pytest.mark.slow
 SAID = {
     "swap": f'"public.{TABLE}" was cut over: "v" is the vector, the bytes are "v_bytea"',
     "drop": f'"public.{TABLE}" was cut over: "v" was dropped, "v_vector" is what there is',
 }
+NAMES = {"swap": "openmemory_vectors_hnsw_idx", "drop": INDEX}
 
 
 @pytest.mark.parametrize("mode", SAID)
@@ -50,6 +52,9 @@ def test_every_command_knows_of_it(database: Database, mode: str) -> None:
     checked = om(database, "check")
     assert checked.returncode == 0, checked.log
     assert SAID[mode] in checked.stdout
+    index = json.loads(om(database, "index", "--rebuild", "--json", "-x", "index=hnsw").stdout)
+    assert (index["index"], index["built"]) == (NAMES[mode], True)
+    assert indexes(database)[NAMES[mode]][1]
     reported = om(database, "report", "--output", "/dev/null")
     assert reported.returncode == 0, reported.log
 

@@ -33,14 +33,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _placed(step: Step, *, rebuild: bool) -> dict[str, Any]:
-    step, *ready = step.searched()
+    step, table, extension = step.searched()
     db, target, settings = step.db, step.target, step.settings
     if settings.index == "none":
         finalize.downgrade(db, target, settings)
         return {"index": None, "built": False}
-    plan, built = replacing.replace(db, target, settings, *ready, rebuild=rebuild)
+    plan, built = replacing.replace(db, target, settings, table, extension, rebuild=rebuild)
     if built:
-        finalize.advise(db, target, settings, *ready, plan)
+        finalize.advise(db, target, settings, table, extension, plan)
     return {
         "index": target.index,
         "built": built,
