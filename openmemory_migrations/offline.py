@@ -15,16 +15,21 @@ from typing import Any
 
 from . import indexes, synctrigger
 from .catalog import Extension
+from .cutover import mark
 from .expand import EXTENSIONS_SCHEMA
 from .indexes import NoIndex, Plan
 from .leftovers import NOT_FINITE
 from .locks import TRIES
 from .offline_sql import (
+    AGAIN,
     BACKFILL,
+    BATCHES,
     BUILT,
+    CONVERT_BATCH,
     CONVERT_PAGES,
     COUNT,
     CREATE,
+    CUT_OVER,
     DROP,
     DROP_CONVERT,
     DROP_DUPLICATE,
@@ -35,18 +40,29 @@ from .offline_sql import (
     EXT,
     FIND_COLUMN,
     FIND_EXTENSION,
+    FIND_MARK,
     LISTS,
     LOCK_FAILED,
+    MARK,
     MEMORY,
+    NOT_CUT_OVER,
     OURS,
     PAGES,
+    PLAN,
     QUOTED,
+    REASON,
+    REFUSE_CUT_OVER,
+    REQUIRE_ORDINARY,
     REQUIRE_SIZE,
     REQUIRE_TABLE,
+    SAID_CUT_OVER,
     SIZES,
     TAG,
+    THESE_PAGES,
+    WAIT,
 )
 from .settings import MAX_DIMENSIONS, Settings
+from .target import CUT_OVER as CUT_OVER_COMMENT
 from .target import OWN_COMMENT, SET_ASIDE, Target, literal, quote
 
 
@@ -60,63 +76,69 @@ class Script:
     write: Callable[[str], None]
 
     def upgrade_expand(self) -> None:
-        self._emit(EXPAND)
+        self.emit(EXPAND)
 
     def downgrade_expand(self) -> None:
-        self._emit(DROP_EXPAND)
+        self.emit(DROP_EXPAND)
 
     def upgrade_backfill(self) -> None:
-        self._stop_at_errors()
-        self._emit(BACKFILL)
+        self.stop_at_errors()
+        self.emit(BACKFILL)
 
     def upgrade_finalize(self) -> None:
-        wanted = self._index()
+        wanted = self.index()
         if isinstance(wanted, NoIndex):
             self.write(f"-- no index: {wanted.reason}")
             return
+        self.stop_at_errors()
+        self.build_index(wanted)
+
+    def build_index(self, wanted: Plan, unless: str = "") -> None:
+        """`unless` is what a DO block may end with before anything is done."""
         single = self.settings.single_transaction
-        sizes = SIZES.format_map(self._names() | self._rules())
-        names = {**self._rules(), "sizes": sizes, "local": "true" if single else "false"}
-        self._stop_at_errors()
-        self._emit(COUNT, **names)
+        sizes = SIZES.format_map(self.names() | self.rules())
+        names = {**self.rules(), "sizes": sizes, "local": "true" if single else "false"}
+        self.emit(COUNT, **names, unless=unless)
         if not single:
             self.write("SET lock_timeout = '1h'; SET statement_timeout = 0;")
         if self.settings.index_memory:
             self.write(f"SET {'LOCAL ' if single else ''}maintenance_work_mem = '{self.settings.index_memory}kB';")
         else:
-            self._emit(MEMORY, **names)
+            self.emit(MEMORY, **names)
         statement = (
-            f"CREATE INDEX {self._concurrently}{quote(self.target.index)} ON {self.target.names()['table']}"
+            f"CREATE INDEX {self.concurrently}{quote(self.target.index)} ON {self.target.names()['table']}"
             f" USING {wanted.method} ({wanted.expression})"
             f" WITH ({'lists = @lists@' if wanted.method == 'ivfflat' else wanted.options})"
         )
-        self._emit_each(DROP_INVALID)
-        self._emit_each(CREATE, **names, statement=literal(statement))
-        self._emit_each(DROP_DUPLICATE, any_options=wanted.method == "ivfflat" and not self.settings.index_lists)
+        self.emit_each(DROP_INVALID)
+        self.emit_each(CREATE, **names, statement=literal(statement))
+        if self.target.mirrored_index != self.target.index:
+            self.emit_each(DROP_DUPLICATE, any_options=wanted.method == "ivfflat" and not self.settings.index_lists)
         if not single:
             self.write("RESET lock_timeout; RESET statement_timeout; RESET maintenance_work_mem;")
-        self._emit(BUILT)
+        self.emit(BUILT)
 
     def downgrade_finalize(self) -> None:
-        self._stop_at_errors()
-        self._emit_each(DROP)
+        self.stop_at_errors()
+        self.emit(REFUSE_CUT_OVER)
+        self.emit_each(DROP)
 
-    def _stop_at_errors(self) -> None:
+    def stop_at_errors(self) -> None:
         """Outside a transaction psql would go on after an error, to the stamp, unless it was told otherwise."""
         if not self.settings.single_transaction:
             self.write("\\set ON_ERROR_STOP on")
 
     @property
-    def _concurrently(self) -> str:
+    def concurrently(self) -> str:
         return "" if self.settings.single_transaction else "CONCURRENTLY "
 
-    def _index(self) -> Plan | NoIndex:
+    def index(self) -> Plan | NoIndex:
         # as if there were rows enough; the script counts them
         settings = self.settings if self.settings.index_lists else replace(self.settings, index_lists=1)
         extension = Extension(EXT.strip('"'), (99,))
         return indexes.plan(self.target, settings, extension, self.size, 10**9)
 
-    def _rules(self) -> dict[str, Any]:
+    def rules(self) -> dict[str, Any]:
         settings = self.settings
         half = indexes.on_halfvec(self.settings, self.size)
         hnsw = settings.index == "hnsw"
@@ -131,40 +153,52 @@ class Script:
             "version": "'{0,7}'" if half else "'{0,5}'" if hnsw else "'{0}'",
         }
 
-    def _emit(self, template: str, **more: Any) -> None:
-        names = {**self._names(), **more}
+    def emit(self, template: str, **more: Any) -> None:
+        names = {**self.names(), **more}
         body = template.format_map(names)
         tag = "$script$"
         while tag in body:
             tag = f"{tag[:-1]}_$"
         self.write(body.replace(TAG, tag).strip())
 
-    def _emit_each(self, query: str, **more: Any) -> None:
+    def emit_each(self, query: str, **more: Any) -> None:
         """Has every statement executed that the query returns."""
         if not self.settings.single_transaction:
-            self._emit(query.rstrip() + "\n\\gexec", **more)
+            self.emit(query.rstrip() + "\n\\gexec", **more)
             return
         # all of them first: a query that is still being read keeps its table from CREATE INDEX
-        self._emit(EACH.replace("{query}", query), **more)
+        self.emit(EACH.replace("{query}", query), **more)
 
-    def _names(self) -> dict[str, Any]:
-        target, settings = self.target, self.settings
+    def sql(self, template: str, **more: str) -> str:
+        """A statement as a string constant, for EXECUTE; the extension's schema is still to be put in."""
+        inner = {**self.target.names(), "ext": EXT, "size": str(self.size), "dimensions": str(self.size), **more}
+        return literal(template.strip("\n").format_map({**inner, "tag": synctrigger.tag(inner.values())}))
+
+    @property
+    def create_trigger(self) -> str:
+        """What makes the trigger and its functions, in a DO block that knows the extension's schema."""
+        texts = (
+            synctrigger.CREATE_CONVERT,
+            synctrigger.CREATE_SYNC,
+            "REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC",
+            synctrigger.CREATE_TRIGGER,
+            "COMMENT ON TRIGGER {sync} ON {table} IS {comment}",
+        )
+        return "\n      ".join(f"EXECUTE replace({self.sql(text)}, {literal(EXT)}, {QUOTED});" for text in texts)
+
+    def names(self) -> dict[str, Any]:
+        target, settings, sql = self.target, self.settings, self.sql
         own = target.names()
-        inner = {**own, "ext": EXT, "size": str(self.size), "dimensions": str(self.size)}
-        inner["tag"] = synctrigger.tag(inner.values())
-
-        def sql(template: str) -> str:
-            return literal(template.strip("\n").format_map(inner))
-
-        trigger = [sql(synctrigger.CREATE_CONVERT), sql(synctrigger.CREATE_SYNC)]
-        drop_convert = DROP_CONVERT.format(call=literal(own["convert"] + "("), convert=own["convert"])
+        drop_convert = DROP_CONVERT.format(
+            call=literal(own["convert"] + "("), function=own["convert"] + "(bytea, integer)"
+        )
         names: dict[str, Any] = {
             **own,
             "tag": TAG,
             "size": self.size,
             "most": MAX_DIMENSIONS,
             "most_shown": f"{MAX_DIMENSIONS:,}",
-            "concurrently": self._concurrently,
+            "concurrently": self.concurrently,
             "tries": TRIES,
             "lock_failed": LOCK_FAILED,
             "lock_timeout": settings.lock_timeout_ms,
@@ -223,22 +257,33 @@ class Script:
                 " WHERE {source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
             ),
             "convert_pages": sql(CONVERT_PAGES),
-            "create_convert": trigger[0],
+            "create_convert": sql(synctrigger.CREATE_CONVERT),
             "drop_convert": "" if settings.sync_trigger else "\n  " + drop_convert,
             "drop_trigger": f"""DROP TRIGGER IF EXISTS {own["sync"]} ON {own["table"]};
       DROP FUNCTION IF EXISTS {own["sync_function"]}();
       {drop_convert}""",
-            "trigger": "",
+            "trigger": "\n      " + self.create_trigger if settings.sync_trigger else "",
+            "walked": literal(own["table"]),
+            "plan": PLAN,
+            "mark_comment": literal(CUT_OVER_COMMENT),
+            "mark_length": len(CUT_OVER_COMMENT) + 1,
+            "was_swapped": literal(mark.said(target, "swap")),
+            "was_dropped": literal(mark.said(target, "drop")),
+            "undo_hint": literal(mark.UNDO_HINT),
         }
-        if settings.sync_trigger:
-            more = (
-                sql("REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC"),
-                sql(synctrigger.CREATE_TRIGGER),
-                sql("COMMENT ON TRIGGER {sync} ON {table} IS {comment}"),
-            )
-            lines = [f"EXECUTE replace({text}, {literal(EXT)}, {QUOTED});" for text in (*trigger, *more)]
-            names["trigger"] = "\n      " + "\n      ".join(lines)
         for name, part in (
+            ("again", AGAIN),
+            ("wait", WAIT),
+            ("reason", REASON),
+            ("these_pages", THESE_PAGES),
+            ("batch_statement", CONVERT_BATCH),
+            ("batches", BATCHES),
+            ("mark", MARK),
+            ("find_mark", FIND_MARK),
+            ("said_cut_over", SAID_CUT_OVER),
+            ("cut_over", CUT_OVER),
+            ("not_cut_over", NOT_CUT_OVER),
+            ("require_ordinary", REQUIRE_ORDINARY),
             ("require_table", REQUIRE_TABLE),
             ("find_extension", FIND_EXTENSION),
             ("find_column", FIND_COLUMN),

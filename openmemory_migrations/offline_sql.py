@@ -65,13 +65,7 @@ BEGIN
       EXECUTE replace({add}, {ext}, {quoted});
       EXECUTE {remark};{trigger}
       EXIT;
-    EXCEPTION WHEN {lock_failed} THEN
-      IF attempt = {tries} THEN
-        RAISE;
-      END IF;
-      RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
-      PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
-    END;
+    {again}
   END LOOP;
   {find_column}
   {require_size}
@@ -96,9 +90,7 @@ DECLARE
   passes integer := 0;
   skipped text[];
   line text;
-  -- in a deadlock it is the batch that gives way, as online
-  wait text := (SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
-                FROM pg_settings WHERE name = 'deadlock_timeout');
+  wait text := {wait};
 BEGIN
   PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
   {require_table}
@@ -112,36 +104,7 @@ BEGIN
   SELECT count(*) INTO total FROM {table} WHERE {vector} IS NULL AND octet_length({source}) = 4 * {size};
   LOOP
     passes := passes + 1;
-    page := 0;
-    last_page := pg_relation_size({table_text}::regclass) / current_setting('block_size')::integer;
-    WHILE page < last_page LOOP
-      PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
-              set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-              set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
-              set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-              set_config('max_parallel_workers_per_gather', '0', true);
-      FOR attempt IN 1..{tries} LOOP
-        BEGIN
-          -- xmin: a row that changes between its conversion and its update gets nothing
-          EXECUTE {convert_pages} USING ('(' || page || ',0)')::tid, ('(' || page + pages || ',0)')::tid;
-          GET DIAGNOSTICS moved = ROW_COUNT;
-          EXIT;
-        EXCEPTION WHEN {lock_failed} THEN
-          IF attempt = {tries} THEN
-            RAISE;
-          END IF;
-          PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
-        END;
-      END LOOP;
-      {commit}
-      page := page + pages;
-      done := done + moved;
-      pages := CASE WHEN moved > {batch} THEN greatest(1, pages / 2) ELSE least({pages}, pages * 2) END;
-      IF clock_timestamp() - said > interval '5 seconds' THEN
-        said := clock_timestamp();
-        RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
-      END IF;
-    END LOOP;
+    {batches}
     PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
     SELECT count(*) INTO convertible FROM {table}
      WHERE {vector} IS NULL AND octet_length({source}) = 4 * {size} AND {convert}({source}, {size}) IS NOT NULL;
@@ -156,24 +119,13 @@ BEGIN
       EXECUTE {carry_over};
       EXECUTE {drop_adopted};
       EXIT;
-    EXCEPTION WHEN {lock_failed} THEN
-      IF attempt = {tries} THEN
-        RAISE;
-      END IF;
-      RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
-      PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
-    END;
+    {again}
   END LOOP;
   SELECT array_agg(rows || ' rows can''t be converted and were skipped: ' || reason ORDER BY rows DESC)
          FILTER (WHERE reason <> 'written meanwhile'),
          sum(rows) FILTER (WHERE reason = 'written meanwhile')
     INTO skipped, convertible FROM (
-      SELECT CASE WHEN octet_length({source}) = 0 THEN 'empty'
-                  WHEN octet_length({source}) % 4 <> 0 THEN 'length not a multiple of 4'
-                  WHEN octet_length({source}) > 4 * {most} THEN 'more than {most_shown} dimensions'
-                  WHEN octet_length({source}) <> 4 * {size} THEN 'other dimension'
-                  WHEN {convert}({source}, {size}) IS NULL THEN '{not_finite}'
-                  ELSE 'written meanwhile' END AS reason, count(*) AS rows
+      SELECT {reason} AS reason, count(*) AS rows
       FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1) AS left_over;{drop_convert}
   {commit}
   IF convertible > 0 THEN
@@ -191,9 +143,60 @@ END
 {tag};
 """
 
+REASON = """CASE WHEN octet_length({source}) = 0 THEN 'empty'
+                  WHEN octet_length({source}) % 4 <> 0 THEN 'length not a multiple of 4'
+                  WHEN octet_length({source}) > 4 * {most} THEN 'more than {most_shown} dimensions'
+                  WHEN octet_length({source}) <> 4 * {size} THEN 'other dimension'
+                  WHEN {convert}({source}, {size}) IS NULL THEN '{not_finite}'
+                  ELSE 'written meanwhile' END"""
+# the end of a try, in the loop over `attempt`
+AGAIN = """EXCEPTION WHEN {lock_failed} THEN
+      IF attempt = {tries} THEN
+        RAISE;
+      END IF;
+      RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
+      PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
+    END;"""
+# one pass over the pages of a table, a commit after each batch
+BATCHES = """page := 0;
+    last_page := pg_relation_size({walked}::regclass) / current_setting('block_size')::integer;
+    WHILE page < last_page LOOP
+      {plan}
+      FOR attempt IN 1..{tries} LOOP
+        BEGIN
+          {batch_statement}
+          GET DIAGNOSTICS moved = ROW_COUNT;
+          EXIT;
+        EXCEPTION WHEN {lock_failed} THEN
+          IF attempt = {tries} THEN
+            RAISE;
+          END IF;
+          PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
+        END;
+      END LOOP;
+      {commit}
+      page := page + pages;
+      done := done + moved;
+      pages := CASE WHEN moved > {batch} THEN greatest(1, pages / 2) ELSE least({pages}, pages * 2) END;
+      IF clock_timestamp() - said > interval '5 seconds' THEN
+        said := clock_timestamp();
+        RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
+      END IF;
+    END LOOP;"""
+# in a deadlock it is the batch that gives way, as online
+WAIT = """(SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
+                FROM pg_settings WHERE name = 'deadlock_timeout')"""
+PLAN = """PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
+              set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+              set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
+              set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+              set_config('max_parallel_workers_per_gather', '0', true);"""
+CONVERT_BATCH = """-- xmin: a row that changes between its conversion and its update gets nothing
+          EXECUTE {convert_pages} USING {these_pages};"""
+THESE_PAGES = "('(' || page || ',0)')::tid, ('(' || page + pages || ',0)')::tid"
 # unless another table of the schema needs it
 DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN prosrc) > 0) THEN
-        DROP FUNCTION IF EXISTS {convert}(bytea, integer);
+        DROP FUNCTION IF EXISTS {function};
       END IF;"""
 CONVERT_PAGES = """
 WITH batch AS MATERIALIZED (
@@ -216,6 +219,7 @@ BEGIN
     RAISE WARNING USING MESSAGE = {no_table};
     RETURN;
   END IF;
+  {not_cut_over}
   {find_aside}
   aside := found;
   {find_column}
@@ -249,14 +253,42 @@ END
 {tag};
 """
 
-REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
+# what Mark.of asks
+MARK = """(SELECT substr(comment, {mark_length})::json
+   FROM (SELECT col_description(attrelid, attnum) AS comment FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
+         WHERE attrelid = to_regclass({table_text}) AND attname IN ({source_text}, {vector_text})
+           AND NOT attisdropped AND typname = 'vector') AS c
+   WHERE starts_with(comment, {mark_comment}))"""
+FIND_MARK = """SELECT {mark} AS mark INTO found;"""
+SAID_CUT_OVER = "CASE found.mark ->> 'mode' WHEN 'swap' THEN {was_swapped} ELSE {was_dropped} END"
+CUT_OVER = """{find_mark}
+  IF found.mark IS NOT NULL THEN
+    RAISE NOTICE USING MESSAGE = {said_cut_over} || '; nothing to do';
+    RETURN;
+  END IF;"""
+NOT_CUT_OVER = """{find_mark}
+  IF found.mark IS NOT NULL THEN
+    RAISE EXCEPTION USING MESSAGE = {said_cut_over}, HINT = {undo_hint};
+  END IF;"""
+REFUSE_CUT_OVER = """
+DO {tag}
+DECLARE
+  found record;
+BEGIN
+  {not_cut_over}
+END
+{tag};
+"""
+REQUIRE_ORDINARY = """IF to_regclass({table_text}) IS NULL THEN
     RAISE EXCEPTION USING MESSAGE = {no_table};
   END IF;
   IF EXISTS (SELECT FROM pg_class WHERE oid = {table_text}::regclass AND (relkind <> 'r' OR relispartition))
      OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = {table_text}::regclass) THEN
     RAISE EXCEPTION USING MESSAGE = {not_ordinary},
-      HINT = 'A script migrates ordinary tables; for a partitioned one: alembic upgrade head, without --sql.';
-  END IF;
+      HINT = 'A script migrates ordinary tables; for a partitioned one the same command without --sql.';
+  END IF;"""
+REQUIRE_TABLE = """{require_ordinary}
+  {cut_over}
   SELECT format_type(atttypid, NULL) AS type, typname AS name INTO found FROM pg_attribute
    JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
@@ -293,7 +325,7 @@ BEGIN
   {find_column}
   IF found.type IS NULL OR NOT found.ours THEN
     RAISE EXCEPTION USING MESSAGE = {no_column};
-  END IF;
+  END IF;{unless}
   PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
 END
 {tag};
@@ -363,11 +395,12 @@ OURS = """
     AND indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw')
 """
 DROP = "SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({ours}) AS found"
-DROP_INVALID = DROP + " WHERE NOT indisvalid"
+DROP_INVALID = DROP + " WHERE NOT indisvalid AND current_setting('openmemory.rows') <> ''"
 DROP_DUPLICATE = (
     DROP
     + """ JOIN ({ours}) AS built USING (indclass, indkey)
 WHERE found.indexrelid = to_regclass({mirrored_text}) AND built.indexrelid = to_regclass({index_text})
+  AND current_setting('openmemory.rows') <> ''
   AND found.expression IS NOT DISTINCT FROM built.expression
   AND ({any_options} OR found.reloptions IS NOT DISTINCT FROM built.reloptions)"""
 )

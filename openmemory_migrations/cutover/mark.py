@@ -18,6 +18,8 @@ UNDO_HINT = (
     " after the revision that calls ops.upgrade_cutover, and that one)."
 )
 
+Mode = Literal["swap", "drop"]
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -25,7 +27,7 @@ class Mark:
     finds under its own name, which had this one before. `parts` are the privileges on `source` that partitions had of
     their own, by their names, where the column is no more."""
 
-    mode: Literal["swap", "drop"]
+    mode: Mode
     source: Attributes
     vector: Attributes
     renamed: str | None = None
@@ -59,9 +61,13 @@ class Mark:
         return target.swapped if self.mode == "swap" else target.dropped
 
     def said(self, target: Target) -> str:
-        if self.mode == "swap":
-            return f"{target} was cut over: {quote(target.source)} is the vector, the bytes are {quote(target.archive)}"
-        return f"{target} was cut over: {quote(target.source)} was dropped, {quote(target.vector)} is what there is"
+        return said(target, self.mode)
+
+
+def said(target: Target, mode: Mode) -> str:
+    if mode == "swap":
+        return f"{target} was cut over: {quote(target.source)} is the vector, the bytes are {quote(target.archive)}"
+    return f"{target} was cut over: {quote(target.source)} was dropped, {quote(target.vector)} is what there is"
 
 
 def names(target: Target) -> dict[str, str]:
