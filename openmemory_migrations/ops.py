@@ -22,6 +22,7 @@ from typing_extensions import Unpack
 
 from . import expand, finalize, log, newer, stamps
 from .cutover import forward, restore
+from .cutover import script as cutover_script
 from .database import Database, refuse_foreign_transaction
 from .errors import MigrationError
 from .offline import Script
@@ -166,6 +167,11 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
 
 def upgrade_cutover(**options: Unpack[Options]) -> None:
     """Verifies every row, then makes the vector column `v` (swap) or takes `v` away (drop). Raises MigrationError."""
+    if script := _script(options):
+        cutover_script.check(script)
+        with _outside_transaction(script):
+            cutover_script.upgrade(script)
+        return
     with _step("cutover", options) as step:
         if step:
             with step.alone():
@@ -174,6 +180,11 @@ def upgrade_cutover(**options: Unpack[Options]) -> None:
 
 def downgrade_cutover(**options: Unpack[Options]) -> None:
     """Rebuilds the bytes from the vectors, in batches, and puts the columns back. Raises MigrationError."""
+    if script := _script(options):
+        cutover_script.check_back(script)
+        with _outside_transaction(script):
+            cutover_script.downgrade(script)
+        return
     with _step("downgrade of cutover", options) as step:
         if step:
             with step.alone():
