@@ -14,7 +14,8 @@ from demo.openmemory import environment
 from openmemory_migrations.settings import OPTIONS, Settings
 
 from .commands import om
-from .helpers import ROOT, Database, alembic, create_table, load, mismatches, real_rows
+from .helpers import ROOT, Database, alembic, checksum, create_table, load, mismatches, real_rows
+from .states import column_type
 
 README = (ROOT / "README.md").read_text()
 OPERATING = (ROOT / "docs/operating.md").read_text()
@@ -135,28 +136,55 @@ def test_commands_that_are_named_are_there() -> None:
         assert f"openmemory-migrations {name}" in README, name
 
 
-def test_project_of_two_files_migrates_as_shown(database: Database, tmp_path: Path) -> None:
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The two files, as they are shown."""
     ini, env = re.search(r"```ini\n(.*?)```\s*```python\n(.*?)```", README, re.DOTALL).groups()  # type: ignore[union-attr]
     (tmp_path / "alembic").mkdir()
     (tmp_path / "alembic.ini").write_text(ini)
     (tmp_path / "alembic" / "env.py").write_text(env)
+    return tmp_path
+
+
+def run(command: str, project: Path, database: Database) -> None:
+    words = command.split()
+    settings = dict(word.split("=") for word in words if word.startswith("OM_"))
+    done = subprocess.run(
+        [sys.executable, "-m", *words[len(settings) :]],
+        cwd=project,
+        env=environment(database, settings),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_project_of_two_files_migrates_as_shown(database: Database, project: Path) -> None:
     create_table(database)
     load(database, real_rows(256))
 
     for command in commands("Five minutes"):
         if not command.startswith("alembic"):
             continue
-        done = subprocess.run(
-            [sys.executable, "-m", *command.split()],
-            cwd=tmp_path,
-            env=environment(database, {}),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run(command, project, database)
         if "upgrade" in command:
             assert not mismatches(database)
     assert not database.rows("SELECT FROM information_schema.columns WHERE column_name = 'v_vector'")
+
+
+@pytest.mark.slow
+def test_the_last_step_as_shown(database: Database, project: Path) -> None:
+    create_table(database)
+    load(database, real_rows(256))
+    before = checksum(database)
+    run("alembic upgrade head", project, database)
+    swap, drop, back = commands("The last step: one column")
+
+    for command, column in ((swap, "v"), (drop, "v_vector")):
+        run(command, project, database)
+        assert column_type(database, column) == "vector(256)"
+        run(back, project, database)
+        assert checksum(database) == before
 
 
 def test_several_processes_as_shown(database: Database) -> None:
