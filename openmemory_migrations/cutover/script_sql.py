@@ -351,8 +351,8 @@ BEGIN
       SELECT attnotnull, atthasdef INTO was_not_null, had_default FROM pg_attribute
        WHERE attrelid = {table_text}::regclass AND attname = {source_text};
       renamed := {renamed};
-      marked := {mark_comment} || '{{"mode": "{mode}", "parts": {{}}, "renamed": ' || coalesce(to_json(renamed)::text, 'null')
-        || ', "source": ' || {attributes_of_source} || ', "vector": ' || {attributes_of_vector} || '}}';
+      marked := {mark_comment} || '{{"mode": "{mode}", "parts": {{}}, "renamed": '
+        || coalesce(to_json(renamed)::text, 'null') || ', "source": ' || {attributes_of_source} || ', "vector": ' || {attributes_of_vector} || '}}';
       {drop_trigger}
       IF EXISTS {is_left} THEN
         EXECUTE 'DROP INDEX ' || {left_text};
