@@ -352,7 +352,8 @@ BEGIN
        WHERE attrelid = {table_text}::regclass AND attname = {source_text};
       renamed := {renamed};
       marked := {mark_comment} || '{{"mode": "{mode}", "parts": {{}}, "renamed": '
-        || coalesce(to_json(renamed)::text, 'null') || ', "source": ' || {attributes_of_source} || ', "vector": ' || {attributes_of_vector} || '}}';
+        || coalesce(to_json(renamed)::text, 'null') || ', "source": ' || {attributes_of_source}
+        || ', "vector": ' || {attributes_of_vector} || '}}';
       {drop_trigger}
       IF EXISTS {is_left} THEN
         EXECUTE 'DROP INDEX ' || {left_text};
