@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, dimensions, locks, log, synctrigger
 from .catalog import Column, Extension, Table
+from .cutover import kept
 from .database import Database
 from .errors import ANEW, MigrationError
 from .settings import Settings
@@ -91,6 +92,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
             # the root first, as writers do: the trigger would be taken off the partitions before
             db.run("LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")
         synctrigger.drop_trigger(db)
+        kept.drop(db, target)  # of a cutover that was interrupted and never resumed; its other preparations go along
         if column is not None and column.ours:
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}")
             if aside is not None:

@@ -6,14 +6,14 @@ bytes) is made anew or used by the next, and goes with the column when the chain
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
 from .. import building, building_tree, catalog, checks, indexes, locks, log, partitions, switching, synctrigger
 from ..building import CannotBuild
-from ..catalog import Extension, Table
+from ..catalog import Extension, Index, Table
 from ..database import Database
 from ..errors import MigrationError
 from ..indexes import INDEX_DIMENSIONS, NoIndex
@@ -57,8 +57,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
     except BaseException:
         if db.usable:
             db.rollback()
-            with suppress(MigrationError, DBAPIError):
-                _clean_up(db, target, table)
+            _clean_up(db, target, settings, table)
         raise
     log.notice(
         done.said(target),
@@ -122,28 +121,47 @@ def _prepare(db: Database, target: Target, settings: Settings, table: Table, ski
 
 def _index_left(db: Database, target: Target, part: Part) -> None:
     at, name = part.at(db), gate.left_index(target, part)
-    _drop_index(db, part, name)
+    found = _found_index(db, part, name)
+    if found and found.valid:
+        return  # of a run that was interrupted; to drop it would wait for whoever reads the table
+    if found:
+        _drop_index(db, part, name)
     with at.autocommit(), building.session_settings(at, {}):
         at.run(LEFT_INDEX, index=quote(name))
 
 
-def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = building.LOCK_TIMEOUT) -> None:
+def _found_index(db: Database, part: Part, name: str) -> Index | None:
     with db.transaction():
         found = catalog.indexes(db, part.schema, name).get(name)
-    if found and found.table_oid == part.oid:
-        at = db.at({"schema": quote(part.schema)})
-        building.drop(at, name, lock_timeout)
+    return found if found and found.table_oid == part.oid else None
 
 
-def _clean_up(db: Database, target: Target, table: Table) -> None:
+def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = building.LOCK_TIMEOUT) -> None:
+    building.drop(db.at({"schema": quote(part.schema)}), name, lock_timeout)
+
+
+def _clean_up(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """After a run that failed: what it has prepared is of no use to anybody but the next."""
-    with db.transaction():
-        leaves = partitions.leaves(db, table.oid)
-        locks.set_timeout(db, CLEAN_UP_TIMEOUT)
-        switching.unprove_not_null(db)
+    with _suppressed(), db.transaction():
+        now = catalog.table(db, target.schema, target.table)
+        if now and Mark.of(now, target):
+            return  # what failed came after the switch
         kept.drop(db, target)
-    for part in leaves:
-        _drop_index(db, part, gate.left_index(target, part), CLEAN_UP_TIMEOUT)
+    with _suppressed(), db.transaction():
+        if switching.has_proof(db, target):
+            locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
+            switching.unprove_not_null(db)
+    with _suppressed():
+        with db.transaction():
+            leaves = partitions.leaves(db, table.oid)
+        for part in leaves:
+            name = gate.left_index(target, part)
+            if _found_index(db, part, name):
+                _drop_index(db, part, name, CLEAN_UP_TIMEOUT)
+
+
+def _suppressed() -> AbstractContextManager[None]:
+    return suppress(MigrationError, DBAPIError)
 
 
 def _switch(db: Database, target: Target, settings: Settings, table: Table, mode: str, renamed: str | None) -> Mark:
