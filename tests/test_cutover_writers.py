@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 
 import psycopg2
 import pytest
@@ -17,8 +17,20 @@ from psycopg2.extensions import cursor as Cursor
 
 from demo.openmemory import TABLE
 
-from .cutover import BAD, LOSS, Values, both_modes, bytes_of, cut_over, text_of, undo, vectors_of
-from .helpers import SECTORS, Database, Row, alembic, create_table, expected, load, mismatches, random_rows
+from .cutover import BAD, DOWN, LOSS, UP, Values, both_modes, bytes_of, cut_over, text_of, undo, vectors_of
+from .helpers import (
+    SECTORS,
+    Database,
+    Row,
+    alembic,
+    create_table,
+    expected,
+    load,
+    mismatches,
+    random_rows,
+    start_alembic,
+)
+from .interruption import kill
 from .online import wait_until
 from .writers import Key
 
@@ -186,7 +198,7 @@ def rows_of(writer: Writer) -> list[Row]:
 @both_modes
 def test_up_down_and_up_again_while_the_application_writes(database: Database, mode: str) -> None:
     create_table(database)
-    data, unwritten = random_rows(3000, DIM), random_rows(20, DIM, seed=77)
+    data, unwritten = random_rows(1500, DIM), random_rows(20, DIM, seed=77)
     load(database, [*data, *unwritten, *BAD])
     alembic(database, "upgrade", "head", env={"OM_VEC_DIM": str(DIM)})
     env = {**SLOWLY, "OM_ACCEPT_LOSS": str(LOSS)}
@@ -219,3 +231,36 @@ def test_up_down_and_up_again_while_the_application_writes(database: Database, m
         else f'column "v" of relation "{TABLE}" does not exist'
     }
     assert reader.seen == {"memoryview", "str" if mode == "swap" else "no v"}
+
+
+def killed_when(database: Database, command: tuple[str, ...], env: Mapping[str, str], reached: str) -> None:
+    """Kill a run as soon as the query says true; before there is a column to ask for it doesn't."""
+    process = start_alembic(database, *command, env={"OM_CUTOVER": "drop", **env})
+
+    def there() -> object:
+        with suppress(psycopg2.Error):
+            return database.value(reached)
+        return False
+
+    wait_until(there)
+    kill(process)
+
+
+def test_killed_on_the_way_there_and_back_while_the_application_writes(database: Database) -> None:
+    create_table(database)
+    data = random_rows(1000, DIM)
+    load(database, [*data, *BAD])
+    alembic(database, "upgrade", "head", env={"OM_VEC_DIM": str(DIM)})
+    env = {"BACKFILL_BATCH": "10", "OM_ACCEPT_LOSS": str(LOSS)}
+    writers = [Writer(database, number, data[number::2], "drop") for number in range(2)]
+
+    with busy(database, writers):
+        killed_when(database, UP, env, f"SELECT to_regclass('{TABLE}_v_kept') IS NOT NULL")
+        cut_over(database, "drop", env)
+        killed_when(database, DOWN, env, f"SELECT count(v_bytea) > 300 FROM {TABLE}")
+        undo(database, env)
+        wait(writers, [writer.writes for writer in writers])
+
+    still: Values = {(row.id, row.sector): row.v for row in BAD}
+    assert bytes_of(database) == still | {key: v for writer in writers for key, v in writer.rows.items()}
+    assert mismatches(database) == []
