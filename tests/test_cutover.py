@@ -151,6 +151,8 @@ def test_what_is_written_meanwhile_has_its_bytes_afterwards(table: Database, mod
         assert table.value(f"SELECT v_bytea FROM {TABLE} WHERE {where_cleared}") is None
     log = undo(table).log
 
+    written = {"swap": '"v" gets an error', "drop": '"v_vector" gets no error, and its rows no bytes'}[mode]
+    assert f"A writer that still sends vectors to {written}" in log
     rebuilt = {"swap": 2, "drop": len(ROWS) - 1}[mode]
     assert f'rebuilding "v" of {TABLE}: {rebuilt} of {rebuilt} rows' in log
     del before[gone.id, gone.sector]

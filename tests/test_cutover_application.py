@@ -13,9 +13,10 @@ from psycopg.pq import Format
 
 from demo.openmemory import TABLE
 
-from .cutover import DIM, ROWS, at_head, bytes_of, cut_over, some_row, table, text_of, undo, vectors_of
+from .commands import om
+from .cutover import DIM, ROWS, at_head, bytes_of, changed, cut_over, some_row, table, text_of, undo, vectors_of, whole
 from .helpers import Database, mismatches, pack, random_rows
-from .states import indexes
+from .states import INDEX, indexes
 
 __all__ = ["at_head", "table"]  # fixtures
 
@@ -28,6 +29,7 @@ STARTS = (
     f"ALTER TABLE {TABLE} ADD COLUMN IF NOT EXISTS project_id text",
     f"CREATE INDEX IF NOT EXISTS openmemory_vectors_hnsw_idx ON {TABLE} USING hnsw (v vector_cosine_ops)",
 )
+NEWER = "openmemory_vectors_hnsw_idx"
 UPDATE = f"UPDATE {TABLE} SET v = %s WHERE id = %s AND sector = %s"
 
 
@@ -57,6 +59,19 @@ def test_newer_openmemory_finds_what_it_expects_and_is_followed_back(table: Data
     assert bytes_of(table) == before | written
     assert mismatches(table) == []
     assert table.value(f"SELECT project_id FROM {TABLE} WHERE id = %s", new.id) == "p"
+
+
+@pytest.mark.slow
+def test_an_index_that_newer_openmemory_would_make_only_gets_its_name(table: Database) -> None:
+    env = {"OM_INDEX": "hnsw", "OM_INDEX_METRIC": "cosine"}
+    assert om(table, "index", env=env).returncode == 0
+    before = whole(table)
+    file = table.value("SELECT pg_relation_filenode(%s)", INDEX)
+    cut_over(table, "swap", env)
+    assert list(indexes(table)) == [NEWER]
+    assert table.value("SELECT pg_relation_filenode(%s)", NEWER) == file
+    undo(table)
+    assert not changed(before, whole(table))
 
 
 class Raw(bytes):

@@ -63,7 +63,10 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     replacing.drop_left(db, target, settings, table)
     log.notice(
         f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
-        f" {quote(target.sync)} keeps {quote(target.vector)} equal to them"
+        f" {quote(target.sync)} keeps {quote(target.vector)} equal to them",
+        detail=f"A writer that still sends vectors to {quote(target.source)} gets an error from now on."
+        if found.mode == "swap"
+        else f"A writer that still sends vectors to {quote(target.vector)} gets no error, and its rows no bytes.",
     )
 
 
