@@ -205,12 +205,13 @@ def sees_others(db: Database) -> bool:
 
 
 def trigger_enabled(db: Database, table_oid: int, name: str) -> bool:
-    """On the table, and on each of its partitions, which have clones of it."""
+    """For ordinary writers, on the table and on each of its partitions, which have clones of it."""
     return bool(
         db.value(
             """
             SELECT bool_and(EXISTS (SELECT FROM pg_catalog.pg_trigger
-                                    WHERE tgrelid = t.oid AND tgname = :name AND NOT tgisinternal AND tgenabled <> 'D'))
+                                    WHERE tgrelid = t.oid AND tgname = :name AND NOT tgisinternal
+                                      AND tgenabled IN ('O', 'A')))
             FROM unnest(CAST(:tables AS oid[])) AS t (oid)
             """,
             {"tables": [part.oid for part in partitions.parts(db, table_oid)], "name": name},

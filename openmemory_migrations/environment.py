@@ -100,7 +100,7 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
             steps = _migrate(connection, settings)
         except MigrationError:
             if not had_versions:
-                _drop_versions(db)
+                _drop_versions(db, settings.pg_schema)
             raise
         # of the functions that Alembic's commands hand over, this is upgrade's
         if not steps and getattr(context.get_context().opts.get("fn"), "__name__", "") == "upgrade":
@@ -129,12 +129,14 @@ def _migrate(connection: Connection, settings: Settings) -> int:
     return steps
 
 
-def _drop_versions(db: Database) -> None:
+def _drop_versions(db: Database, schema: str) -> None:
     """What Alembic has made for a first step that refuses, if that has committed before: the table, empty."""
-    name = quote(version_table())
+    name = version_table()
     with suppress(MigrationError, DBAPIError), db.transaction():
-        if not db.value("SELECT EXISTS (SELECT FROM {schema}.{versions})", versions=name):
-            db.run("DROP TABLE {schema}.{versions}", versions=name)
+        if not catalog.relation_exists(db, schema, name):
+            return
+        if not db.value("SELECT EXISTS (SELECT FROM {schema}.{versions})", versions=quote(name)):
+            db.run("DROP TABLE {schema}.{versions}", versions=quote(name))
 
 
 def _check_stamp(db: Database, target: Target, settings: Settings) -> None:

@@ -46,6 +46,10 @@ BROKEN = {
         f"ALTER TABLE {TABLE} DISABLE TRIGGER {SYNC}",
         f'trigger "{SYNC}" of "public.{TABLE}" is missing or disabled',
     ),
+    "the trigger is for replicas only": (
+        f"ALTER TABLE {TABLE} ENABLE REPLICA TRIGGER {SYNC}",
+        f'trigger "{SYNC}" of "public.{TABLE}" is missing or disabled',
+    ),
     "the index is invalid": (INVALIDATE, f'no valid index on "v_vector" of "public.{TABLE}"'),
     "the column has no dimensions": (
         f"DROP INDEX {INDEX}; ALTER TABLE {TABLE} ALTER v_vector TYPE vector",
