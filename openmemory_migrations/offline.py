@@ -65,6 +65,11 @@ from .settings import MAX_DIMENSIONS, Settings
 from .target import CUT_OVER as CUT_OVER_COMMENT
 from .target import OWN_COMMENT, SET_ASIDE, Target, literal, quote
 
+# before a DO block, since none can put off the statement_timeout that it has begun under. CONCURRENTLY waits for
+# others, and what has to be quick sets a lock_timeout of its own
+UNTIMED, TIMED = "SET lock_timeout = '1h'; SET statement_timeout = 0;", "RESET lock_timeout; RESET statement_timeout;"
+UNTIMED_HERE = "SET LOCAL statement_timeout = 0;"
+
 
 @dataclass(frozen=True)
 class Script:
@@ -76,14 +81,20 @@ class Script:
     write: Callable[[str], None]
 
     def upgrade_expand(self) -> None:
+        self.write(UNTIMED_HERE)
         self.emit(EXPAND)
 
     def downgrade_expand(self) -> None:
+        self.write(UNTIMED_HERE)
         self.emit(DROP_EXPAND)
 
     def upgrade_backfill(self) -> None:
+        single = self.settings.single_transaction
         self.stop_at_errors()
+        self.write(UNTIMED_HERE if single else UNTIMED)
         self.emit(BACKFILL)
+        if not single:
+            self.write(TIMED)
 
     def upgrade_finalize(self) -> None:
         wanted = self.index()
@@ -98,9 +109,8 @@ class Script:
         single = self.settings.single_transaction
         sizes = SIZES.format_map(self.names() | self.rules())
         names = {**self.rules(), "sizes": sizes, "local": "true" if single else "false"}
+        self.write(UNTIMED_HERE if single else UNTIMED)
         self.emit(COUNT, **names, unless=unless)
-        if not single:
-            self.write("SET lock_timeout = '1h'; SET statement_timeout = 0;")
         if self.settings.index_memory:
             self.write(f"SET {'LOCAL ' if single else ''}maintenance_work_mem = '{self.settings.index_memory}kB';")
         else:
@@ -115,7 +125,7 @@ class Script:
         if self.target.mirrored_index != self.target.index:
             self.emit_each(DROP_DUPLICATE, any_options=wanted.method == "ivfflat" and not self.settings.index_lists)
         if not single:
-            self.write("RESET lock_timeout; RESET statement_timeout; RESET maintenance_work_mem;")
+            self.write(TIMED + " RESET maintenance_work_mem;")
         self.emit(BUILT)
 
     def downgrade_finalize(self) -> None:

@@ -409,6 +409,25 @@ def test_a_lock_that_is_held_is_tried_again_until_it_is_free(server: Server, dat
     assert stamp(database) == [HEAD]
 
 
+# of 400 rows, in one batch: twice as long as the role's timeout lets a statement run
+SLOWLY = f"""
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.005); RETURN NEW; END';
+CREATE TRIGGER slow BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION slow();
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET statement_timeout = %L', current_database(), '1s'); END $$
+"""
+
+
+@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
+def test_a_timeout_of_the_roles_does_not_end_it(server: Server, database: Database, single: dict[str, str]) -> None:
+    Case(rows=400, bad=False).prepare(database)
+    database.run(SLOWLY)
+
+    offline(server, database, "upgrade", "head", env=DIM8 | single)
+
+    assert mismatches(database) == []
+    assert stamp(database) == [HEAD]
+
+
 WRONG: dict[str, tuple[str, list[str]]] = {
     "no table": (f"DROP TABLE {TABLE}", [f'table "public.{TABLE}" does not exist']),
     "no v": (f"ALTER TABLE {TABLE} DROP v", [f'"public.{TABLE}" needs a column "v" of type bytea\n']),

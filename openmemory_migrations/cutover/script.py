@@ -13,7 +13,7 @@ from typing import Any
 from .. import indexes, switching
 from ..errors import ANEW, INDEX_ANEW
 from ..indexes import INDEX_DIMENSIONS, NoIndex
-from ..offline import Script
+from ..offline import TIMED, UNTIMED, UNTIMED_HERE, Script
 from ..offline_sql import BATCHES, DROP_CONVERT
 from ..target import literal, quote
 from ..verification import MEANING
@@ -21,14 +21,13 @@ from . import backtrigger, gate, kept, mark, script_sql
 from .forward import LEFT_INDEX
 from .mark import UNDO
 
-WAITING = "SET lock_timeout = '1h'; SET statement_timeout = 0;"
-NO_LONGER = "RESET lock_timeout; RESET statement_timeout;"
 Names = Mapping[str, Any]
 
 
 def check(script: Script) -> None:
     """What needs no row: inside the transaction that is open, so that a refusal leaves nothing."""
     names = _forward(script)
+    script.write(UNTIMED_HERE)
     script.emit(script_sql.CHECK, **names)
 
 
@@ -36,20 +35,22 @@ def upgrade(script: Script) -> None:
     single, swap = script.settings.single_transaction, script.settings.cutover == "swap"
     names = _forward(script)
     script.stop_at_errors()
+    script.write(UNTIMED_HERE if single else UNTIMED)
     script.emit(script_sql.VERIFY, **names)
     if single:
         script.emit(script_sql.LOCK, **names, left_to_do=names["to_cut_over"])
     if swap:
         _newer_index(script, names)
     if not single:
-        script.write(WAITING)
+        script.write(UNTIMED)
         script.emit_each(script_sql.DROP_LEFT, **names)
         script.emit_each(script_sql.INDEX_LEFT, **names)
-        script.write(NO_LONGER)
         script.emit(script_sql.KEEP, **names)
         if swap:
             script.emit(script_sql.PROVE, **names, variables="")
     script.emit(script_sql.SWITCH, **names)
+    if not single:
+        script.write(TIMED)
 
 
 def check_back(script: Script) -> None:
@@ -61,6 +62,7 @@ def downgrade(script: Script) -> None:
     single = script.settings.single_transaction
     names = _back(script)
     script.stop_at_errors()
+    script.write(UNTIMED_HERE if single else UNTIMED)
     if single:
         script.emit(script_sql.LOCK, **names, left_to_do=script_sql.TO_UNDO.format_map(script.names()))
     script.emit(script_sql.FOLLOW, **names)
@@ -69,12 +71,11 @@ def downgrade(script: Script) -> None:
     script.emit(script_sql.VERIFY_BACK, **names)
     if not single:
         script.emit(script_sql.PROVE, **names, variables=script_sql.VARIABLES_BACK)
-        script.write(WAITING)
     if script.target.newer.index_name:
         script.emit_each(script_sql.DROP_NEWER, **names)
-    if not single:
-        script.write(NO_LONGER)
     script.emit(script_sql.SWITCH_BACK, **names)
+    if not single:
+        script.write(TIMED)
 
 
 def _newer_index(script: Script, names: Names) -> None:

@@ -131,7 +131,7 @@ FROM (
 """
 REQUIRE_ACCEPTED = """IF skipped > 0 AND skipped <> {accept_loss} THEN
     RAISE EXCEPTION USING MESSAGE = skipped || {unfit},
-      DETAIL = concat_ws('. ', reasons, 'OM_ACCEPT_LOSS says {accept_loss}.'),
+      DETAIL = coalesce(reasons, 'They were written just now') || '. OM_ACCEPT_LOSS says {accept_loss}.',
       HINT = 'Mend or delete them, or leave them without a vector with OM_ACCEPT_LOSS=' || skipped || {are_kept};
   ELSIF skipped > 0 AND pk.keys IS NULL THEN
     RAISE EXCEPTION USING MESSAGE = {no_key}, HINT = 'Give it one, or mend or delete the rows without a vector.';
@@ -227,6 +227,7 @@ KEEP = (
     BEGIN
     + """  pk record;
   skipped bigint;
+  reasons text;
 BEGIN
   {all_rows}
   {gate_again}
@@ -235,7 +236,8 @@ BEGIN
     BEGIN
       PERFORM set_config('enable_seqscan', 'off', true), set_config('lock_timeout', '{lock_timeout}ms', true);
       EXECUTE {count_left} INTO skipped;
-      IF skipped > 0 AND pk.keys IS NOT NULL THEN
+      {require_accepted}
+      IF skipped > 0 THEN
         {fill_kept}
       END IF;
       EXIT;
@@ -452,7 +454,9 @@ FOLLOW = (
         END IF;
       END IF;
       EXECUTE replace({create_unconvert}, {ext}, {quoted});
-      DROP TRIGGER IF EXISTS {back} ON {table};
+      IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND tgname = {back_text}) THEN
+        DROP TRIGGER {back} ON {table};
+      END IF;
       EXECUTE replace({create_following}, {now}, now);
       EXECUTE {revoke_back};
       EXECUTE replace({following}, {now}, now);
@@ -543,7 +547,7 @@ BEGIN
     EXIT WHEN found.wrong = 0;
   END LOOP;
   IF found.wrong > 0 THEN
-    RAISE EXCEPTION USING MESSAGE = found.wrong || {wrong_back} || now || ' says',
+    RAISE EXCEPTION USING MESSAGE = 'in ' || found.wrong || {wrong_back} || now || ' says',
       DETAIL = 'Such as (' || found.example || '). They were written past the trigger.', HINT = {mend_back};
   END IF;
   RAISE NOTICE USING MESSAGE = {verified} || found.rows || ' rows';
