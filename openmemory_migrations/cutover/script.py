@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .. import indexes, switching
+from .. import followers, indexes, switching
 from ..errors import ANEW, INDEX_ANEW
 from ..indexes import INDEX_DIMENSIONS, NoIndex
 from ..offline import TIMED, UNTIMED, UNTIMED_HERE, Script
 from ..offline_sql import BATCHES, DROP_CONVERT
-from ..target import literal, quote
+from ..target import Target, literal, quote
 from ..verification import MEANING
 from . import backtrigger, gate, kept, mark, script_sql
 from .forward import LEFT_INDEX
@@ -61,19 +61,22 @@ def check_back(script: Script) -> None:
 def downgrade(script: Script) -> None:
     single = script.settings.single_transaction
     names = _back(script)
+    to_undo = script_sql.TO_UNDO.format_map(script.names())
     script.stop_at_errors()
     script.write(UNTIMED_HERE if single else UNTIMED)
     if single:
-        script.emit(script_sql.LOCK, **names, left_to_do=script_sql.TO_UNDO.format_map(script.names()))
+        script.emit(script_sql.LOCK, **names, left_to_do=to_undo)
     script.emit(script_sql.FOLLOW, **names)
     script.emit(script_sql.REBUILD, **names)
     script.emit(script_sql.PUT_BACK, **{**names, **_of_kept(script, names)})
     script.emit(script_sql.VERIFY_BACK, **names)
     if not single:
         script.emit(script_sql.PROVE, **names, variables=script_sql.VARIABLES_BACK)
-    if script.target.newer.index_name:
-        script.emit_each(script_sql.DROP_NEWER, **names)
+    of_old, of_new = _named(script.target.old), _named(script.target.new)
+    script.emit_each(script_sql.DROP_NAMED, **names, named=f"{of_old}, {of_new}", when=to_undo)
     script.emit(script_sql.SWITCH_BACK, **names)
+    # also where the run before this one has ended with the switch
+    script.emit_each(script_sql.DROP_NAMED, **names, named=of_old, when="true")
     if not single:
         script.write(TIMED)
 
@@ -105,6 +108,8 @@ def _forward(script: Script) -> Names:
         "dependents": switching.DEPENDENTS.replace(":tables", f"ARRAY[{literal(own['table'])}::regclass::oid]")
         .replace(":column", literal(target.source))
         .replace(":ours", f"ARRAY[{literal(target.sync)}, {literal(target.left)}]"),
+        "publications": followers.PUBLICATIONS.replace(":tables", f"ARRAY[{literal(own['table'])}::regclass::oid]"),
+        "publishes": literal(f" sends {target} to its subscribers"),
         "already_cut_over": literal(
             f"column {quote(target.source)} of {target} is of type vector already, nothing to cut over"
         ),
@@ -220,6 +225,9 @@ def _back(script: Script) -> Names:
         "no_back_trigger": literal(f"trigger {quote(target.back)} of {target} is missing or disabled"),
         "drop_unconvert": DROP_CONVERT.format(call=literal(own["unconvert"] + "("), function=own["unconvert"]),
         "create_trigger": script.create_trigger,
+        "may_be_newer": "true" if target.newer.index_name else "false",
+        "old_name": literal(target.old.index),
+        "had_privileges": literal(f" any more that had privileges on a column of {own['table']}"),
         "rename_newer": sql("ALTER INDEX {schema}.{newer} RENAME TO ", newer=quote(target.newer.index)),
         "is_undone": literal(
             f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
@@ -242,6 +250,7 @@ def _back(script: Script) -> Names:
         find_key=script_sql.FIND_KEY,
         require_values=script_sql.REQUIRE_VALUES,
         whether_not_null=script_sql.WHETHER_NOT_NULL_BACK,
+        is_ours=script_sql.IS_OURS,
         batch_statement=script_sql.REBUILD_BATCH,
         batches=BATCHES,
     )
@@ -289,6 +298,13 @@ def _filled(names: Names, **parts: str) -> Names:
     for name, part in parts.items():
         found[name] = part.format_map(found)
     return found
+
+
+def _named(target: Target) -> str:
+    schema = quote(target.schema)
+    return ", ".join(
+        f"to_regclass({literal(f'{schema}.{quote(name)}')})" for name in (target.index, target.mirrored_index)
+    )
 
 
 def _columns_of_kept() -> dict[str, str]:

@@ -71,6 +71,11 @@ CHECK = (
     + """BEGIN
   {all_rows}
   {gate}
+  FOR found IN SELECT pubname FROM ({publications}) AS p LOOP
+    RAISE WARNING USING MESSAGE = 'publication "' || found.pubname || '"' || {publishes},
+      DETAIL = 'One whose table has still the columns of before stops with an error at the first row after that.',
+      HINT = 'Cut its table over as well before its next row, or take the table out of the publication.';
+  END LOOP;
   IF {index_possible} AND NOT EXISTS (
        SELECT FROM pg_index i JOIN pg_class c ON c.oid = indexrelid JOIN pg_am am ON am.oid = c.relam
               JOIN pg_opclass op ON op.oid = indclass[0]
@@ -313,7 +318,8 @@ GRANTS = """(SELECT (CASE grantee WHEN 0 THEN NULL ELSE pg_get_userbyid(grantee)
                FROM pg_attribute, aclexplode(attacl)
                WHERE attrelid = {table_text}::regclass AND attname = {column_text} AND NOT attisdropped)"""
 GRANTS_OF_MARK = """(SELECT (one ->> 0) COLLATE "C" AS role, one ->> 1 AS privilege, (one ->> 2)::boolean AS grantable
-               FROM json_array_elements(marked -> 'source' -> 'grants') AS one)"""
+               FROM json_array_elements(marked -> 'source' -> 'grants') AS one
+               WHERE one ->> 0 IS NULL OR EXISTS (SELECT FROM pg_roles WHERE rolname = one ->> 0))"""
 # the statements by which a column that has the privileges `present` gets those that are `wanted`, as switching.grant
 EXCHANGE = """SELECT coalesce(array_agg(line ORDER BY place, role NULLS FIRST, privilege), '{{}}') FROM (
           SELECT 1 AS place, role, privilege, 'REVOKE ' || privilege || {on_column} || ' FROM '
@@ -557,13 +563,10 @@ END
 {tag};
 """
 )
-# there was none before the cutover
-DROP_NEWER = """
-SELECT 'DROP INDEX {concurrently}' || indexrelid::regclass FROM pg_index JOIN pg_class c ON c.oid = indexrelid
-       JOIN pg_am am ON am.oid = relam
-WHERE indexrelid = to_regclass({newer_text}) AND indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw')
-  AND {mark} ->> 'mode' = 'swap' AND {mark} ->> 'renamed' IS NULL
-"""
+IS_OURS = """FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_am am ON am.oid = relam
+ WHERE indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw') AND indexrelid"""
+# newer OpenMemory's index, which wasn't there before the cutover, is dropped when there is time: after the switch
+DROP_NAMED = "SELECT 'DROP INDEX {concurrently}' || indexrelid::regclass {is_ours} IN ({named}) AND {when}"
 SWITCH_BACK = (
     BEGIN_BACK
     + """  lines text[];
@@ -593,6 +596,10 @@ BEGIN
         ALTER TABLE {table} RENAME COLUMN {source} TO {vector};
       ELSE
         lines := ({grants_of_mark});
+        FOR line IN SELECT DISTINCT one ->> 0 FROM json_array_elements(marked -> 'source' -> 'grants') AS one
+                    WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = one ->> 0) AND one ->> 0 IS NOT NULL LOOP
+          RAISE WARNING USING MESSAGE = 'there is no role "' || line || '"' || {had_privileges};
+        END LOOP;
       END IF;
       ALTER TABLE {table} RENAME COLUMN {archive} TO {source};
       FOREACH line IN ARRAY lines LOOP
@@ -606,8 +613,9 @@ BEGIN
       EXECUTE {comment_source} || coalesce(quote_literal(nullif(marked -> 'source' ->> 'comment', '')), 'NULL');
       EXECUTE {remark};
       {create_trigger}
-      IF marked ->> 'renamed' IS NOT NULL AND to_regclass({newer_text}) IS NOT NULL THEN
-        EXECUTE {rename_newer} || quote_ident(marked ->> 'renamed');
+      IF {may_be_newer} AND marked ->> 'mode' = 'swap'
+         AND EXISTS (SELECT {is_ours} = to_regclass({newer_text})) THEN
+        EXECUTE {rename_newer} || quote_ident(coalesce(marked ->> 'renamed', {old_name}));
       END IF;
       IF {kept_exists} THEN
         DROP TABLE {kept};
