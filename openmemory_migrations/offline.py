@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import indexes, synctrigger
+from . import indexes, offline_newer, synctrigger
 from .catalog import Extension
 from .cutover import mark
 from .expand import EXTENSIONS_SCHEMA
@@ -83,34 +83,41 @@ class Script:
     def upgrade_expand(self) -> None:
         self.write(UNTIMED_HERE)
         self.emit(EXPAND)
+        self.emit(offline_newer.EXPAND)
 
     def downgrade_expand(self) -> None:
         self.write(UNTIMED_HERE)
         self.emit(DROP_EXPAND)
+        self._native.emit(offline_newer.DOWNGRADE)
 
     def upgrade_backfill(self) -> None:
         single = self.settings.single_transaction
         self.stop_at_errors()
         self.write(UNTIMED_HERE if single else UNTIMED)
         self.emit(BACKFILL)
+        self.emit(offline_newer.BACKFILL)
         if not single:
             self.write(TIMED)
 
     def upgrade_finalize(self) -> None:
+        self._finalize(COUNT)
+        self._native._finalize(offline_newer.COUNT)
+
+    def _finalize(self, count: str) -> None:
         wanted = self.index()
         if isinstance(wanted, NoIndex):
             self.write(f"-- no index: {wanted.reason}")
             return
         self.stop_at_errors()
-        self.build_index(wanted)
+        self.build_index(wanted, count)
 
-    def build_index(self, wanted: Plan, unless: str = "") -> None:
+    def build_index(self, wanted: Plan, count: str = COUNT, unless: str = "") -> None:
         """`unless` is what a DO block may end with before anything is done."""
         single = self.settings.single_transaction
         sizes = SIZES.format_map(self.names() | self.rules())
         names = {**self.rules(), "sizes": sizes, "local": "true" if single else "false"}
         self.write(UNTIMED_HERE if single else UNTIMED)
-        self.emit(COUNT, **names, unless=unless)
+        self.emit(count, **names, unless=unless)
         if self.settings.index_memory:
             self.write(f"SET {'LOCAL ' if single else ''}maintenance_work_mem = '{self.settings.index_memory}kB';")
         else:
@@ -132,6 +139,12 @@ class Script:
         self.stop_at_errors()
         self.emit(REFUSE_CUT_OVER)
         self.emit_each(DROP)
+        self._native.emit_each(DROP)
+
+    @property
+    def _native(self) -> Script:
+        """For a table whose `v` holds vectors itself."""
+        return replace(self, target=self.target.native, settings=self.settings.native)
 
     def stop_at_errors(self) -> None:
         """Outside a transaction psql would go on after an error, to the stamp, unless it was told otherwise."""
@@ -181,8 +194,11 @@ class Script:
 
     def sql(self, template: str, **more: str) -> str:
         """A statement as a string constant, for EXECUTE; the extension's schema is still to be put in."""
+        return literal(template.strip("\n").format_map(self._inner(**more)))
+
+    def _inner(self, **more: str) -> dict[str, str]:
         inner = {**self.target.names(), "ext": EXT, "size": str(self.size), "dimensions": str(self.size), **more}
-        return literal(template.strip("\n").format_map({**inner, "tag": synctrigger.tag(inner.values())}))
+        return {**inner, "tag": synctrigger.tag(inner.values())}
 
     @property
     def create_trigger(self) -> str:
@@ -239,9 +255,6 @@ class Script:
             "adopted_taken": literal(f"{target} has both {quote(target.vector)} and {quote(target.adopted)}"),
             "has_views": literal(f"column {quote(target.vector)} of {target} can't be replaced while views show it"),
             "no_source": literal(f"{target} needs a column {quote(target.source)} of type bytea"),
-            "already_vector": literal(
-                f"column {quote(target.source)} of {target} is of type vector already, nothing to do"
-            ),
             "no_row": literal(f"no row of {target} holds a vector of {self.size} dimensions"),
             "no_column": literal(f"{target} has no column {quote(target.vector)} of this package"),
             "other_dimensions": literal(f" vectors of other than {self.size} dimensions have no source beside them"),
@@ -303,4 +316,7 @@ class Script:
             names[name] = part.format_map(names)
         aside = {"own": literal(SET_ASIDE), "vector_text": names["adopted_text"]}
         names["find_aside"] = FIND_COLUMN.format_map(names | aside)
+        names = offline_newer.names(target, names, self._inner())
+        if target == target.native:
+            names["ours"] += f" AND {names['is_newer']}"
         return names

@@ -293,8 +293,7 @@ REQUIRE_TABLE = """{require_ordinary}
    JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
   IF found.name = 'vector' THEN
-    RAISE NOTICE USING MESSAGE = {already_vector};
-    RETURN;
+    RETURN;  -- what there is to do then is in blocks of its own
   END IF;
   IF found.type IS DISTINCT FROM 'bytea' THEN
     RAISE EXCEPTION USING MESSAGE = {no_source} || coalesce(', but of type ' || found.type, '');

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from psycopg2.errors import ProgramLimitExceeded
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded
+from openmemory_migrations import embedded, ops
 
 from .helpers import Database, alembic, create_database, drop_database, load, random_rows
 from .newer import INDEX, NEWER, START, create_newer, text, wrong
@@ -203,3 +206,29 @@ def test_a_table_with_odd_names(server: embedded.Server, names: Iterator[int]) -
     assert column_type(database, "v", table, schema) == "extensions.vector(3)"
     assert list(indexes(database, table, schema)) == [INDEX]
     drop_database(server, database.name)
+
+
+def test_a_hosts_own_column(database: Database) -> None:
+    """With all options of ops, in the host's own transaction."""
+    database.run("CREATE EXTENSION vector; CREATE TABLE chunks (id integer PRIMARY KEY, embedding vector)")
+    database.run("INSERT INTO chunks SELECT i, ARRAY[i, 1, 2]::vector FROM generate_series(1, 100) AS i")
+    before = snapshot(database)
+    engine = sa.create_engine(database.url.replace("postgresql://", "postgresql+psycopg2://"))
+
+    def run(*steps: Callable[..., None]) -> None:
+        with (
+            engine.connect() as connection,
+            Operations.context(MigrationContext.configure(connection)),
+            connection.begin(),
+        ):
+            for one in steps:
+                one(schema="public", table="chunks", column="embedding", vector_column="vector", index="ivfflat")
+
+    run(ops.upgrade_expand, ops.upgrade_backfill, ops.upgrade_finalize)
+    assert column_type(database, "embedding", "chunks") == "vector(3)"
+    built, valid = indexes(database, "chunks")["chunks_embedding_idx"]
+    assert valid
+    assert "USING ivfflat (embedding vector_cosine_ops)" in built
+    run(ops.downgrade_finalize, ops.downgrade_backfill, ops.downgrade_expand)
+    engine.dispose()
+    assert snapshot(database) == before

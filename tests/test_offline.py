@@ -34,7 +34,7 @@ from .helpers import (
     random_rows,
     real_rows,
 )
-from .states import BACKFILL, EXPAND, HEAD, column_type, snapshot, stamp
+from .states import BACKFILL, EXPAND, HEAD, column_type, indexes, snapshot, stamp
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
@@ -482,7 +482,7 @@ def test_what_can_not_be_migrated_stops_the_script_before_any_change(
 
 @pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
 @pytest.mark.parametrize("index_env", [{}, {"OM_INDEX": "hnsw", "OM_INDEX_LISTS": "7", "OM_INDEX_MEMORY": "64MB"}])
-def test_a_table_whose_v_is_a_vector_already_is_left_alone_as_online(
+def test_a_table_whose_v_has_its_dimensions_already_gets_its_index_as_online(
     server: Server, names: Iterator[int], single: dict[str, str], index_env: dict[str, str]
 ) -> None:
     def prepare(database: Database) -> None:
@@ -493,8 +493,8 @@ def test_a_table_whose_v_is_a_vector_already_is_left_alone_as_online(
         env = DIM8 | single | index_env
         alembic(online, "upgrade", "head", env=DIM8 | index_env)
         done = offline(server, by_script, "upgrade", "head", env=env)
-        assert done.stderr.count("is of type vector already, nothing to do") == 3
-        assert "no index" not in done.stderr
+        assert done.stderr.count("is of type vector(8) already, nothing to do") == 1
+        assert "openmemory_vectors_hnsw_idx" in indexes(by_script)
         assert_same(everything(online), everything(by_script))
         alembic(online, "downgrade", "base", env=DIM8 | index_env)
         offline(server, by_script, "downgrade", "head:base", env=env)
