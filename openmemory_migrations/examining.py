@@ -126,6 +126,10 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     if found.size is None and not problems:
         message, hint = newer.no_dimensions(target)
         yield Finding("warning", "no-dimensions", message, hint=hint)
+    if found.pending and not found.empty:
+        beside = replace(target, vector=target.typed)
+        type_name = expand.vector_type(found.extension, found.pending)
+        yield from followers.of_the_table(step.db, beside, table, type_name)
     facts.dimensions = has
     facts.leaves = len(partitions.leaves(step.db, table.oid))
     rows = step.db.value("SELECT count(*) FROM {table} WHERE {source} IS NOT NULL") // (facts.leaves or 1)

@@ -92,7 +92,8 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
         lock_timeout = locks.batch_timeout(db, settings)
     most_rows = max(1, min(settings.backfill_batch, BATCH_BYTES // (4 * size)))
     told: tuple[int, int] | None = None
-    for _ in range(1000):
+    idle = 0  # passes in a row that have filled nothing
+    while idle < 3:
         with db.transaction(snapshot=True):
             pending = _pending(db)
             walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
@@ -104,9 +105,10 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
                 _Walk(db, part, lock_timeout, most_rows, progress, pace).take(last_page)
         progress.tell()
         told = (0, 0)
+        idle = 0 if progress.converted else idle + 1
     raise MigrationError(
         f"{pending:,} rows of {target} are still without a value in {quote(target.typed)}",
-        hint=f"Something writes {quote(target.source)} past the trigger; end that and run the same command again.",
+        hint="A rule or trigger of the table keeps updates from them; disable it and run the same command again.",
     )
 
 

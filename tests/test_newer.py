@@ -98,6 +98,7 @@ def attributes(database: Database) -> list[tuple[object, ...]]:
     )
 
 
+@pytest.mark.slow
 def test_a_value_of_other_dimensions_fails_its_write_meanwhile(database: Database) -> None:
     rows = random_rows(20, 8)
     create_newer(database, rows)
@@ -114,9 +115,8 @@ def test_a_value_of_other_dimensions_fails_its_write_meanwhile(database: Databas
     ("env", "said"),
     [
         ({}, "3 rows of "),
-        ({"OM_VEC_DIM": "8"}, "3 rows of "),
-        ({"OM_VEC_DIM": "7"}, "no row of "),
-        ({"OM_TIER": "fast"}, "no row of "),
+        pytest.param({"OM_VEC_DIM": "8"}, "3 rows of ", marks=pytest.mark.slow),
+        pytest.param({"OM_TIER": "fast"}, "no row of ", marks=pytest.mark.slow),
     ],
 )
 def test_rows_that_disagree_are_an_error_before_any_change(database: Database, env: dict[str, str], said: str) -> None:
@@ -127,6 +127,7 @@ def test_rows_that_disagree_are_an_error_before_any_change(database: Database, e
     assert stamp(database) is None
 
 
+@pytest.mark.slow
 def test_nothing_says_how_many_dimensions(database: Database) -> None:
     create_newer(database)
     before = snapshot(database)
@@ -154,6 +155,7 @@ def test_what_its_hint_says_works(database: Database) -> None:
     assert indexes(database) == {INDEX: (AS_OPENMEMORY, True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [None, START], ids=["no index", "with its index"])
 def test_a_v_that_has_its_dimensions_keeps_them(database: Database, index: str | None) -> None:
     create_newer(database, random_rows(20, 8), NEWER.replace("v vector", "v vector(8)"))

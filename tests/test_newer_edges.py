@@ -13,6 +13,7 @@ from psycopg2.errors import ProgramLimitExceeded
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded, ops
 
+from .commands import om
 from .helpers import Database, alembic, create_database, drop_database, load, random_rows
 from .newer import INDEX, NEWER, START, create_newer, text, wrong
 from .states import BACKFILL, EXPAND, HEAD, column_type, indexes, refused, snapshot, stamp, without_extension
@@ -232,3 +233,17 @@ def test_a_hosts_own_column(database: Database) -> None:
     run(ops.downgrade_finalize, ops.downgrade_backfill, ops.downgrade_expand)
     engine.dispose()
     assert snapshot(database) == before
+
+
+def test_a_rule_that_keeps_updates_away_ends_in_an_error(database: Database) -> None:
+    rows = random_rows(20, 8)
+    create_newer(database, rows)
+    database.run(f"CREATE RULE never AS ON UPDATE TO {TABLE} DO INSTEAD NOTHING")
+    assert '"never"' in om(database, "check").stdout
+
+    done = alembic(database, "upgrade", "head", check=False)
+
+    assert 'FAILED: 20 rows of "public.openmemory_vectors" are still without a value in "v_typed"' in done.log
+    database.run(f"ALTER TABLE {TABLE} DISABLE RULE never")
+    alembic(database, "upgrade", "head")
+    assert wrong(database, rows) == []
