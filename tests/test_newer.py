@@ -128,6 +128,7 @@ def test_rows_that_disagree_are_an_error_before_any_change(database: Database, e
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nothing_says_how_many_dimensions(database: Database) -> None:
     create_newer(database)
     before = snapshot(database)
@@ -144,6 +145,7 @@ def test_nothing_says_how_many_dimensions(database: Database) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_its_hint_says_works(database: Database) -> None:
     create_newer(database)
     alembic(database, "upgrade", "head")

@@ -55,6 +55,7 @@ def test_status_and_check_at_each_step(database: Database) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_status_where_nothing_says_how_many_dimensions(database: Database) -> None:
     create_newer(database)
     assert status(database, 1)["next"] == "set OM_VEC_DIM or OM_TIER; openmemory-migrations upgrade"

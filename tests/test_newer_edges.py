@@ -76,6 +76,7 @@ def test_what_hangs_on_v_is_named_before_any_change(database: Database, rows: in
     refused(database, said, "Drop that", env={"OM_VEC_DIM": "8"})
 
 
+@pytest.mark.exhaustive
 def test_what_hangs_on_v_by_the_time_that_it_is_replaced_is_named(database: Database) -> None:
     rows = random_rows(20, 8)
     create_newer(database, rows)
@@ -107,6 +108,7 @@ def test_an_index_of_somebody_elses_keeps_the_dimensions(database: Database) -> 
     assert wrong(database, rows) == []
 
 
+@pytest.mark.exhaustive
 def test_a_column_of_the_name_that_ours_has_is_named(database: Database) -> None:
     create_newer(database, random_rows(20, 8))
     database.run(f"ALTER TABLE {TABLE} ADD v_typed text")
@@ -114,6 +116,7 @@ def test_a_column_of_the_name_that_ours_has_is_named(database: Database) -> None
     refused(database, 'has a column "v_typed" that is not this package\'s')
 
 
+@pytest.mark.exhaustive
 def test_a_role_that_is_not_the_owner(database: Database) -> None:
     create_newer(database)
     role = f"stranger_{database.name}"
@@ -141,6 +144,7 @@ def test_rows_that_came_before_the_trigger_are_named(database: Database) -> None
     assert wrong(database, random_rows(20, 8)) == []
 
 
+@pytest.mark.exhaustive
 def test_a_value_that_is_stale_is_found(database: Database) -> None:
     rows = random_rows(20, 8)
     create_newer(database, rows)
@@ -180,7 +184,7 @@ def test_more_than_2000_dimensions(database: Database) -> None:
         ({"OM_INDEX_METRIC": "ip", "OM_INDEX_M": "5"}, "<#>", "(v vector_ip_ops) WITH (m='5'"),
     ],
 )
-def test_another_index(database: Database, env: dict[str, str], said: str, built: str | None) -> None:
+def test_another_index_on_v(database: Database, env: dict[str, str], said: str, built: str | None) -> None:
     create_newer(database, random_rows(20, 8))
 
     up = alembic(database, "upgrade", "head", env=env)

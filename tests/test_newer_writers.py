@@ -71,6 +71,7 @@ def test_two_runs_at_once(table: Database) -> None:
     assert wrong(table, DATA) == []
 
 
+@pytest.mark.exhaustive
 def test_rows_that_another_transaction_has_locked_are_waited_for(table: Database) -> None:
     alembic(table, "upgrade", EXPAND)
     with closing(table.connect()) as connection, connection.cursor() as cursor:
