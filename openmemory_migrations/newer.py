@@ -28,7 +28,7 @@ from .catalog import Column, Extension, Table
 from .database import Database
 from .errors import ANEW, MigrationError
 from .settings import Settings
-from .target import GIVEN, Target, quote
+from .target import Target, quote
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def downgrade_expand(db: Database, target: Target, settings: Settings) -> None:
             was = switching.attributes(db, target.source)
             db.run("ALTER TABLE {table} ALTER COLUMN {source} TYPE {ext}.vector", **extension.names())
             switching.store(db, target.source, was)
-            switching.comment(db, target.source, (was.comment or "").removeprefix(GIVEN))
+            newer_column.unmark(db, target, was)
 
     what = f"taking back what {quote(target.source)} of {target} was given"
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
@@ -249,7 +249,7 @@ def _at_once(db: Database, target: Target, settings: Settings, found: Look, size
             **found.extension.names(),
         )
         switching.store(db, target.source, was)
-        switching.comment(db, target.source, GIVEN + (was.comment or ""))
+        newer_column.mark(db, target, was)
         return True
 
     what = f"giving {quote(target.source)} of {target} its dimensions"

@@ -20,6 +20,7 @@ from .progress import Progress
 from .reading import BATCH_BYTES, PLAN, pages_of
 from .settings import Settings
 from .sqlerrors import as_migration_error, sqlstate
+from .switching import Attributes
 from .synctrigger import ALLOW_TRIGGERS, REFUSE_TRIGGERS, tag
 from .target import GIVEN, TYPED, Target, literal, quote
 
@@ -68,6 +69,15 @@ def drop_trigger(db: Database) -> None:
     db.run("DROP TRIGGER IF EXISTS {typing} ON {table}")
     db.run(REFUSE_TRIGGERS)
     db.run("DROP FUNCTION IF EXISTS {typing_function}()")
+
+
+def mark(db: Database, target: Target, was: Attributes) -> None:
+    """Remembers, on `v` itself, that its dimensions are from us, before the comment that it had."""
+    switching.comment(db, target.source, GIVEN + (was.comment or "").removeprefix(GIVEN))
+
+
+def unmark(db: Database, target: Target, was: Attributes) -> None:
+    switching.comment(db, target.source, (was.comment or "").removeprefix(GIVEN))
 
 
 def dependents(db: Database, target: Target, table: Table, *ours: str) -> Iterator[MigrationError]:
@@ -137,7 +147,7 @@ def take_place(db: Database, target: Target, settings: Settings, table: Table) -
         switching.set_default(db, target.source, was.default)
         switching.grant(db, target.source, was.grants)
         switching.store(db, target.source, was)
-        switching.comment(db, target.source, GIVEN + (was.comment or ""))
+        mark(db, target, was)
 
     what = f"putting {quote(target.typed)} of {target} in the place of {quote(target.source)}"
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)

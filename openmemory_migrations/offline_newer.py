@@ -47,7 +47,7 @@ REFUSE_DEPENDENTS = """hanging := (SELECT string_agg(it, ', ' ORDER BY it) FROM 
       END IF;"""
 ATTRIBUTES = """SELECT attnotnull, pg_get_expr(adbin, adrelid) AS standard, attstorage::text AS storage,
              attcompression::text AS compression, coalesce(attstattarget, -1) AS statistics, attacl AS privileges,
-             coalesce(col_description(attrelid, attnum), '') AS comment
+             coalesce(regexp_replace(col_description(attrelid, attnum), '^' || {given}, ''), '') AS comment
         INTO was FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
        WHERE attrelid = {table_text}::regclass AND attname = {source_text};"""
 STORE = """EXECUTE {alter} || ' SET STORAGE ' || CASE was.storage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL'
@@ -238,7 +238,7 @@ BEGIN
         EXECUTE replace({take}, {ext}, {quoted});
         {store_source}
         EXECUTE {remark_source}
-                || coalesce(quote_literal(nullif(substr(was.comment, {given_length}), '')), 'NULL');
+                || coalesce(quote_literal(nullif(was.comment, '')), 'NULL');
       END IF;
       EXIT;
     {retry}
@@ -289,7 +289,6 @@ def names(target: Target, common: dict[str, Any], inner: dict[str, Any]) -> dict
         "declare": DECLARE,
         "typing_text": literal(target.typing),
         "given": literal(GIVEN),
-        "given_length": len(GIVEN) + 1,
         "pending": newer_column.PENDING.format_map(inner),
         "typed_comment": literal(literal(TYPED + target.source)),
         "most_indexed": INDEX_DIMENSIONS,

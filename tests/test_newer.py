@@ -85,6 +85,7 @@ def test_rows(database: Database) -> None:
     alembic(database, "upgrade", "head")
     assert wrong(database, rows) == []
     assert attributes(database) == before
+    assert comment(database) == "openmemory_migrations: dimensions given; what it means"
 
 
 def attributes(database: Database) -> list[tuple[object, ...]]:
