@@ -135,8 +135,8 @@ def downgrade_expand(db: Database, target: Target, settings: Settings) -> None:
 
     def change() -> None:
         db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-        newer_column.drop_trigger(db)
         if typed is not None and typed.typed:
+            newer_column.drop_trigger(db)
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {typed}")
         if source.given:
             # OpenMemory may have made it again since; nobody is kept waiting longer by it than by the lock
@@ -260,6 +260,8 @@ def _at_once(db: Database, target: Target, settings: Settings, found: Look, size
 def _beside(db: Database, target: Target, settings: Settings, found: Look, size: int) -> None:
     def change() -> None:
         db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        if found.typed:  # whose trigger somebody has disabled or dropped
+            newer_column.drop_trigger(db)
         newer_column.create(db, target, size, **found.extension.names())
 
     what = f"adding {quote(target.typed)} to {target}"
