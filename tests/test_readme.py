@@ -63,8 +63,11 @@ def test_make_has_the_targets_that_are_named() -> None:
 
 
 def test_named_files_exist() -> None:
-    for path in re.findall(r"\]\(([^):]+)\)", README):
+    for path, heading in re.findall(r"\]\(([^):#]+)(?:#([^)]+))?\)", README):
         assert (ROOT / path).exists(), path
+        if heading:
+            headings = re.findall(r"^#+ (.+)", (ROOT / path).read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
 def test_demo_ends_well() -> None:
