@@ -490,6 +490,24 @@ def test_bytes_that_are_not_what_the_vectors_say_stop_the_way_back(server: Serve
 
 
 @pytest.mark.slow
+def test_a_row_that_comes_without_a_vector_while_that_is_made_not_null_stops_it(
+    server: Server, database: Database
+) -> None:
+    migrated(server, database)
+    database.run(f"ALTER TABLE {TABLE} ALTER v SET NOT NULL")
+    parts = script(*UP, env=DIM8 | SWAP | {"OM_ACCEPT_LOSS": "1"}).split("\n\n")
+    (prove,) = [part for part in parts if "VALIDATE CONSTRAINT" in part]
+    database.run(f"INSERT INTO {TABLE} (id, sector, dim, v) VALUES (gen_random_uuid(), 'bad', 8, 'NaN')")
+    before = snapshot(database)
+
+    refused = psql(server, database, prove, check=False)
+
+    assert refused.returncode == 3
+    assert f'ERROR:  1 rows of "public.{TABLE}" have no "v_vector", which is to be NOT NULL' in refused.stderr
+    assert_same(before, snapshot(database))
+
+
+@pytest.mark.slow
 def test_a_publication_and_a_role_that_is_no_more_are_warned_about(server: Server, database: Database) -> None:
     migrated(server, database)
     database.run(f"CREATE ROLE reader; GRANT SELECT (v) ON {TABLE} TO reader; CREATE PUBLICATION p FOR ALL TABLES")

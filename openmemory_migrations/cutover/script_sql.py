@@ -490,12 +490,15 @@ REBUILD = (
   {all_rows}
   {gate_back}
   EXECUTE replace({count_pending}, {now}, now) INTO total;
-  LOOP
+  FOR pass IN 1..{most_passes} LOOP
     {batches}
     {all_rows}
     EXECUTE replace({count_pending}, {now}, now) INTO pending;
     EXIT WHEN pending = 0;
   END LOOP;
+  IF pending > 0 THEN
+    RAISE EXCEPTION USING MESSAGE = pending || {still_pending}, HINT = {past_the_trigger};
+  END IF;
   RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
 END
 {tag};
