@@ -15,7 +15,7 @@ from typing import Any
 
 from . import indexes, offline_newer, synctrigger
 from .catalog import Extension
-from .cutover import mark
+from .cutover import kept, mark
 from .expand import EXTENSIONS_SCHEMA
 from .indexes import NoIndex, Plan
 from .leftovers import NOT_FINITE
@@ -41,6 +41,7 @@ from .offline_sql import (
     FIND_COLUMN,
     FIND_EXTENSION,
     FIND_MARK,
+    KEPT_EXISTS,
     LISTS,
     LOCK_FAILED,
     MARK,
@@ -288,6 +289,8 @@ class Script:
             "trigger": "\n      " + self.create_trigger if settings.sync_trigger else "",
             "walked": literal(own["table"]),
             "plan": PLAN,
+            "kept_text": literal(own["kept"]),
+            "kept_comment": literal(kept.COMMENT),
             "mark_comment": literal(CUT_OVER_COMMENT),
             "mark_length": len(CUT_OVER_COMMENT) + 1,
             "was_swapped": literal(mark.said(target, "swap")),
@@ -296,6 +299,7 @@ class Script:
         }
         for name, part in (
             ("again", AGAIN),
+            ("kept_exists", KEPT_EXISTS),
             ("wait", WAIT),
             ("reason", REASON),
             ("these_pages", THESE_PAGES),

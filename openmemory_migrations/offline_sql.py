@@ -234,6 +234,10 @@ BEGIN
   FOR attempt IN 1..{tries} LOOP
     BEGIN
       {drop_trigger}
+      -- of a cutover that was interrupted and never resumed; its other preparations go along
+      IF {kept_exists} THEN
+        DROP TABLE {kept};
+      END IF;
       IF found.ours THEN
         EXECUTE {drop_column};
         IF aside.ours THEN
@@ -253,6 +257,7 @@ END
 {tag};
 """
 
+KEPT_EXISTS = "coalesce(starts_with(obj_description(to_regclass({kept_text}), 'pg_class'), {kept_comment}), false)"
 # what Mark.of asks
 MARK = """(SELECT substr(comment, {mark_length})::json
    FROM (SELECT col_description(attrelid, attnum) AS comment FROM pg_attribute JOIN pg_type t ON t.oid = atttypid

@@ -361,6 +361,25 @@ def test_interrupted_after_any_of_its_statements_the_same_script_continues(
 
 
 @pytest.mark.slow
+def test_what_an_interrupted_script_has_prepared_goes_with_the_chains_downgrade(
+    server: Server, database: Database
+) -> None:
+    before = snapshot(migrated(server, database, Case()))
+    text = script(*UP, env=DIM8 | SWAP | ELEVEN)
+    psql(server, database, text.rpartition("DO $script$")[0])
+    prepared = [name for _, name, *_ in snapshot(database)["relations"]]
+    assert {f"{TABLE}_v_kept", f"{TABLE}_vvector_left", NEWER_INDEX} <= set(prepared)
+    assert snapshot(database)["triggers"] == before["triggers"]
+
+    offline(server, database, "downgrade", "head:base")
+
+    names = {name for _, name, *_ in snapshot(database)["relations"]}
+    assert names == {TABLE, f"{TABLE}_pkey", "openmemory_vectors_user_idx"} | {
+        name for name in names if name.startswith("openmemory_cutover_version")
+    }
+
+
+@pytest.mark.slow
 def test_killed_while_it_rebuilds_bytes_it_goes_on_where_it_was(server: Server, database: Database) -> None:
     env = {"OM_VEC_DIM": "256", "BACKFILL_BATCH": "20", "OM_INDEX": "none", **DROP}
     create_table(database)

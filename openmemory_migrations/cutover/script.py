@@ -186,6 +186,7 @@ def _forward(script: Script) -> Names:
         whether_not_null=script_sql.WHETHER_NOT_NULL,
         to_cut_over=script_sql.TO_CUT_OVER,
         is_left=script_sql.IS_LEFT,
+        is_ready=script_sql.IS_READY,
         renamed=script_sql.RENAMED,
         fill_kept=script_sql.FILL_KEPT,
         change=script_sql.TO_SWAP if mode == "swap" else script_sql.TO_DROP,
@@ -239,6 +240,12 @@ def _back(script: Script) -> Names:
             f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
             f" {quote(target.sync)} keeps {quote(target.vector)} equal to them"
         ),
+        "no_more_vectors": literal(
+            f"A writer that still sends vectors to {quote(target.source)} gets an error from now on."
+        ),
+        "vectors_alone": literal(
+            f"A writer that still sends vectors to {quote(target.vector)} gets no error, and its rows no bytes."
+        ),
     }
     base = script.names() | names
     of_vector, of_bytes = _grants(base, target.source), _grants(base, target.archive)
@@ -282,11 +289,6 @@ def _common(script: Script) -> Names:
         "source_shown": literal(own["source"]),
         "left_name": literal(target.left),
         "left_text": literal(f"{own['schema']}.{own['left']}"),
-        "kept_text": literal(own["kept"]),
-        "kept_comment": literal(kept.COMMENT),
-        "kept_exists": script_sql.KEPT_EXISTS.format(
-            kept_text=literal(own["kept"]), kept_comment=literal(kept.COMMENT)
-        ),
         "newer_text": literal(f"{own['schema']}.{quote(target.newer.index)}"),
         "newer": quote(target.newer.index),
         "unprove": script_sql.UNPROVE.format(

@@ -48,7 +48,7 @@ GATE = """{require_ordinary}
   END IF;
   {require_size}
   IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND tgname = {sync_text}
-                 AND NOT tgisinternal AND tgenabled <> 'D') THEN
+                 AND NOT tgisinternal AND tgenabled IN ('O', 'A')) THEN
     RAISE EXCEPTION USING MESSAGE = {no_trigger}, HINT = {enable_trigger};
   END IF;
   SELECT string_agg(what, '; ') AS what INTO found FROM ({dependents}) AS d (what);
@@ -64,7 +64,6 @@ GATE = """{require_ordinary}
   IF to_regclass({kept_text}) IS NOT NULL AND NOT {kept_exists} THEN
     RAISE EXCEPTION USING MESSAGE = {kept_taken}, HINT = 'Rename that.';
   END IF;"""
-KEPT_EXISTS = "coalesce(starts_with(obj_description(to_regclass({kept_text}), 'pg_class'), {kept_comment}), false)"
 
 CHECK = (
     BEGIN
@@ -204,8 +203,12 @@ TO_CUT_OVER = """EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass({
 TO_UNDO = "{mark} IS NOT NULL"
 
 IS_LEFT = "(SELECT FROM pg_index WHERE indexrelid = to_regclass({left_text}) AND indrelid = to_regclass({table_text}))"
-DROP_LEFT = "SELECT 'DROP INDEX CONCURRENTLY ' || {left_text} WHERE {to_cut_over} AND EXISTS {is_left}"
-INDEX_LEFT = "SELECT {create_left} WHERE {to_cut_over}"
+# a valid one is of a run that was interrupted; to drop it would wait for whoever reads the table
+IS_READY = "(SELECT FROM pg_index WHERE indexrelid = to_regclass({left_text}) AND indisvalid AND indisready)"
+DROP_LEFT = """
+SELECT 'DROP INDEX CONCURRENTLY ' || {left_text} WHERE {to_cut_over} AND EXISTS {is_left} AND NOT EXISTS {is_ready}
+"""
+INDEX_LEFT = "SELECT {create_left} WHERE {to_cut_over} AND NOT (EXISTS {is_left} AND EXISTS {is_ready})"
 
 # the index that newer OpenMemory would make, where it is there under our name
 RENAMED = """(SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = indexrelid JOIN pg_am am ON am.oid = c.relam
@@ -584,7 +587,7 @@ BEGIN
       LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;
       {gate_back}
       IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND tgname = {back_text}
-                     AND NOT tgisinternal AND tgenabled <> 'D') THEN
+                     AND NOT tgisinternal AND tgenabled IN ('O', 'A')) THEN
         RAISE EXCEPTION USING MESSAGE = {no_back_trigger}, HINT = 'Run the same script again.';
       END IF;
       DROP TRIGGER {back} ON {table};
@@ -626,7 +629,8 @@ BEGIN
       EXIT;
     {again}
   END LOOP;
-  RAISE NOTICE USING MESSAGE = {is_undone};
+  RAISE NOTICE USING MESSAGE = {is_undone}, DETAIL = CASE marked ->> 'mode' WHEN 'swap' THEN {no_more_vectors}
+    ELSE {vectors_alone} END;
 END
 {tag};
 """
