@@ -59,7 +59,10 @@ def filled(database: Database) -> Database:
 
 
 def relations(database: Database) -> set[str]:
-    return {relation[1] for relation in snapshot(database)["relations"]}
+    mine = (
+        "relnamespace = 'public'::regnamespace AND relname !~ '^openmemory_alembic_version' AND relkind IN ('r', 'i')"
+    )
+    return {name for (name,) in database.rows(f"SELECT relname FROM pg_class WHERE {mine}")}
 
 
 class Prepared:
