@@ -246,6 +246,7 @@ def killed_when(database: Database, command: tuple[str, ...], env: Mapping[str, 
     kill(process)
 
 
+@pytest.mark.exhaustive
 def test_killed_on_the_way_there_and_back_while_the_application_writes(database: Database) -> None:
     create_table(database)
     data = random_rows(1000, DIM)
