@@ -21,10 +21,12 @@ from typing import Any
 from alembic import context
 
 from .settings import Settings
-from .target import CUT_OVER, OWN_COMMENT, Target
+from .target import CUT_OVER, GIVEN, OWN_COMMENT, TYPED, Target
 
 # environment's, which this module must not load: it brings numpy along
 VERSION_TABLES = ("openmemory_alembic_version", "openmemory_cutover_version")
+
+MARKS = (OWN_COMMENT, CUT_OVER, GIVEN, TYPED)  # what the comments begin with by which this package knows its columns
 
 IncludeObject = Callable[[Any, "str | None", str, bool, Any], bool]
 
@@ -40,12 +42,14 @@ def include_object(object: Any, name: str | None, type_: str, reflected: bool, c
     return _shown(target, object, name, type_, reflected, compare_to)
 
 
-def hiding(*, schema: str | None = None, table: str, vector_column: str = "v_vector") -> IncludeObject:
+def hiding(
+    *, schema: str | None = None, table: str, column: str = "v", vector_column: str = "v_vector"
+) -> IncludeObject:
     """An include_object for another table that ops have migrated, which is the host's own and therefore not hidden.
 
     Without `schema` the table is meant in whichever schema it is found.
     """
-    target = Target(schema or "", table, vector=vector_column)
+    target = Target(schema or "", table, column, vector_column)
 
     def include_object(object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
         return _shown(target, object, name, type_, reflected, compare_to)
@@ -57,15 +61,15 @@ def _shown(target: Target, object: Any, name: str | None, type_: str, reflected:
     if type_ == "table":
         return not (_unmapped(reflected, compare_to) and name in (*VERSION_TABLES, target.kept))
     if type_ == "column":
-        beside = name in (target.vector, target.adopted, target.archive)
+        beside = name in (target.vector, target.adopted, target.archive, target.typed)
         ours = beside and _is(object.table, target)
-        marked = compare_to is not None and (compare_to.comment or "").startswith((OWN_COMMENT, CUT_OVER))
+        marked = compare_to is not None and (compare_to.comment or "").startswith(MARKS)
         if marked and (beside or name == target.source) and _is(object.table, target):
             # the database's, which marks the column as made here: taken away, it would be set aside as somebody else's
             compare_to.comment = object.comment
         return not (ours and _unmapped(reflected, compare_to))
     if type_ == "index":
-        ours = name in (*target.indexes, target.newer.index) and _is(object.table, target)
+        ours = name in (*target.indexes, *target.native.indexes) and _is(object.table, target)
         # nor is it proposed where it is mapped and missing: the steps build it CONCURRENTLY, as soon as it can be had
         return not (ours and compare_to is None)
     return True
