@@ -39,6 +39,7 @@ DATA = random_rows(ROWS, DIM)
 SLOWLY = {"BACKFILL_BATCH": "25"}  # 80 batches and commits
 POINTS = 6
 NEWER, LEFT, KEPT = "openmemory_vectors_hnsw_idx", f"{TABLE}_vvector_left", f"{TABLE}_v_kept"
+OLD = f"{TABLE}_vvector_idx_old"  # newer OpenMemory's, between the switch back and its end
 ORIGINAL = {TABLE, f"{TABLE}_pkey", "openmemory_vectors_user_idx"}
 VERSIONS = {VERSION_TABLE, f"{VERSION_TABLE}_pkc"}
 EXCLUSIVE = "IN ACCESS EXCLUSIVE MODE"
@@ -156,6 +157,19 @@ def test_a_cutover_that_is_never_resumed_goes_with_the_column(
     assert not left["triggers"] + left["functions"]
     assert LEFT not in repr(left["constraints"])
     assert checksum(table) == v
+
+
+@pytest.mark.parametrize("step", STEPS[:1])
+def test_newer_openmemorys_index_goes_though_the_undoing_was_killed_after_its_switch(
+    table: Database, step: Step
+) -> None:
+    alembic(table, "-n", "cutover", "stamp", "head")
+    table.run(f"CREATE INDEX {OLD} ON {TABLE} USING hnsw (v_vector vector_cosine_ops)")
+
+    alembic(table, *DOWN)
+
+    assert OLD not in relations(table)
+    assert stamped(table) == []
 
 
 def rebuilt(table: Database, column: str = "v_bytea") -> set[tuple[str, ...]]:

@@ -34,9 +34,12 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     with db.reading():
         table = checks.require_table(db, target)
         found = Mark.of(table, target)
-        if found is None:
-            log.notice(f"{target} is not cut over, nothing to undo")
-            return
+    if found is None:
+        db.take_over()
+        replacing.drop_left(db, target, settings, table)  # by a run that was interrupted after its switch
+        log.notice(f"{target} is not cut over, nothing to undo")
+        return
+    with db.reading():
         checks.require_rights(db, target, table, settings)
         _require_names(table, target, found)
         extension = catalog.extension(db)
@@ -107,14 +110,13 @@ def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extens
     with at.transaction():
         pace = Pace(at, settings)
     engine = ClientEngine(at, now, settings, table, extension, BACK)
-    pending = partial(_pending)
     for _ in range(MOST_PASSES):
         with at.transaction(snapshot=True):
-            rows = pending(at)
+            rows = _pending(at)
         if not rows:
             return
         workers = [Claims(True) for _ in range(settings.backfill_workers)]
-        progress = Progress(what, rows, pending, partial(claims.of_others, workers), doing="rebuild")
+        progress = Progress(what, rows, _pending, partial(claims.of_others, workers), doing="rebuild")
         with progress.shown():
             engine.walk(size, workers, progress, pace)
         progress.tell()
