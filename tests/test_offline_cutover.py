@@ -165,6 +165,7 @@ def test_the_online_run_takes_back_what_the_script_did_and_the_other_way_round(
             assert mismatches(database, dim=8) == []
 
 
+@pytest.mark.slow
 def test_it_needs_to_know_which_and_the_console_script_prints_the_same() -> None:
     unset = alembic(None, *UP, "--sql", env=DIM8, check=False)
     assert unset.returncode != 0
@@ -175,6 +176,7 @@ def test_it_needs_to_know_which_and_the_console_script_prints_the_same() -> None
     assert printed.stdout == script(*UP, env=DIM8 | DROP)
 
 
+@pytest.mark.slow
 def test_in_one_transaction_nothing_commits_and_nothing_is_psqls_own() -> None:
     for command, mode in ((UP, SWAP), (UP, DROP), (BACK, {})):
         text = script(*command, env=DIM8 | SINGLE | mode)

@@ -117,6 +117,7 @@ def test_sample_of_verify_is_what_is_printed(database: Database) -> None:
     assert "hnsw.ef_search = 40" in printed
 
 
+@pytest.mark.slow
 def test_samples_of_the_cutover_are_what_is_printed(database: Database) -> None:
     create_table(database)
     load(database, real_rows(256))
