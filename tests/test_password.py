@@ -33,7 +33,7 @@ def guarded() -> Iterator[Database]:
 @pytest.mark.parametrize("command", ON_A_DATABASE)
 def test_a_wrong_password(guarded: Database, command: str) -> None:
     wrong = Database("postgres", guarded.url.replace("app@", "app:SeCrEt@"))
-    arguments = ["base"] if command == "downgrade" else []
+    arguments = {"downgrade": ["base"], "cutover": ["current"]}.get(command, [])
 
     done = om(wrong, command, *arguments)
 
