@@ -77,8 +77,8 @@ def upgrade_backfill(db: Database, target: Target, settings: Settings) -> None:
     """Fills the column with dimensions, and puts it in the place of `v` once each row has been compared."""
     found = upgrade_expand(db, target, settings)
     if found.pending:
-        newer_column.fill(db, target, settings, found.table, found.extension, found.pending)
-        newer_column.take_place(db, target, settings, found.table)
+        leaves = newer_column.fill(db, target, settings, found.table, found.extension, found.pending)
+        newer_column.take_place(db, target, settings, found.table, leaves)
 
 
 def upgrade_finalize(db: Database, target: Target, settings: Settings) -> None:

@@ -93,8 +93,11 @@ def refuse_dependents(db: Database, target: Target, table: Table, *ours: str) ->
         raise problem
 
 
-def fill(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, size: int) -> None:
-    """Goes over the rows until none is left, then compares all of them in one snapshot. Raises MigrationError."""
+def fill(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, size: int) -> list[Part]:
+    """Goes over the rows until none is left, then compares all of them in one snapshot; returns where they are.
+
+    Raises MigrationError.
+    """
     what = f"dimensions of {target.table}"
     with db.transaction():
         pace = Pace(db, settings)
@@ -107,7 +110,8 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
             pending = _pending(db)
             walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
             if not pending:
-                return _compare(db, target, extension)
+                _compare(db, target, extension)
+                return [part for part, _ in walks]
         progress = Progress(what, pending, _pending, doing="dimensions", told=told)
         with progress.shown():
             for part, last_page in walks:
@@ -121,7 +125,7 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
     )
 
 
-def take_place(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def take_place(db: Database, target: Target, settings: Settings, table: Table, compared: list[Part]) -> None:
     """Drops `v` and gives the column its name, NOT NULL, default, comment and privileges. Raises MigrationError."""
     with db.transaction():
         not_null = switching.attributes(db, target.source).not_null
@@ -136,6 +140,7 @@ def take_place(db: Database, target: Target, settings: Settings, table: Table) -
                 detail=f"Nothing has kept {quote(target.typed)} equal to {quote(target.source)} since.",
                 hint=f"Begin anew: {ANEW}.",
             )
+        partitions.refuse_others(db, target, table.oid, compared)
         refuse_dependents(db, target, table)
         was = switching.attributes(db, target.source)
         drop_trigger(db)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from demo.openmemory import TABLE
 
-from .cutover import both_modes, bytes_of, changed, cut_over, refuses, undo, vectors_of, whole
-from .helpers import Database, alembic, expected, load
+from .cutover import DOWN, UP, both_modes, bytes_of, changed, cut_over, refuses, text_of, undo, vectors_of, whole
+from .helpers import Database, alembic, expected, load, random_rows, start_alembic
+from .interruption import result
+from .newer import NEWER
+from .online import wait_until
 from .partitioned import BAD, DIM, ENV, assert_followed, tree, vector_indexes
+from .states import EXPAND, column_type
+from .test_interrupted_steps import holding, waits_for_a_lock
 
 __all__ = ["tree"]  # a fixture
 
@@ -44,3 +51,54 @@ def test_a_tree_is_cut_over_and_back(tree: Database, mode: str) -> None:
     assert bytes_of(tree) == v
     assert not changed(before, whole(tree))
     assert_followed(tree)
+
+
+@pytest.mark.parametrize("step", ["cutover", "undoing", "newer"])
+def test_a_partition_that_is_attached_with_rows_just_before_the_switch_is_not_passed_over(
+    database: Database, step: str
+) -> None:
+    env = {"OM_VEC_DIM": "8", "OM_INDEX": "none", "OM_CUTOVER": "drop"}
+    row, late = random_rows(2, 8)
+    assert row.v is not None
+    assert late.v is not None
+    database.run("CREATE EXTENSION vector;" + NEWER.replace("v vector", "v vector" if step == "newer" else "v bytea"))
+    database.run(
+        f"CREATE TABLE one (LIKE {TABLE} INCLUDING ALL); DROP TABLE {TABLE};"
+        f"CREATE TABLE {TABLE} (LIKE one INCLUDING ALL) PARTITION BY LIST (sector);"
+        f"ALTER TABLE {TABLE} ATTACH PARTITION one FOR VALUES IN ('{row.sector}')"
+    )
+    load(database, [row._replace(v=text_of(row.v) if step == "newer" else row.v)])  # type: ignore[arg-type]
+    alembic(database, "upgrade", EXPAND if step == "newer" else "head", env=env)
+    if step == "undoing":
+        cut_over(database, "drop", env)
+    column = "v_vector" if step == "undoing" else "v"
+    v = late.v if step == "cutover" else text_of(late.v)
+    command = {"cutover": UP, "undoing": DOWN, "newer": ("upgrade", "head")}[step]
+    with ExitStack() as held:
+        if step != "undoing":
+            held.enter_context(holding(database, "ACCESS SHARE"))
+        process = start_alembic(database, *command, env={**env, "OM_BACKFILL_PAUSE_MS": "2000"})
+        if step == "undoing":  # whose first change needs a lock as well
+            wait_until(lambda: column_type(database, "v_bytea"))
+            wait_until(lambda: database.value(f"SELECT count(v_bytea) FROM {TABLE}"))
+            held.enter_context(holding(database, "ACCESS SHARE"))
+        wait_until(lambda: waits_for_a_lock(database, "LOCK TABLE"))
+        database.run(f"CREATE TABLE late (LIKE {TABLE} INCLUDING ALL)")
+        insert = f"INSERT INTO late (id, sector, dim, {column}) VALUES (%s, %s, 8, %s)"
+        database.run(insert, late.id, late.sector, v)
+        if step == "cutover":  # another vector than its bytes
+            database.run("UPDATE late SET v_vector = '[1,2,3,4,5,6,7,8]'")
+        database.run(f"ALTER TABLE {TABLE} ATTACH PARTITION late FOR VALUES IN ('{late.sector}')")
+    ended = result(process)
+
+    assert ended.returncode != 0, ended.log
+    assert 'partition "public.late"' in ended.log
+    if step == "cutover":
+        assert bytes_of(database) == {(one.id, one.sector): one.v for one in (row, late)}
+        refuses(database, "1 rows of", "are not right", mode="drop", env=env)
+        return
+    alembic(database, *command, env=env)
+    values = vectors_of(database, "v" if step == "newer" else "v_vector")
+    assert values == {(one.id, one.sector): expected(one.v) for one in (row, late)}
+    if step == "undoing":
+        assert bytes_of(database) == {(one.id, one.sector): one.v for one in (row, late)}

@@ -44,6 +44,8 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         extension = catalog.extension(db)
     db.take_over()
     assert extension is not None  # there is a column of its type
+    with db.transaction():
+        leaves = partitions.leaves(db, table.oid)
     skipped = gate.verify(db, target, settings, table, extension)
     try:
         renamed = _newer_index(db, target, settings, table, extension) if mode == "swap" else None
@@ -51,7 +53,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         what = f"the cutover of {target}"
 
         def switch() -> Mark:
-            return _switch(db, target, settings, table, mode, renamed)
+            return _switch(db, target, settings, table, mode, renamed, leaves)
 
         done = locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch)
     except BaseException:
@@ -164,12 +166,21 @@ def _suppressed() -> AbstractContextManager[None]:
     return suppress(MigrationError, DBAPIError)
 
 
-def _switch(db: Database, target: Target, settings: Settings, table: Table, mode: str, renamed: str | None) -> Mark:
+def _switch(
+    db: Database,
+    target: Target,
+    settings: Settings,
+    table: Table,
+    mode: str,
+    renamed: str | None,
+    compared: list[Part],
+) -> Mark:
     """The one transaction in which anything is different for others."""
     db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
     if catalog.table(db, target.schema, target.table) != table:
         raise MigrationError(f"{target} was changed during the cutover", hint="Run the same command again.")
     gate.require_trigger(db, target, table)
+    partitions.refuse_others(db, target, table.oid, compared)
     left = kept.count_left(db)
     gate.require_accepted(target, settings, table, left)
     if left:

@@ -16,6 +16,7 @@ from ..engine_client import ClientEngine
 from ..errors import MigrationError
 from ..indexes import DEFAULTS
 from ..pace import Pace
+from ..partitions import Part
 from ..progress import Progress
 from ..proof import Asking
 from ..reading import BACK
@@ -48,7 +49,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     now = found.now(target)
     at = db.at(mark.names(now))
     table = _begin(at, target, settings, table, extension, found)
-    _rebuild(at, now, settings, table, extension, target)
+    leaves = _rebuild(at, now, settings, table, extension, target)
     if rows := kept.put_back(at, target, table, settings):
         log.notice(f"{rows:,} rows of {target} have the bytes again that no vector can hold")
     _verify(at, now, table, extension, target)
@@ -61,7 +62,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         settings.lock_timeout_ms,
         table.oid,
         what,
-        lambda: _switch(db, at, target, settings, table, extension, found),
+        lambda: _switch(db, at, target, settings, table, extension, found, leaves),
     )
     replacing.drop_left(db, target, settings, table)
     log.notice(
@@ -102,8 +103,10 @@ def _begin(at: Database, target: Target, settings: Settings, table: Table, exten
     return locks.retried(at, settings.lock_timeout_ms, table.oid, f"preparing {target} for its bytes", change)
 
 
-def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target) -> None:
-    """Passes, until one snapshot finds no row that has a vector and no bytes."""
+def _rebuild(
+    at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target
+) -> list[Part]:
+    """Passes, until one snapshot finds no row that has a vector and no bytes; returns where it has looked."""
     size = table.columns[now.vector].dimensions
     assert size is not None  # the gate has asked for it
     what = f"rebuilding {quote(target.source)} of {target.table}"
@@ -113,8 +116,9 @@ def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extens
     for _ in range(MOST_PASSES):
         with at.transaction(snapshot=True):
             rows = _pending(at)
+            leaves = partitions.leaves(at, table.oid)
         if not rows:
-            return
+            return leaves
         workers = [Claims(True) for _ in range(settings.backfill_workers)]
         progress = Progress(what, rows, _pending, partial(claims.of_others, workers), doing="rebuild")
         with progress.shown():
@@ -149,7 +153,14 @@ def _verify(at: Database, now: Target, table: Table, extension: Extension, targe
 
 
 def _switch(
-    db: Database, at: Database, target: Target, settings: Settings, table: Table, extension: Extension, found: Mark
+    db: Database,
+    at: Database,
+    target: Target,
+    settings: Settings,
+    table: Table,
+    extension: Extension,
+    found: Mark,
+    rebuilt: list[Part],
 ) -> None:
     db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
     now = catalog.table(db, target.schema, target.table)
@@ -159,6 +170,7 @@ def _switch(
         raise MigrationError(
             f"trigger {quote(target.back)} of {target} is missing or disabled", hint="Run the same command again."
         )
+    partitions.refuse_others(db, target, table.oid, rebuilt)
     backtrigger.drop(at)
     if found.mode == "swap":
         parts = partitions.parts(db, table.oid)
