@@ -143,6 +143,8 @@ def take_place(db: Database, target: Target, settings: Settings, table: Table, c
         partitions.refuse_others(db, target, table.oid, compared)
         refuse_dependents(db, target, table)
         was = switching.attributes(db, target.source)
+        parts = [part.at(db) for part in partitions.parts(db, table.oid)]
+        grants = [switching.attributes(part, target.source).grants for part in parts]
         drop_trigger(db)
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
         db.run("ALTER TABLE {table} RENAME COLUMN {typed} TO {source}")
@@ -150,7 +152,8 @@ def take_place(db: Database, target: Target, settings: Settings, table: Table, c
         with db.local("client_min_messages", "warning"):  # where it isn't there
             switching.unprove_not_null(db)
         switching.set_default(db, target.source, was.default)
-        switching.grant(db, target.source, was.grants)
+        for part, theirs in zip(parts, grants, strict=True):
+            switching.grant(part, target.source, theirs)
         switching.store(db, target.source, was)
         mark(db, target, was)
 

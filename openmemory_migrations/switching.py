@@ -53,6 +53,19 @@ WHERE d.refclassid = CAST('pg_class' AS regclass) AND d.refobjid = ANY (:tables)
 ORDER BY 1
 """
 
+# a partition may have what its parent hasn't: that neither goes over nor comes back
+OF_PARTS = """
+SELECT own.what || ' of ' || pg_catalog.pg_describe_object(CAST('pg_class' AS regclass), a.attrelid, a.attnum)
+FROM unnest(CAST(:tables AS oid[])) AS t (oid)
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attname = :column
+     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
+     LATERAL (VALUES ('NOT NULL', a.attnotnull AND NOT CAST(:not_null AS boolean)),
+                     ('the default', pg_catalog.pg_get_expr(d.adbin, d.adrelid) <> coalesce(:default, ''))
+             ) AS own (what, here)
+WHERE own.here
+ORDER BY 1
+"""
+
 
 @dataclass(frozen=True)
 class Grant:
@@ -101,7 +114,12 @@ def attributes(db: Database, column: str) -> Attributes:
 def dependents(db: Database, table: Table, column: str, *ours: str) -> list[str]:
     """What hangs on a column and would not go over to another: views, indexes, generated columns, others' triggers."""
     tables = [part.oid for part in partitions.parts(db, table.oid)]
-    return [text for (text,) in db.rows(DEPENDENTS, {"tables": tables, "column": column, "ours": list(ours)})]
+    found = list(db.rows(DEPENDENTS, {"tables": tables, "column": column, "ours": list(ours)}))
+    if tables[1:]:
+        root = attributes(db, column)
+        own = {"tables": tables[1:], "column": column, "not_null": root.not_null, "default": root.default}
+        found += db.rows(OF_PARTS, own)
+    return [text for (text,) in found]
 
 
 def prove_not_null(db: Database, target: Target, settings: Settings, table: Table, column: str) -> None:

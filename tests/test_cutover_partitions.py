@@ -102,3 +102,26 @@ def test_a_partition_that_is_attached_with_rows_just_before_the_switch_is_not_pa
     assert values == {(one.id, one.sector): expected(one.v) for one in (row, late)}
     if step == "undoing":
         assert bytes_of(database) == {(one.id, one.sector): one.v for one in (row, late)}
+
+
+def test_what_a_partition_has_of_its_own_is_named_before_any_change(tree: Database) -> None:
+    tree.run("ALTER TABLE semantic ALTER v SET NOT NULL; ALTER TABLE nothing ALTER v SET DEFAULT '\\x01'")
+    alembic(tree, "upgrade", "head", env=ENV)
+    # after a swap the first would refuse every row that newer OpenMemory writes
+    refuses(tree, "NOT NULL of column v of table semantic; the default of column v of table nothing", env=ENV)
+
+
+def test_privileges_on_a_v_of_a_partition_s_own_go_over(database: Database) -> None:
+    row, *_ = random_rows(1, 8)
+    database.run("CREATE EXTENSION vector;" + NEWER)
+    database.run(
+        f"CREATE TABLE one (LIKE {TABLE} INCLUDING ALL); DROP TABLE {TABLE};"
+        f"CREATE TABLE {TABLE} (LIKE one INCLUDING ALL) PARTITION BY LIST (sector);"
+        f"ALTER TABLE {TABLE} ATTACH PARTITION one DEFAULT; GRANT SELECT (v) ON one TO PUBLIC"
+    )
+    load(database, [row._replace(v=text_of(row.v or b""))])  # type: ignore[arg-type]
+    before = whole(database)["columns"]
+    env = {"OM_VEC_DIM": "8", "OM_INDEX": "none"}
+    alembic(database, "upgrade", "head", env=env)
+    alembic(database, "downgrade", "base", env=env)
+    assert whole(database)["columns"] == before
