@@ -100,6 +100,9 @@ class Script:
         if not single:
             self.write(TIMED)
 
+    def downgrade_backfill(self) -> None:
+        self.emit(REFUSE_CUT_OVER)
+
     def upgrade_finalize(self) -> None:
         self._finalize(COUNT)
         self._native._finalize(offline_newer.COUNT)

@@ -130,8 +130,13 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
 
 def downgrade_backfill(**options: Unpack[Options]) -> None:
     """Nothing to undo: the vectors go with their column, or are in `v` and stay there."""
-    if not op.get_context().as_sql:
-        log.notice("nothing to undo: the next downgrade takes away the column, or the dimensions that were given")
+    if script := _script(options):
+        script.downgrade_backfill()
+        return
+    with _step("downgrade of backfill", options) as step:
+        if step:
+            step.refuse_cut_over()
+            log.notice("nothing to undo: the next downgrade takes away the column, or the dimensions that were given")
 
 
 def upgrade_finalize(**options: Unpack[Options]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from psycopg2.errors import RaiseException
 
 from demo.openmemory import TABLE
 
@@ -96,6 +97,16 @@ def test_a_mode_has_to_be_chosen_and_is_kept_to(table: Database) -> None:
     assert "nothing to do" in cut_over(table, "swap").log
     assert stamped(table) == [STAMP]
     refused(table, "was cut over", UNDO, command=("downgrade", "-1"))
+
+
+@pytest.mark.slow
+def test_no_step_of_the_chain_is_taken_back_from_a_table_that_is_cut_over(table: Database) -> None:
+    alembic(table, "downgrade", "-1")
+    cut_over(table, "swap", {"OM_INDEX": "none"})
+    refused(table, "was cut over", UNDO, command=("downgrade", "-1"))
+    script = alembic(table, "downgrade", "om_20240107_backfill:om_20240107_pgvector", "--sql", env={"OM_VEC_DIM": "16"})
+    with pytest.raises(RaiseException, match="was cut over"):
+        table.run(script.stdout)
 
 
 @pytest.mark.slow
