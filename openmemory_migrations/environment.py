@@ -102,9 +102,12 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
             if not had_versions:
                 _drop_versions(db, settings.pg_schema)
             raise
-        # of the functions that Alembic's commands hand over, this is upgrade's
-        if not steps and getattr(context.get_context().opts.get("fn"), "__name__", "") == "upgrade":
+        # of the functions that Alembic's commands hand over
+        direction = getattr(context.get_context().opts.get("fn"), "__name__", "")
+        if not steps and direction == "upgrade":
             _check_stamp(db, target, settings)
+        elif not steps and direction == "downgrade" and version_table() == CUTOVER_VERSION_TABLE:
+            _check_undone(db, target)
 
 
 def _migrate(connection: Connection, settings: Settings) -> int:
@@ -149,7 +152,8 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
     if cut_over and backtrigger.follows(db, target, table.oid):
         log.warning(f"the cutover of {target} is half undone; the application can work", hint=f"To end that: {UNDO}.")
     elif cut_over:
-        pass
+        if version_table() == CUTOVER_VERSION_TABLE:
+            cut_over.require(settings.cutover or cut_over.mode, target)
     elif table.columns[target.source].is_vector:
         checks.require_dimensions(table, target, settings, stamped)
     elif version_table() == CUTOVER_VERSION_TABLE:
@@ -161,6 +165,18 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
         )
     else:
         checks.require_column(table, target, settings, stamped)
+    db.rollback()
+
+
+def _check_undone(db: Database, target: Target) -> None:
+    """Nothing is stamped: that must not hide that the configured table is still cut over."""
+    table = catalog.table(db, target.schema, target.table)
+    if table and (found := Mark.of(table, target)):
+        raise MigrationError(
+            f"{found.said(target)}; but this database isn't stamped so",
+            detail="Another table of the schema had the same stamp, or it was taken away by hand.",
+            hint=f"With OM_CUTOVER={found.mode}: alembic -n cutover upgrade head, which only stamps it; then {UNDO}.",
+        )
     db.rollback()
 
 

@@ -10,6 +10,7 @@ from demo.openmemory import TABLE
 from .commands import om
 from .cutover import (
     DIM,
+    DOWN,
     ROWS,
     STAMP,
     UNDO,
@@ -94,8 +95,10 @@ def test_a_mode_has_to_be_chosen_and_is_kept_to(table: Database) -> None:
     refused(
         table, 'the bytes are "v_bytea"', f"For drop first undo that: {UNDO}.", command=UP, env={"OM_CUTOVER": "drop"}
     )
+    refused(table, "isn't stamped so", f"upgrade head, which only stamps it; then {UNDO}.", command=DOWN)
     assert "nothing to do" in cut_over(table, "swap").log
     assert stamped(table) == [STAMP]
+    refused(table, f"For drop first undo that: {UNDO}.", command=UP, env={"OM_CUTOVER": "drop"})
     refused(table, "was cut over", UNDO, command=("downgrade", "-1"))
 
 

@@ -33,8 +33,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
     with db.reading():
         table = checks.require_table(db, target)
         if found := Mark.of(table, target):
-            if found.mode != mode:
-                raise MigrationError(found.said(target), hint=f"For {mode} first undo that: {UNDO}.")
+            found.require(mode, target)
             log.notice(f"{found.said(target)}; nothing to do")
             return
         if table.columns[target.source].is_vector:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from .. import switching
 from ..catalog import Table
+from ..errors import MigrationError
 from ..switching import Attributes, Grant
 from ..target import CUT_OVER, Target, quote
 
@@ -59,6 +60,11 @@ class Mark:
     def now(self, target: Target) -> Target:
         """Where bytes, if there are any, and vectors are as long as this holds."""
         return target.swapped if self.mode == "swap" else target.dropped
+
+    def require(self, mode: str, target: Target) -> None:
+        """Raises MigrationError where the other mode is asked for."""
+        if self.mode != mode:
+            raise MigrationError(self.said(target), hint=f"For {mode} first undo that: {UNDO}.")
 
     def said(self, target: Target) -> str:
         return said(target, self.mode)
