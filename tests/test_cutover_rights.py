@@ -21,6 +21,7 @@ ALTER ROLE {{writer}} LOGIN;
 GRANT CREATE ON SCHEMA public TO {{owner}};
 GRANT USAGE ON SCHEMA extensions TO {{owner}};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {TABLE} TO {{writer}};
+ALTER DEFAULT PRIVILEGES FOR ROLE {{owner}} GRANT ALL ON TABLES TO {{writer}};
 """
 
 
@@ -42,6 +43,8 @@ def test_the_owner_may_and_a_writer_is_followed(database: Database, server: Serv
         before, v = whole(database), bytes_of(database)
 
         cut_over(as_owner, "swap", {"OM_ACCEPT_LOSS": str(LOSS)})
+        assert database.value(f"SELECT count(*) FROM {TABLE}_v_kept") == LOSS
+        assert as_writer.value(f"SELECT count(*) FROM {TABLE}_v_kept") == 0
         (new,) = random_rows(1, DIM, seed=41)
         writes(as_writer, ROWS[0], "v", text_of(new.v or b""))
         undo(as_owner)

@@ -21,6 +21,8 @@ BYTES, VERSION = "openmemory_bytes", "openmemory_xmin"
 LEFT = "{source} IS NOT NULL AND {vector} IS NULL"
 
 CREATE = "CREATE TABLE {kept} AS SELECT {keys}, {source} AS {bytes}, xmin AS {version} FROM {table} WITH NO DATA"
+# default privileges may give roles this table whom policies keep from rows of the other
+HIDE = "ALTER TABLE {kept} ENABLE ROW LEVEL SECURITY"
 COPY = (
     "INSERT INTO {kept} AS k ({keys}, {bytes}, {version}) SELECT {keys}, {source}, xmin FROM {table} WHERE "
     + LEFT
@@ -46,6 +48,7 @@ def fill(db: Database, target: Target, table: Table) -> None:
     if not exists(db, target):
         db.run(CREATE, **names)
         db.run("ALTER TABLE {kept} ADD PRIMARY KEY ({keys})", **names)
+        db.run(HIDE)
         db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(f"{COMMENT}{target}"))
     db.run(COPY, **names)
     db.run(CLEAN, **names)

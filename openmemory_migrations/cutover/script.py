@@ -154,6 +154,7 @@ def _forward(script: Script) -> Names:
         "prove": sql("ALTER TABLE {table} ADD CONSTRAINT {left} CHECK ({vector} IS NOT NULL) NOT VALID"),
         "create_kept": sql(kept.CREATE, keys="@keys@", **_columns_of_kept()),
         "key_of_kept": sql("ALTER TABLE {kept} ADD PRIMARY KEY (@keys@)"),
+        "hide_kept": sql(kept.HIDE),
         "comment_kept": sql("COMMENT ON TABLE {kept} IS {text}", text=literal(f"{kept.COMMENT}{target}")),
         "copy_kept": sql(kept.COPY, keys="@keys@", **_columns_of_kept()),
         "clean_kept": sql(kept.CLEAN, same="@same@"),

@@ -227,6 +227,7 @@ UNLESS_RENAMED = """
 FILL_KEPT = """IF NOT {kept_exists} THEN
           EXECUTE replace({create_kept}, '@keys@', pk.keys);
           EXECUTE replace({key_of_kept}, '@keys@', pk.keys);
+          EXECUTE {hide_kept};
           EXECUTE {comment_kept};
         END IF;
         EXECUTE replace({copy_kept}, '@keys@', pk.keys);
