@@ -141,4 +141,9 @@ def other(server: Server, table: Database) -> Iterator[Database]:
 
 def test_the_table_has_to_be_ones_own(table: Database, other: Database) -> None:
     refused(table, f'does not own table "public.{TABLE}"', command=UP, env={"OM_CUTOVER": "swap"}, by=other)
+    table.run(SQL("ALTER TABLE {} OWNER TO {}").format(Identifier(TABLE), Identifier(f"other of {table.name}")))
+    for function in (f'"public"."{TABLE}_vvector_sync"()', '"public"."openmemory_bytea_to_vector"(bytea, integer)'):
+        said = f'function {function} of "public.{TABLE}" belongs to "postgres"'
+        refused(table, said, command=UP, env={"OM_CUTOVER": "swap"}, by=other)
+        table.run(SQL("ALTER FUNCTION {} OWNER TO {}").format(SQL(function), Identifier(f"other of {table.name}")))
     assert stamped(table) is None

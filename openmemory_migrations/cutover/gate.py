@@ -61,6 +61,7 @@ def require(db: Database, target: Target, settings: Settings, table: Table) -> N
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
     require_trigger(db, target, table)
+    _require_functions(db, target, table)
     _require_index(db, target, settings, table)
     _require_names(db, target, table)
 
@@ -73,6 +74,21 @@ def require_trigger(db: Database, target: Target, table: Table) -> None:
             hint=f"ALTER TABLE … ENABLE TRIGGER {quote(target.sync)}; or, with OM_SYNC_TRIGGER=on: {ANEW}."
             " Then the cutover again.",
         )
+
+
+def _require_functions(db: Database, target: Target, table: Table) -> None:
+    """The trigger's go with it and come back: they belong to who ran the chain, who needn't own the table."""
+    for function in (f"{db.names['sync_function']}()", f"{db.names['convert']}(bytea, integer)"):
+        owner = db.value(
+            "SELECT pg_catalog.pg_get_userbyid(proowner) FROM pg_catalog.pg_proc"
+            " WHERE oid = pg_catalog.to_regprocedure(:name) AND NOT pg_catalog.pg_has_role(proowner, 'USAGE')",
+            {"name": function},
+        )
+        if owner:
+            raise MigrationError(
+                f"function {function} of {target} belongs to {quote(owner)}, and the cutover drops it",
+                hint=f"Connect as {quote(owner)}, or: ALTER FUNCTION {function} OWNER TO {quote(table.owner)};",
+            )
 
 
 def _require_index(db: Database, target: Target, settings: Settings, table: Table) -> None:
