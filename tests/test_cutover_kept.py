@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from demo.openmemory import TABLE
+from openmemory_migrations.cutover.forward import LEFT_INDEX
+from openmemory_migrations.cutover.kept import LEFT
 
 from .cutover import (
     BAD,
@@ -107,3 +111,18 @@ def test_a_vector_that_is_missing_just_before_the_switch_is_refused(table: Datab
     assert ended.returncode != 0, ended.log
     assert f'1 rows of "public.{TABLE}" have bytes that no vector can hold' in ended.log
     assert stamped(table) is None
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_what_is_left_is_found_by_its_index_in_the_switch(table: Database, required: bool) -> None:
+    names = {"source": "v", "vector": "v_vector", "table": TABLE, "index": "of_left"}
+    if required:
+        table.run(f"ALTER TABLE {TABLE} ALTER v SET NOT NULL")
+    else:
+        load(table, BAD)
+    table.run(LEFT_INDEX.format_map(names))
+    count = f"EXPLAIN SELECT count(*) FROM {TABLE} WHERE {LEFT}".format_map(names)
+    with closing(table.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SET enable_seqscan = off")
+        cursor.execute(count)
+        assert "of_left" in str(cursor.fetchall())
