@@ -33,6 +33,7 @@ from .states import HEAD, INDEX, column_type, follows, indexes, plan, refused, s
 
 __all__ = ["at_head", "table"]  # fixtures
 
+OF_V = f"FROM pg_attribute WHERE attrelid = '{TABLE}'::regclass AND attname = 'v'"
 NEWER_INDEX = "openmemory_vectors_hnsw_idx"
 
 
@@ -98,6 +99,11 @@ def test_a_mode_has_to_be_chosen_and_is_kept_to(table: Database) -> None:
     refused(table, "isn't stamped so", f"upgrade head, which only stamps it; then {UNDO}.", command=DOWN)
     assert "nothing to do" in cut_over(table, "swap").log
     assert stamped(table) == [STAMP]
+    ((comment,),) = table.rows(f"SELECT col_description('{TABLE}'::regclass, attnum) {OF_V}")
+    for said_now in ("mine", f"{comment}, and mine"):
+        table.run(f"COMMENT ON COLUMN {TABLE}.v IS %s", said_now)
+        refused(table, 'the comment on column "v"', "isn't what the cutover has put there", command=DOWN)
+    table.run(f"COMMENT ON COLUMN {TABLE}.v IS %s", comment)
     refused(table, f"For drop first undo that: {UNDO}.", command=UP, env={"OM_CUTOVER": "drop"})
     refused(table, "was cut over", UNDO, command=("downgrade", "-1"))
 

@@ -51,11 +51,18 @@ class Mark:
         for name in (target.source, target.vector):
             column = table.columns.get(name)
             if column is not None and column.cut_over:
-                data = json.loads(column.comment.removeprefix(CUT_OVER))
-                attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
-                parts = {name: switching.grants_of_data(grants) for name, grants in data["parts"].items()}
-                return cls(data["mode"], attributes["source"], attributes["vector"], data["renamed"], parts)
+                try:
+                    return cls._of_text(column.comment)
+                except (ValueError, LookupError, TypeError) as error:
+                    raise changed(target, name) from error
         return None
+
+    @classmethod
+    def _of_text(cls, text: str) -> Mark:
+        data = json.loads(text.removeprefix(CUT_OVER))
+        attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
+        parts = {name: switching.grants_of_data(grants) for name, grants in data["parts"].items()}
+        return cls(data["mode"], attributes["source"], attributes["vector"], data["renamed"], parts)
 
     def now(self, target: Target) -> Target:
         """Where bytes, if there are any, and vectors are as long as this holds."""
@@ -68,6 +75,15 @@ class Mark:
 
     def said(self, target: Target) -> str:
         return said(target, self.mode)
+
+
+def changed(target: Target, column: str) -> MigrationError:
+    """Without what the comment says there is no way back."""
+    return MigrationError(
+        f"the comment on column {quote(column)} of {target} isn't what the cutover has put there",
+        detail="It says how the table was cut over, and what the way back has to know.",
+        hint="Put it back as it was: a dump of the table's schema has it, unless it was made with --no-comments.",
+    )
 
 
 def said(target: Target, mode: Mode) -> str:

@@ -35,6 +35,8 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     with db.reading():
         table = checks.require_table(db, target)
         found = Mark.of(table, target)
+        if found is None and catalog.trigger_enabled(db, table.oid, target.back):
+            raise mark.changed(target, target.source)
     if found is None:
         db.take_over()
         replacing.drop_left(db, target, settings, table)  # by a run that was interrupted after its switch
