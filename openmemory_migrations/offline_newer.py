@@ -184,7 +184,7 @@ BEGIN
       PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
       LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;
       IF NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND tgname = {typing_text}
-                     AND NOT tgisinternal AND tgenabled <> 'D') THEN
+                     AND NOT tgisinternal AND tgenabled IN ('O', 'A')) THEN
         RAISE EXCEPTION USING MESSAGE = {no_trigger};
       END IF;
       {refuse_dependents}

@@ -99,6 +99,19 @@ def test_between_expand_and_backfill_the_script_takes_it_back(server: Server, da
 
 
 @pytest.mark.slow
+def test_a_trigger_for_replicas_only_is_none_for_the_script(server: Server, database: Database) -> None:
+    create_newer(database, DATA)
+    offline(server, database, "upgrade", EXPAND)
+    database.run(f"ALTER TABLE {TABLE} ENABLE REPLICA TRIGGER {TABLE}_v_typed_sync")
+
+    done = offline(server, database, "upgrade", f"{EXPAND}:head", check=False)
+
+    assert done.returncode != 0
+    assert "has been disabled or dropped meanwhile" in done.stderr
+    assert (column_type(database, "v"), wrong(database, DATA)) == ("vector", [])
+
+
+@pytest.mark.slow
 def test_writers_beside_a_script_that_is_killed_and_run_again(server: Server, database: Database) -> None:
     rows = random_rows(4_000, 8)
     create_newer(database, rows)
