@@ -382,6 +382,23 @@ def test_what_an_interrupted_script_has_prepared_goes_with_the_chains_downgrade(
 
 
 @pytest.mark.slow
+def test_a_table_that_keeps_updates_away_ends_the_rebuilding_soon(server: Server, database: Database) -> None:
+    offline(server, migrated(server, database), *UP, env=DIM8 | DROP)
+    database.run(f"CREATE RULE never AS ON UPDATE TO {TABLE} DO INSTEAD NOTHING")
+    online = alembic(database, "-n", "cutover", "downgrade", "base", env=DIM8, check=False)
+    by_script = offline(server, database, *BACK, check=False)
+    for ended in (online, by_script):
+        assert ended.returncode != 0
+        assert "still have no bytes" in ended.log
+        assert ended.log.count("rebuilding") <= 4
+        assert "keeps updates from them" in ended.log
+
+    database.run(f"DROP RULE never ON {TABLE}")
+    offline(server, database, *BACK)
+    assert mismatches(database) == []
+
+
+@pytest.mark.slow
 def test_killed_while_it_rebuilds_bytes_it_goes_on_where_it_was(server: Server, database: Database) -> None:
     env = {"OM_VEC_DIM": "256", "BACKFILL_BATCH": "20", "OM_INDEX": "none", **DROP}
     create_table(database)

@@ -27,7 +27,7 @@ from . import backtrigger, kept, mark
 from .mark import Mark
 
 PENDING = "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND {source} IS NULL"
-MOST_PASSES = 1000
+MOST_IDLE = 3
 
 
 def downgrade(db: Database, target: Target, settings: Settings) -> None:
@@ -115,20 +115,25 @@ def _rebuild(
     with at.transaction():
         pace = Pace(at, settings)
     engine = ClientEngine(at, now, settings, table, extension, BACK)
-    for _ in range(MOST_PASSES):
+    before: int | None = None
+    idle = 0  # passes in a row that have left as many as there were
+    while idle < MOST_IDLE:
         with at.transaction(snapshot=True):
             rows = _pending(at)
             leaves = partitions.leaves(at, table.oid)
         if not rows:
             return leaves
+        idle = 0 if before is None or rows < before else idle + 1
+        before = rows
         workers = [Claims(True) for _ in range(settings.backfill_workers)]
         progress = Progress(what, rows, _pending, partial(claims.of_others, workers), doing="rebuild")
         with progress.shown():
             engine.walk(size, workers, progress, pace)
         progress.tell()
     raise MigrationError(
-        f"{rows:,} rows of {target} still have no bytes after {MOST_PASSES:,} passes",
-        hint=f"Something writes past trigger {quote(target.back)}; run the same command again when it has stopped.",
+        f"{rows:,} rows of {target} still have no bytes, and passes over them don't make them fewer",
+        hint="A rule or trigger of the table keeps updates from them, or something writes past trigger"
+        f" {quote(target.back)}; run the same command again when that has ended.",
     )
 
 

@@ -20,7 +20,7 @@ from ..verification import MEANING
 from . import backtrigger, gate, kept, mark, script_sql
 from .forward import LEFT_INDEX
 from .mark import UNDO
-from .restore import MOST_PASSES
+from .restore import MOST_IDLE
 
 Names = Mapping[str, Any]
 
@@ -215,10 +215,11 @@ def _back(script: Script) -> Names:
         "put_back": sql(kept.PUT_BACK, page="@page@", end="@end@", same="@same@", **_columns_of_kept(), **now),
         "compare_back": sql(script_sql.COMPARE_BACK, **now),
         "label": literal(f"rebuilding {quote(target.source)} of {target.table}: "),
-        "most_passes": MOST_PASSES,
-        "still_pending": literal(f" rows of {target} still have no bytes after {MOST_PASSES:,} passes"),
+        "most_idle": MOST_IDLE,
+        "still_pending": literal(f" rows of {target} still have no bytes, and passes over them don't make them fewer"),
         "past_the_trigger": literal(
-            f"Something writes past trigger {quote(target.back)}; run the same script again when it has stopped."
+            "A rule or trigger of the table keeps updates from them, or something writes past trigger"
+            f" {quote(target.back)}; run the same script again when that has ended."
         ),
         "wrong_back": literal(f" rows of {target} {quote(target.archive)} is not what "),
         "mend_back": literal(

@@ -490,15 +490,20 @@ BATCHES_BACK = """  total bigint;
 REBUILD = (
     BEGIN_BACK
     + BATCHES_BACK
-    + """BEGIN
+    + """  before bigint;
+  idle integer := 0;  -- passes in a row that have left as many as there were
+BEGIN
   {all_rows}
   {gate_back}
   EXECUTE replace({count_pending}, {now}, now) INTO total;
-  FOR pass IN 1..{most_passes} LOOP
+  before := total;
+  LOOP
     {batches}
     {all_rows}
     EXECUTE replace({count_pending}, {now}, now) INTO pending;
-    EXIT WHEN pending = 0;
+    idle := CASE WHEN pending < before THEN 0 ELSE idle + 1 END;
+    before := pending;
+    EXIT WHEN pending = 0 OR idle = {most_idle};
   END LOOP;
   IF pending > 0 THEN
     RAISE EXCEPTION USING MESSAGE = pending || {still_pending}, HINT = {past_the_trigger};
