@@ -53,6 +53,7 @@ def bench(output: Path, *options: str) -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_parts_on_scale_run(tmp_path: Path) -> None:
     results, printed = bench(tmp_path, "--parts", "scaling", "growth", "--share", "0.02", "--large-rows", "1000")
 

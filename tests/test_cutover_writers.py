@@ -196,7 +196,7 @@ def rows_of(writer: Writer) -> list[Row]:
 
 
 @both_modes
-def test_up_down_and_up_again_while_the_application_writes(database: Database, mode: str) -> None:
+def test_the_cutover_up_down_and_up_again_while_the_application_writes(database: Database, mode: str) -> None:
     create_table(database)
     data, unwritten = random_rows(1500, DIM), random_rows(20, DIM, seed=77)
     load(database, [*data, *unwritten, *BAD])
