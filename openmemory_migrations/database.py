@@ -125,7 +125,8 @@ class Database:
         try:
             yield
         except self._errors as error:
-            lost = self.driver.closed
+            # what the error says decides as well: after an immediate shutdown libpq thinks that all is well
+            lost = self.driver.closed or self.connection.dialect.is_disconnect(error, self._raw, None)
             raise DBAPIError(statement, None, error, connection_invalidated=lost) from error
 
     @contextmanager

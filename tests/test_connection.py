@@ -6,21 +6,25 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
 from psycopg2.sql import SQL, Identifier, Literal
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from openmemory_migrations import embedded
 from openmemory_migrations.connecting import engine_for, url_of
+from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.errors import ConnectionLost
 from openmemory_migrations.settings import Settings
+from openmemory_migrations.sqlerrors import as_migration_error
 
 from .conftest import OPTIONS, programs
 from .helpers import Database, Row, alembic, checksum, create_table, load, mismatches, pack, random_rows
+from .online import package
 
 HBA = """
 local all postgres trust
@@ -314,3 +318,22 @@ def test_a_missing_schema_is_named_and_nothing_is_made(database: Database, schem
         assert "Traceback" not in result.log
         assert 'schema "{}" does not exist\nHINT:  '.format(schema.replace('"', '""')) in result.log
         assert database.rows(everything) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("how", ["immediate", "fast"])
+def test_a_commit_on_a_connection_that_is_no_more_says_that_it_was_lost(driver: str, how: str) -> None:
+    """Whatever the driver says of it: after an immediate shutdown libpq takes it for a good one."""
+    with embedded.temporary(bin=programs(), options=OPTIONS) as server:
+        there = Database("postgres", server.url().replace("postgresql:", f"postgresql+{driver}:"))
+        errors = []
+        with suppress(DBAPIError), package(there, PackageDatabase) as db:  # what it does at its end fails too
+            db.value("SELECT 1")
+            server.stop(how)
+            try:
+                db.commit()
+            except DBAPIError as error:
+                errors.append(as_migration_error(error, "committing"))
+
+    assert [type(error) for error in errors] == [ConnectionLost]
