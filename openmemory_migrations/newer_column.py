@@ -149,8 +149,7 @@ def take_place(db: Database, target: Target, settings: Settings, table: Table, c
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
         db.run("ALTER TABLE {table} RENAME COLUMN {typed} TO {source}")
         switching.require(db, target.source, was.not_null)
-        with db.local("client_min_messages", "warning"):  # where it isn't there
-            switching.unprove_not_null(db)
+        switching.unprove_not_null(db)
         switching.set_default(db, target.source, was.default)
         for part, theirs in zip(parts, grants, strict=True):
             switching.grant(part, target.source, theirs)

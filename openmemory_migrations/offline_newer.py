@@ -10,7 +10,7 @@ from typing import Any
 
 from . import newer_column, switching
 from .indexes import INDEX_DIMENSIONS
-from .offline_sql import FIND_COLUMN
+from .offline_sql import BATCHES, FIND_COLUMN, THESE_PAGES
 from .target import GIVEN, TYPED, Target, literal, quote
 
 IS_NEWER = """EXISTS (
@@ -33,13 +33,6 @@ BEGIN = """PERFORM set_config('row_security', 'off', true), set_config('statemen
   {find_source}
   source := found;
   {find_typed}"""
-RETRY = """EXCEPTION WHEN {lock_failed} THEN
-      IF attempt = {tries} THEN
-        RAISE;
-      END IF;
-      RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
-      PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
-    END;"""
 REFUSE_DEPENDENTS = """hanging := (SELECT string_agg(it, ', ' ORDER BY it) FROM ({dependents}) AS d (it));
       IF hanging IS NOT NULL THEN
         RAISE EXCEPTION USING MESSAGE = {type_kept} || hanging,
@@ -103,7 +96,7 @@ BEGIN
       EXECUTE {create_trigger};
       EXECUTE {remark_trigger} || {typed_comment};
       EXIT;
-    {retry}
+    {again}
   END LOOP;
 END
 {tag};
@@ -120,8 +113,7 @@ DO {tag}
   last_page bigint;
   pages integer := 1;
   said timestamptz := clock_timestamp();
-  wait text := (SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
-                FROM pg_settings WHERE name = 'deadlock_timeout');
+  wait text := {wait};
 BEGIN
   {begin}
   IF source.type LIKE '%)' THEN
@@ -132,28 +124,7 @@ BEGIN
   END IF;
   SELECT count(*) INTO total FROM {table} WHERE {pending};
   LOOP
-    page := 0;
-    last_page := pg_relation_size({table_text}::regclass) / current_setting('block_size')::integer;
-    WHILE page < last_page LOOP
-      PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
-              set_config('enable_seqscan', 'off', true), set_config('enable_indexscan', 'off', true),
-              set_config('enable_bitmapscan', 'off', true), set_config('max_parallel_workers_per_gather', '0', true);
-      FOR attempt IN 1..{tries} LOOP
-        BEGIN
-          EXECUTE {fill} USING ('(' || page || ',0)')::tid, ('(' || page + pages || ',0)')::tid;
-          GET DIAGNOSTICS moved = ROW_COUNT;
-          EXIT;
-        {retry}
-      END LOOP;
-      {commit}
-      page := page + pages;
-      done := done + moved;
-      pages := CASE WHEN moved > {batch} THEN greatest(1, pages / 2) ELSE least({pages}, pages * 2) END;
-      IF clock_timestamp() - said > interval '5 seconds' THEN
-        said := clock_timestamp();
-        RAISE NOTICE USING MESSAGE = {dimensions_of} || done || ' of ' || total || ' rows';
-      END IF;
-    END LOOP;
+    {fill_pages}
     PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
     EXIT WHEN NOT EXISTS (SELECT FROM {table} WHERE {pending});
   END LOOP;
@@ -171,7 +142,7 @@ BEGIN
       ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {left};
       ALTER TABLE {table} ADD CONSTRAINT {left} CHECK ({typed} IS NOT NULL) NOT VALID;
       EXIT;
-    {retry}
+    {again}
   END LOOP;
   {commit}
   IF was.attnotnull THEN
@@ -208,7 +179,7 @@ BEGIN
       {store_source}
       EXECUTE {remark_source} || quote_literal({given} || was.comment);
       EXIT;
-    {retry}
+    {again}
   END LOOP;
   {commit}
 END
@@ -241,7 +212,7 @@ BEGIN
                 || coalesce(quote_literal(nullif(was.comment, '')), 'NULL');
       END IF;
       EXIT;
-    {retry}
+    {again}
   END LOOP;
 END
 {tag};
@@ -323,6 +294,8 @@ def names(target: Target, common: dict[str, Any], inner: dict[str, Any]) -> dict
         "drop_typing": f"DROP TRIGGER IF EXISTS {inner['typing']} ON {inner['table']};\n"
         f"      DROP FUNCTION IF EXISTS {inner['typing_function']}();",
     }
+    batches = {"label": found["dimensions_of"], "batch_statement": f"EXECUTE {found['fill']} USING {THESE_PAGES};"}
+    found["fill_pages"] = BATCHES.format_map({**found, **batches})
     found["is_newer"] = IS_NEWER.format_map(found)
     found["dependents"] = dependents.format_map(found)
     for name, own, column in (("find_source", GIVEN, target.source), ("find_typed", TYPED, target.typed)):
@@ -331,7 +304,6 @@ def names(target: Target, common: dict[str, Any], inner: dict[str, Any]) -> dict
         found[name] = STORE.format(alter=literal(f"ALTER TABLE {inner['table']} ALTER COLUMN {column}"))
     for name, part in (
         ("begin", BEGIN),
-        ("retry", RETRY),
         ("attributes", ATTRIBUTES),
         ("refuse_dependents", REFUSE_DEPENDENTS),
     ):

@@ -223,8 +223,11 @@ class Settings:
     @property
     def native(self) -> Settings:
         """The same for a `v` that is a vector: the index that newer OpenMemory makes, unless told otherwise."""
-        wanted = {"index": "hnsw", "index_metric": "cosine"}
-        return dataclasses.replace(self, **{k: v for k, v in wanted.items() if k not in self.given})  # type: ignore[arg-type]
+        return dataclasses.replace(
+            self,
+            index=self.index if "index" in self.given else "hnsw",
+            index_metric=self.index_metric if "index_metric" in self.given else "cosine",
+        )
 
     @classmethod
     def load(cls, arguments: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:

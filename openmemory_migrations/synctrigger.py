@@ -119,11 +119,11 @@ def drop_trigger(db: Database) -> None:
     db.run("DROP TRIGGER IF EXISTS {sync} ON {table}")
     db.run(REFUSE_TRIGGERS)
     db.run("DROP FUNCTION IF EXISTS {sync_function}()")
-    used = db.value(
-        """
-        SELECT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE position(:call IN prosrc) > 0)
-        """,
-        {"call": db.names["convert"] + "("},
-    )
-    if not used:
+    if not called(db, db.names["convert"]):
         db.run("DROP FUNCTION IF EXISTS {convert}(bytea, integer)")
+
+
+def called(db: Database, function: str) -> bool:
+    """Whether another function calls the one of that quoted name: each table's trigger has one that does."""
+    calls = "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE position(:call IN prosrc) > 0)"
+    return bool(db.value(calls, {"call": function + "("}))

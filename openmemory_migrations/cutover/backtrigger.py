@@ -7,7 +7,7 @@ While the cutover is undone, bytes follow the vectors (following). Frozen with t
 from __future__ import annotations
 
 from ..database import Database
-from ..synctrigger import ALLOW_TRIGGERS, REFUSE_TRIGGERS, tag
+from ..synctrigger import ALLOW_TRIGGERS, REFUSE_TRIGGERS, called, tag
 from ..target import Target
 
 # vector_send() gives int16 dimensions, int16 zero, then float4 big-endian (pgvector, src/vector.c). Half the time of
@@ -81,8 +81,7 @@ def drop(db: Database) -> None:
     db.quietly("DROP TRIGGER IF EXISTS {back} ON {table}")
     db.run(REFUSE_TRIGGERS)
     db.quietly("DROP FUNCTION IF EXISTS {back_function}()")
-    used = "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE position(:call IN prosrc) > 0)"
-    if not db.value(used, {"call": db.names["unconvert"] + "("}):
+    if not called(db, db.names["unconvert"]):
         # without its type, whose schema nobody needs to know for this
         db.quietly("DROP FUNCTION IF EXISTS {unconvert}")
 
