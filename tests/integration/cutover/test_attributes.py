@@ -1,0 +1,154 @@
+"""What a column has beside its values goes where the application looks for it, and comes back; nothing is rewritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from psycopg2.sql import SQL, Identifier, Literal
+
+from demo.openmemory import TABLE
+from tests.support.commands import alembic
+from tests.support.cutover import (
+    ROWS,
+    STAMP,
+    at_head,
+    both_modes,
+    changed,
+    cut_over,
+    quoted,
+    roles,
+    stamped,
+    table,
+    undo,
+    vectors_of,
+    whole,
+)
+from tests.support.host_init import init
+from tests.support.openmemory import Database, checksum, create_table, expected, load
+from tests.support.states import State, indexes, without_extension
+
+__all__ = ["at_head", "table"]  # fixtures
+
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
+SCHEMA, ODD = 'my "schema"', "odd ;table' 50%:x"
+ENV = {"OM_PG_SCHEMA": SCHEMA, "OM_VECTOR_TABLE": ODD}
+COMMENT = "50 % of :all 'bytes' {v} \"é\""
+BESIDE = """
+ALTER TABLE {table} ALTER v SET NOT NULL, ALTER v SET DEFAULT '\\x00'::bytea, ALTER v SET STORAGE EXTERNAL,
+  ALTER v SET STATISTICS 77, ALTER v_vector SET STATISTICS 55;
+COMMENT ON COLUMN {table}.v IS {comment};
+GRANT SELECT (v), UPDATE (v) ON {table} TO {reader} WITH GRANT OPTION;
+GRANT SELECT (v) ON {table} TO PUBLIC;
+GRANT SELECT (v_vector, v), INSERT (v_vector) ON {table} TO {other};
+"""
+ACL = """
+SELECT coalesce(g.grantee::regrole::text, ''), privilege_type, is_grantable
+FROM pg_attribute, aclexplode(attacl) g WHERE attrelid = format('%%I.%%I', %s, %s)::regclass AND attname = %s
+"""
+REQUIRED = """
+SELECT attname FROM pg_attribute WHERE attrelid = format('%%I.%%I', %s, %s)::regclass AND attnotnull
+"""
+FILES = (
+    "SELECT relname, pg_relation_filenode(oid) FROM pg_class WHERE relkind IN ('r','i') AND relname !~ '^pg_|cutover'"
+)
+
+
+COLUMNS = 'schema="public", table="chunks", column="embedding", vector_column="embedding_vector"'
+FIRST = f"""
+from openmemory_migrations import ops
+revision = "h1"
+down_revision = None
+def upgrade(**kw):
+    ops.upgrade_expand({COLUMNS})
+    ops.upgrade_backfill({COLUMNS})
+    ops.upgrade_finalize({COLUMNS})
+def downgrade(**kw):
+    ops.downgrade_finalize({COLUMNS})
+    ops.downgrade_expand({COLUMNS})
+"""
+SECOND = f"""
+from openmemory_migrations import ops
+revision = "h2"
+down_revision = "h1"
+def upgrade(**kw):
+    ops.upgrade_cutover({COLUMNS}, cutover="swap")
+def downgrade(**kw):
+    ops.downgrade_cutover({COLUMNS})
+"""
+
+
+def privileges(database: Database, column: str) -> set[tuple[str, str, bool]]:
+    return set(database.rows(ACL, SCHEMA, ODD, column))
+
+
+def _but_versions(state: State) -> State:
+    return {what: [row for row in rows if "alembic_version" not in repr(row)] for what, rows in state.items()}
+
+
+@both_modes
+def test_what_a_column_has_beside_its_values_goes_over_and_comes_back(database: Database, mode: str) -> None:
+    database.run(SQL("CREATE SCHEMA {}").format(Identifier(SCHEMA)))
+    create_table(database, ODD, SCHEMA)
+    load(database, ROWS, ODD, SCHEMA)
+    alembic(database, "upgrade", "head", env=ENV)
+    with roles(database) as (reader, other):
+        names = {"table": Identifier(SCHEMA, ODD), "reader": reader, "other": other, "comment": Literal(COMMENT)}
+        database.run(SQL(BESIDE).format(**names))
+        before, files = whole(database), dict(database.rows(FILES))
+        of_v, of_vector = privileges(database, "v"), privileges(database, "v_vector")
+        assert (len(of_v), len(of_vector)) == (4, 2)
+
+        cut_over(database, mode, ENV)
+
+        now = dict(database.rows(FILES))
+        assert {name: now[name] for name in files} == files
+        assert stamped(database, SCHEMA) == [STAMP]
+        assert stamped(database) is None
+        if mode == "swap":
+            assert privileges(database, "v") == of_v
+            assert privileges(database, "v_bytea") == of_vector
+            required = {name for (name,) in database.rows(REQUIRED, SCHEMA, ODD)}
+            assert "v" in required
+            assert "v_bytea" not in required
+        undo(database, ENV)
+        assert not changed(before, whole(database))
+
+
+def test_a_role_that_is_no_more_does_not_keep_the_bytes_from_coming_back(table: Database) -> None:
+    v = checksum(table)
+    with roles(table) as (gone, still):
+        table.run(SQL("GRANT SELECT (v) ON {} TO {}, {}").format(Identifier(TABLE), gone, still))
+        cut_over(table, "drop")
+        table.run(SQL("DROP ROLE {}").format(gone))
+
+        assert f"there is no role {quoted(gone)} any more" in undo(table).log
+
+        assert checksum(table) == v
+        assert table.rows(ACL, "public", TABLE, "v") == [(quoted(still), "SELECT", False)]
+
+
+def test_a_column_of_a_hosts_goes_over_by_ops(tmp_path: Path, database: Database) -> None:
+    host = init(tmp_path, database, history={"h1": FIRST, "h2": SECOND})
+    for name in ("chunks", "raw"):
+        create_table(database, name)
+    database.run("ALTER TABLE chunks RENAME v TO embedding; ALTER TABLE chunks DROP dim")
+    load(database, ROWS, "raw")
+    database.run("INSERT INTO chunks SELECT id, sector, user_id, v FROM raw")
+    database.run("DROP TABLE raw")
+    beginning = without_extension(whole(database))
+    host.alembic("upgrade", "h1")
+    before = _but_versions(whole(database))
+
+    log = host.alembic("upgrade", "head").log
+
+    assert '"embedding" is the vector, the bytes are "embedding_bytea"' in log
+    assert vectors_of(database, "embedding", "chunks") == {(row.id, row.sector): expected(row.v) for row in ROWS}
+    # newer OpenMemory's index is for its own table only
+    assert list(indexes(database, "chunks")) == ["chunks_embedding_vector_idx"]
+    host.alembic("downgrade", "h1")
+    assert not changed(before, _but_versions(whole(database)))
+    host.alembic("upgrade", "head")
+    host.alembic("downgrade", "base")
+    assert not changed(beginning, _but_versions(without_extension(whole(database))))

@@ -1,0 +1,160 @@
+"""What already has the name of our index: ours is mended, anything else is left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from psycopg2.sql import SQL, Identifier
+
+from demo.openmemory import TABLE
+from openmemory_migrations.embedded import Server
+from tests.support.commands import alembic, om
+from tests.support.openmemory import Database, create_database, create_table, drop_database, load, random_rows
+from tests.support.states import BACKFILL, INDEX, INVALIDATE, SECOND_INDEX, State, column_type, indexes, snapshot
+
+pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
+
+DIM = 8
+
+
+def create(name: str, definition: str = "ivfflat (v_vector vector_l2_ops) WITH (lists = 1)", table: str = TABLE) -> str:
+    return f"CREATE INDEX {name} ON {table} USING {definition};"
+
+
+@pytest.fixture(scope="module")
+def template(server: Server, names: Iterator[int]) -> Iterator[Database]:
+    """Sixty rows, converted, before the step that builds the index."""
+    database = create_database(server, f"test_{next(names)}")
+    create_table(database)
+    load(database, random_rows(60, DIM))
+    alembic(database, "upgrade", BACKFILL)
+    yield database
+    drop_database(server, database.name)
+
+
+@pytest.fixture
+def backfilled(server: Server, names: Iterator[int], template: Database) -> Iterator[Database]:
+    """A copy of the template."""
+    yield from copied(server, names, template)
+
+
+@pytest.fixture(scope="module")
+def fresh(server: Server, names: Iterator[int], template: Database) -> Iterator[State]:
+    """The state that our chain alone leaves."""
+    for database in copied(server, names, template):
+        alembic(database, "upgrade", "head")
+        yield snapshot(database)
+
+
+def copied(server: Server, names: Iterator[int], template: Database) -> Iterator[Database]:
+    name = f"test_{next(names)}"
+    create = SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template.name))
+    Database("postgres", server.url()).run(create)
+    yield Database(name, server.url(name))
+    drop_database(server, name)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param(create(INDEX) + INVALIDATE, id="first invalid"),
+        pytest.param(create(SECOND_INDEX) + INVALIDATE, id="second invalid"),
+        pytest.param(create(INDEX) + create(SECOND_INDEX) + INVALIDATE, id="both invalid"),
+        pytest.param(create(INDEX) + INVALIDATE + ";" + create(SECOND_INDEX), id="first invalid, second valid"),
+        pytest.param(create(SECOND_INDEX) + INVALIDATE + ";" + create(INDEX), id="first valid, second invalid"),
+        pytest.param(create(INDEX, "hnsw (v_vector vector_ip_ops)") + INVALIDATE, id="invalid, of another definition"),
+        pytest.param(create(INDEX) + create(SECOND_INDEX), id="both valid"),
+        pytest.param(create(SECOND_INDEX), id="second valid"),
+        pytest.param(create(INDEX), id="first valid"),
+    ],
+)
+def test_indexes_on_our_own_column_end_as_one_that_is_valid(backfilled: Database, fresh: State, found: str) -> None:
+    backfilled.run(found)
+
+    alembic(backfilled, "upgrade", "head")
+
+    assert snapshot(backfilled) == fresh
+
+
+@pytest.mark.parametrize("env", [{"OM_INDEX": "none"}, {"OM_INDEX_MEMORY": "1MB", "OM_INDEX_LISTS": "500"}])
+def test_an_invalid_index_goes_even_where_no_other_takes_its_place(backfilled: Database, env: dict[str, str]) -> None:
+    backfilled.run(create(INDEX) + INVALIDATE)
+
+    alembic(backfilled, "upgrade", "head", env=env)
+
+    # pgvector 0.6.2 needs less memory than that, and builds it
+    assert all(valid for _, valid in indexes(backfilled).values())
+
+
+def test_an_index_that_became_invalid_is_built_anew_after_a_stamp(backfilled: Database, fresh: State) -> None:
+    alembic(backfilled, "upgrade", "head")
+    backfilled.run(INVALIDATE)
+    alembic(backfilled, "stamp", BACKFILL)
+
+    result = alembic(backfilled, "upgrade", "head")
+
+    assert f'NOTICE:  index "{INDEX}" is invalid' in result.stderr
+    assert snapshot(backfilled) == fresh
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        pytest.param(
+            "CREATE TABLE other (v_vector vector(8));" + create(INDEX, table="other"),
+            id="vector index of another table",
+        ),
+        pytest.param(
+            "CREATE TABLE other (v_vector vector(8));" + create(INDEX, table="other") + INVALIDATE,
+            id="invalid vector index of another table",
+        ),
+        pytest.param(f"CREATE TABLE other (id int); CREATE INDEX {INDEX} ON other (id)", id="index of another table"),
+        pytest.param(f"CREATE TABLE {INDEX} (id int)", id="a table"),
+        pytest.param(create(INDEX, "hnsw (v_vector vector_cosine_ops)"), id="another definition"),
+        pytest.param(create(INDEX, "btree (dim)"), id="another column"),
+        pytest.param(create(INDEX).replace(";", " WHERE sector = 'semantic';"), id="partial"),
+    ],
+)
+def test_what_already_has_the_name_of_our_index_is_left_as_it_is_with_a_warning(
+    backfilled: Database, taken: str
+) -> None:
+    backfilled.run(taken)
+    before = snapshot(backfilled)
+
+    result = alembic(backfilled, "upgrade", "head")
+
+    assert snapshot(backfilled) == before
+    assert "WARNING:  " in result.stderr
+    assert f'"{INDEX}"' in result.stderr.split("WARNING:  ")[1].splitlines()[0]
+    assert "searches use index" not in result.stderr
+
+
+def test_the_hint_for_another_definition_leads_to_the_wanted_one(backfilled: Database, fresh: State) -> None:
+    backfilled.run(create(INDEX, "hnsw (v_vector vector_cosine_ops)"))
+    result = alembic(backfilled, "upgrade", "head")
+    assert "HINT:  For the wanted one: openmemory-migrations index." in result.stderr
+
+    assert om(backfilled, "index").returncode == 0
+
+    assert snapshot(backfilled) == fresh
+
+
+def test_another_definition_under_the_second_name_stays_beside_ours(backfilled: Database) -> None:
+    backfilled.run(create(SECOND_INDEX, "ivfflat (v_vector vector_cosine_ops) WITH (lists = 1)"))
+    (theirs,) = indexes(backfilled).values()
+
+    alembic(backfilled, "upgrade", "head")
+
+    assert indexes(backfilled)[SECOND_INDEX] == theirs
+    assert indexes(backfilled)[INDEX][1]
+
+
+def test_a_downgrade_leaves_the_index_of_another_table_under_our_name(backfilled: Database) -> None:
+    backfilled.run("CREATE TABLE other (v_vector vector(8));" + create(INDEX, table="other"))
+    alembic(backfilled, "upgrade", "head")
+
+    alembic(backfilled, "downgrade", "base")
+
+    assert indexes(backfilled, "other")[INDEX][1]
+    assert column_type(backfilled) is None

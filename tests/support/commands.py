@@ -1,0 +1,63 @@
+"""The real commands, `alembic` and `openmemory-migrations`, each a process of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from demo.openmemory import Database, environment
+from tests.support import forkserver
+from tests.support.forkserver import ROOT, Process
+
+__all__ = ["NOTHING", "ROOT", "Process", "Result", "alembic", "om", "result", "start_alembic", "start_om"]
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def log(self) -> str:
+        return self.stdout + self.stderr
+
+
+def alembic(
+    database: Database | None,
+    *args: str,
+    env: Mapping[str, str] = NOTHING,
+    check: bool = True,
+    timeout: float = 120,
+) -> Result:
+    """Run the real alembic command in the repo's root; its settings are OM_DATABASE_URL and `env`."""
+    done = result(start_alembic(database, *args, env=env), timeout)
+    assert not check or done.returncode == 0, f"alembic {' '.join(args)}: {done.returncode}\n{done.log}"
+    return done
+
+
+def start_alembic(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> Process:
+    """Start the same without waiting, for a test that does something meanwhile, or kills it."""
+    return forkserver.start(["-m", "alembic", *args], cwd=ROOT, env=environment(database, env))
+
+
+def om(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> Result:
+    """Run the console script in a folder that isn't a project of Alembic's."""
+    return result(start_om(database, *args, env=env))
+
+
+def start_om(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> Process:
+    return forkserver.start(
+        ["-m", "openmemory_migrations", *args], cwd=tempfile.gettempdir(), env=environment(database, env)
+    )
+
+
+def result(process: Process, timeout: float = 120) -> Result:
+    """What a process has said and its exit code, once it has ended."""
+    stdout, stderr = process.communicate(timeout)
+    assert process.returncode is not None
+    return Result(process.returncode, stdout, stderr)
