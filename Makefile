@@ -1,7 +1,15 @@
 PYTHON ?= python3
+# COVERAGE='-m coverage run' measures it
+PYTEST = .venv/bin/python $(COVERAGE) -m pytest -n 2
+SERVER ?= 16-0.6.2
+ON_A_SERVER = $(addprefix tests/, faults/test_locks.py faults/test_writers.py \
+	$(addprefix integration/, backfill/test_batch_cost.py backfill/test_server_engine.py cli/test_status.py \
+	cutover/test_application.py cutover/test_cutover.py index/test_existing.py native/test_steps.py partitions/test_chain.py \
+	partitions/test_index.py preflight/test_*.py steps/test_*.py verify/test_comparison.py verify/test_search.py \
+	verify/test_tune.py))
 
 help:          ## print this
-	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: .venv/installed ## virtual environment in .venv, with everything that the lines below need
 
@@ -9,13 +17,17 @@ demo: install  ## migrate real rows on a throw-away PostgreSQL, check every bit,
 	.venv/bin/python -m demo
 
 test: install  ## the tests, without the slow ones
-	.venv/bin/python -m pytest -n 2
+	$(PYTEST)
 
-test-slow: install ## the slow tests, without those that are one more combination of the same
-	.venv/bin/python -m pytest -n 2 -m 'slow and not exhaustive'
+test-slow: install ## the slow tests, without those that are for test-all
+	$(PYTEST) -m 'slow and not exhaustive'
 
-test-all: install ## all tests; more than an hour
-	.venv/bin/python -m pytest -n 2 -m ''
+test-server: install .cache/pgserver-0.6.2 ## what depends on the server, on SERVER=16 or 16-0.6.2, its pgvector
+	OM_TEST_SERVER=$(SERVER) $(PYTEST) -m 'server and not exhaustive' $(ON_A_SERVER)
+
+test-all: install ## all tests, and those of test-server on PostgreSQL 16; about an hour
+	$(PYTEST) -m ''
+	$(MAKE) test-server SERVER=16
 
 bench: install ## how fast the backfill is, against rivals and the server's own pace; some 30 minutes (BENCH="--rows 10000 …")
 	.venv/bin/python -m bench $(BENCH)
@@ -34,4 +46,8 @@ clean:         ## remove what was made here
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-.PHONY: help install demo test test-slow test-all bench check format clean
+# its programs are run, its Python never: any interpreter's wheel will do
+.cache/pgserver-0.6.2: .venv/installed
+	.venv/bin/python -m pip install --quiet --no-deps --only-binary :all: --python-version 3.12 --target $@ pgserver==0.1.4
+
+.PHONY: help install demo test test-slow test-server test-all bench check format clean

@@ -14,13 +14,21 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from tests.support.commands import alembic, result, start_alembic
 from tests.support.cutover import BAD, DIM, DOWN, LOSS, MODES, STAMP, UP, VERSION_TABLE, changed, stamped, whole
-from tests.support.interruption import FIRST, holding, kill, killed, wait_until_gone, waits_for_a_lock
+from tests.support.databases import Databases
+from tests.support.interruption import (
+    FIRST,
+    assert_survives_kills,
+    holding,
+    kill,
+    killed,
+    wait_until_gone,
+    waits_for_a_lock,
+)
 from tests.support.openmemory import Database, checksum, create_database, create_table, load, random_rows
 from tests.support.proxy import Verdict, proxy
 from tests.support.servers import OPTIONS, programs
 from tests.support.sessions import eventually, terminate
 from tests.support.states import State, column_type, snapshot
-from tests.support.verification import copied
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
@@ -56,41 +64,36 @@ def relations(database: Database) -> set[str]:
     return {name for (name,) in database.rows(f"SELECT relname FROM pg_class WHERE {mine}")}
 
 
-class Prepared:
-    """For each step a database that it can start from, what it leaves undisturbed, and how many statements it has."""
+def start_of(database: Database, mode: str, command: tuple[str, ...]) -> None:
+    filled(database)
+    if command == DOWN:
+        alembic(database, *UP, env=env(mode))
 
-    def __init__(self, server: embedded.Server, names: Iterator[int]) -> None:
-        self._server, self._names = server, names
-        head = filled(create_database(server, f"head_{next(names)}"))
-        self.v = checksum(head)
-        self.starts: dict[Step, Database] = {(mode, UP): head for mode in MODES}
+
+class Prepared:
+    """What each step leaves undisturbed, and which statements it sends."""
+
+    def __init__(self, databases: Databases) -> None:
         self.ends: dict[Step, State] = {}
         self.statements: dict[Step, list[str]] = {}
-        for mode in MODES:
-            self._run((mode, UP))
-            self._run((mode, DOWN))
-
-    def _run(self, step: Step) -> None:
-        mode, command = step
-        database = next(self.copy(step))
-        with proxy(self._server) as between:
-            alembic(between.to(database), *command, env=env(mode))
-        self.statements[step], self.ends[step] = between.statements, whole(database)
-        if command == UP:
-            self.starts[mode, DOWN] = database
-
-    def copy(self, step: Step) -> Iterator[Database]:
-        return copied(self._server, self._names, self.starts[step])
+        for step in STEPS:
+            mode, command = step
+            with databases.copy(start_of, *step) as database, proxy(databases.server) as between:
+                if command == UP:
+                    self.v = checksum(database)
+                alembic(between.to(database), *command, env=env(mode))
+                self.statements[step], self.ends[step] = between.statements, whole(database)
 
 
 @pytest.fixture(scope="module")
-def prepared(server: embedded.Server, names: Iterator[int]) -> Prepared:
-    return Prepared(server, names)
+def prepared(databases: Databases) -> Prepared:
+    return Prepared(databases)
 
 
 @pytest.fixture
-def table(prepared: Prepared, step: Step) -> Iterator[Database]:
-    yield from prepared.copy(step)
+def table(databases: Databases, step: Step) -> Iterator[Database]:
+    with databases.copy(start_of, *step) as database:
+        yield database
 
 
 def assert_ends_well(table: Database, step: Step, prepared: Prepared) -> None:
@@ -105,6 +108,13 @@ def assert_ends_well(table: Database, step: Step, prepared: Prepared) -> None:
 
 
 steps = pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step[0]} {step[1][2]}")
+
+
+@steps
+def test_the_cutover_killed_wherever_it_writes(databases: Databases, step: Step) -> None:
+    mode, command = step
+    few = {**env(mode), "BACKFILL_BATCH": "1000"}
+    assert_survives_kills(databases, start_of, step, command, whole, few)
 
 
 @pytest.mark.exhaustive

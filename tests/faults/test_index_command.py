@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from tests.support.commands import om, result, start_om
+from tests.support.databases import Databases
 from tests.support.index_builds import (
     AS_HNSW,
     HNSW,
@@ -20,10 +21,9 @@ from tests.support.index_builds import (
     SNAPSHOT,
     always_searchable,
     as_ivfflat,
-    copied,
+    at_head,
     oid,
     table,
-    template,
 )
 from tests.support.interruption import killed
 from tests.support.openmemory import Database
@@ -32,7 +32,7 @@ from tests.support.running import transaction
 from tests.support.sessions import eventually, sessions
 from tests.support.states import INDEX, indexes
 
-__all__ = ["table", "template"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 COMMANDS: Mapping[str, tuple[tuple[str, ...], Mapping[str, str], str]] = {
     "another": (("index",), HNSW, AS_HNSW),
@@ -77,11 +77,11 @@ def test_killed_at_a_statement(server: embedded.Server, table: Database, stateme
 
 
 @pytest.fixture(scope="module")
-def numbers(server: embedded.Server, names: Iterator[int], template: Database) -> Mapping[str, range]:
+def numbers(server: embedded.Server, databases: Databases) -> Mapping[str, range]:
     """Those of the statements that an undisturbed run of each command sends after it has its lock."""
     found = {}
     for command, (args, env, _) in COMMANDS.items():
-        with copied(server, names, template) as database, proxy(server) as between:
+        with databases.copy(at_head) as database, proxy(server) as between:
             assert om(between.to(database), *args, env=env).returncode == 0
         first = next(i for i, text in enumerate(between.statements, 1) if FIRST in text)
         found[command] = range(first, len(between.statements) - 1)  # its last few vary

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from tests.support.commands import alembic, result, start_alembic
-from tests.support.interruption import FIRST, STEPS, TO_BASE, TO_HEAD, kill, killed, wait_until_gone
+from tests.support.databases import Databases
+from tests.support.interruption import (
+    FIRST,
+    STEPS,
+    TO_BASE,
+    TO_HEAD,
+    assert_survives_kills,
+    kill,
+    killed,
+    wait_until_gone,
+)
 from tests.support.native import create_newer, end, typed, wrong
 from tests.support.openmemory import Database, create_database, drop_database, random_rows
 from tests.support.proxy import Verdict, proxy
@@ -104,6 +114,15 @@ def test_a_v_is_killed_at_a_statement(
     assert_ends_well(table, command, ends)
 
 
+def start_of(database: Database, command: tuple[str, str]) -> None:
+    prepare(filled(database), command)
+
+
+@pytest.mark.parametrize("command", [TO_EXPAND, TO_BACKFILL, TO_HEAD, TO_BASE], ids=" ".join)
+def test_a_v_is_killed_wherever_it_is_written(databases: Databases, command: tuple[str, str]) -> None:
+    assert_survives_kills(databases, start_of, (command,), command, end, {"BACKFILL_BATCH": "1000"})
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("point", range(6))
 @pytest.mark.parametrize("command", [TO_EXPAND, TO_BACKFILL, TO_HEAD, TO_BASE], ids=" ".join)
@@ -127,7 +146,7 @@ def test_a_v_is_killed_at_a_random_point(
     assert_ends_well(table, command, ends)
 
 
-def test_killed_in_the_middle_and_taken_back(table: Database, names: Iterator[int]) -> None:
+def test_killed_in_the_middle_and_taken_back(table: Database) -> None:
     before = end(table)
     process = start_alembic(table, "upgrade", "head", env=SLOWLY | {"OM_BACKFILL_PAUSE_MS": "20"})
     eventually(lambda: typed(table) > len(DATA) * 0.3)

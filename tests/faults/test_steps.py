@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 import pytest
 
 from openmemory_migrations import embedded
 from tests.support.commands import alembic, result, start_alembic
+from tests.support.databases import Databases
 from tests.support.interruption import (
+    DATA,
     FIRST,
     SLOWLY,
     STEPS,
     TO_BASE,
     TO_HEAD,
     Ends,
+    assert_survives_kills,
     end,
     ends,
     filled,
@@ -29,7 +32,7 @@ from tests.support.interruption import (
     wait_until_gone,
     waits_for_a_lock,
 )
-from tests.support.openmemory import Database, create_database, drop_database
+from tests.support.openmemory import Database, create_table, load
 from tests.support.proxy import Verdict, proxy
 from tests.support.sessions import eventually, terminate
 from tests.support.states import BACKFILL, INDEX
@@ -40,6 +43,7 @@ __all__ = ["ends", "table"]  # fixtures
 
 TO_EXPAND = STEPS[0]
 POINTS = 6  # for each of the six steps
+FEW = {"BACKFILL_BATCH": "100"}
 
 
 def prepare(database: Database, command: tuple[str, str]) -> None:
@@ -82,17 +86,29 @@ def test_killed_at_a_statement(
     assert_ends_well(table, command, ends)
 
 
+def few(database: Database, command: tuple[str, str]) -> None:
+    """Three batches of FEW, where the command starts."""
+    create_table(database)
+    load(database, DATA[:300])
+    prepare(database, command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", STEPS, ids=" ".join)
+def test_killed_wherever_it_writes(databases: Databases, command: tuple[str, str]) -> None:
+    assert_survives_kills(databases, few, (command,), command, end, FEW)
+
+
 @pytest.fixture(scope="module")
-def lengths(server: embedded.Server, names: Iterator[int]) -> Mapping[tuple[str, str], tuple[int, int]]:
+def lengths(server: embedded.Server, databases: Databases) -> Mapping[tuple[str, str], tuple[int, int]]:
     """For each step of an undisturbed run, the numbers of the first statement that does something and of the last."""
-    database = filled(create_database(server, f"counted_{next(names)}"))
     found = {}
-    for command in STEPS:
-        with proxy(server) as between:
-            alembic(between.to(database), *command, env=SLOWLY)
-        first = next(i for i, text in enumerate(between.statements, 1) if FIRST in text)
-        found[command] = (first, len(between.statements))
-    drop_database(server, database.name)
+    with databases.copy(filled) as database:
+        for command in STEPS:
+            with proxy(server) as between:
+                alembic(between.to(database), *command, env=SLOWLY)
+            first = next(i for i, text in enumerate(between.statements, 1) if FIRST in text)
+            found[command] = (first, len(between.statements))
     return found
 
 

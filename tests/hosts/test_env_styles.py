@@ -21,10 +21,10 @@ import alembic
 import pytest
 from psycopg2.sql import SQL, Identifier
 
-from openmemory_migrations import embedded
 from tests.support.commands import ROOT
+from tests.support.databases import Databases
 from tests.support.host_styles import HOSTS, STUBS, Host, create
-from tests.support.openmemory import Database, checksum, create_database, drop_database, load, mismatches, random_rows
+from tests.support.openmemory import Database, checksum, load, mismatches, random_rows
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
@@ -142,11 +142,10 @@ class Place:
 
 
 @pytest.fixture
-def second(server: embedded.Server, names: Iterator[int]) -> Iterator[Database]:
+def second(databases: Databases) -> Iterator[Database]:
     """The other database of a multidb host; it has no table of OpenMemory's."""
-    database = create_database(server, f"second_{next(names)}")
-    yield database
-    drop_database(server, database.name)
+    with databases.empty() as database:
+        yield database
 
 
 def prepared(database: Database, style: str) -> Place:

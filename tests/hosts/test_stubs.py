@@ -15,12 +15,11 @@ from psycopg2.sql import SQL, Identifier
 from openmemory_migrations.hosts import KNOWS_TOML, REVISIONS
 from openmemory_migrations.stubs import HINTS
 from tests.support.commands import ROOT
+from tests.support.databases import Databases
 from tests.support.host_init import HISTORY, Host, configure, init, replace, set_url, url
 from tests.support.openmemory import (
     Database,
     checksum,
-    create_database,
-    drop_database,
     expected,
     load,
     mismatches,
@@ -86,10 +85,9 @@ def test_life_cycle_in_a_host_with_history(template: str, tmp_path: Path, databa
 
 
 @pytest.fixture
-def other(server: object, names: Iterator[int]) -> Iterator[Database]:
-    database = create_database(server, f"test_{next(names)}")  # type: ignore[arg-type]
-    yield database
-    drop_database(server, database.name)  # type: ignore[arg-type]
+def other(databases: Databases) -> Iterator[Database]:
+    with databases.empty() as database:
+        yield database
 
 
 def test_multidb_host_names_the_engine_that_has_the_table(tmp_path: Path, database: Database, other: Database) -> None:

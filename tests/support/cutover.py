@@ -10,20 +10,17 @@ import pytest
 from psycopg2.sql import SQL, Composed, Identifier
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded
 from tests.support.commands import NOTHING, Result, alembic
+from tests.support.databases import Databases
 from tests.support.openmemory import (
     Database,
     Row,
-    create_database,
     create_table,
-    drop_database,
     load,
     pack,
     random_rows,
 )
 from tests.support.states import State, refused, snapshot
-from tests.support.verification import copied
 from tests.support.writers import Key
 
 UP, DOWN = ("-n", "cutover", "upgrade", "head"), ("-n", "cutover", "downgrade", "base")
@@ -43,20 +40,17 @@ LOSS = 4  # of BAD have bytes
 Values = dict[Key, bytes | None]
 
 
-@pytest.fixture(scope="module")
-def at_head(server: embedded.Server, names: Iterator[int]) -> Iterator[Database]:
-    database = create_database(server, f"head_{next(names)}")
+def at_head(database: Database) -> None:
     create_table(database)
     load(database, ROWS)
     alembic(database, "upgrade", "head")
-    yield database
-    drop_database(server, database.name)
 
 
 @pytest.fixture
-def table(server: embedded.Server, names: Iterator[int], at_head: Database) -> Iterator[Database]:
+def table(databases: Databases) -> Iterator[Database]:
     """ROWS at the chain's head."""
-    yield from copied(server, names, at_head)
+    with databases.copy(at_head) as database:
+        yield database
 
 
 def cut_over(database: Database, mode: str, env: Mapping[str, str] = NOTHING) -> Result:

@@ -11,11 +11,10 @@ import numpy.typing as npt
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded
 from tests.support.commands import om
-from tests.support.openmemory import SECTORS, Database, Row, create_database, create_table, drop_database, load
+from tests.support.databases import Databases
+from tests.support.openmemory import SECTORS, Database, Row, create_table, load
 from tests.support.states import INDEX
-from tests.support.verification import copied
 
 FILE = Path(__file__).parent / "data" / "minilm_4000_384_float16.npy"
 DIM = 384
@@ -40,20 +39,17 @@ def rows_of(values: npt.NDArray[np.float32]) -> list[Row]:
     ]
 
 
-@pytest.fixture(scope="session")
-def unindexed(server: embedded.Server, names: Iterator[int]) -> Iterator[Database]:
-    database = create_database(server, f"unindexed_{next(names)}")
+def unindexed(database: Database) -> None:
     create_table(database)
     load(database, rows_of(embeddings()))
     assert om(database, "upgrade", env={"OM_INDEX": "none"}).returncode == 0
-    yield database
-    drop_database(server, database.name)
 
 
 @pytest.fixture
-def real(server: embedded.Server, names: Iterator[int], unindexed: Database) -> Iterator[Database]:
+def real(databases: Databases) -> Iterator[Database]:
     """All embeddings, converted; without an index."""
-    yield from copied(server, names, unindexed)
+    with databases.copy(unindexed) as database:
+        yield database
 
 
 def index(database: Database, using: str) -> None:

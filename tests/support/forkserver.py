@@ -10,6 +10,7 @@ import atexit
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -29,7 +30,8 @@ from typing import IO, NoReturn
 ROOT = Path(__file__).parent.parent.parent
 MODULES = [
     *("alembic.config", "alembic.command", "sqlalchemy.dialects.postgresql", "psycopg2", "numpy", "matplotlib.figure"),
-    *("asyncpg", "psycopg", "sqlalchemy.ext.asyncio", "tqdm"),
+    # not tqdm, which reads its variables when it is imported
+    *("asyncpg", "psycopg", "sqlalchemy.ext.asyncio"),
     *("openmemory_migrations.cli", "openmemory_migrations.ops", "openmemory_migrations.environment"),
 ]
 Fd = int | IO[str]
@@ -42,6 +44,12 @@ class Process:
         self.pid, self.stdout, self.stderr = pid, stdout, stderr
         self.returncode: int | None = None
         self._report = report
+        self._test = os.environ.get("PYTEST_CURRENT_TEST")
+
+    def __del__(self) -> None:
+        if self.returncode is None or any(p and not p.closed for p in (self.stdout, self.stderr)):
+            with open("/tmp/leaks", "a") as f:
+                f.write(f"{self._test}\n")
 
     def __enter__(self) -> Process:
         return self
@@ -190,7 +198,8 @@ def _serve(requests: socket.socket) -> list[str]:
         os.close(fd)
     buffering = 1 if os.isatty(1) else -1
     sys.stdout = os.fdopen(1, "w", buffering, closefd=False)
-    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    # what can't be written is not kept, as in the stderr that Python makes
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), errors="backslashreplace", write_through=True)
     os.environ.clear()
     os.environ.update(request["env"])
     time.tzset()

@@ -9,12 +9,11 @@ from contextlib import closing, contextmanager
 
 import psycopg2
 import pytest
-from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded
 from tests.support.commands import NOTHING, Result, alembic, om
-from tests.support.openmemory import Database, create_database, create_table, drop_database, load, random_rows
+from tests.support.databases import Databases
+from tests.support.openmemory import Database, create_table, load, random_rows
 from tests.support.running import OURS, transaction
 from tests.support.states import INDEX, nearest
 
@@ -37,30 +36,17 @@ def as_ivfflat(lists: int) -> str:
     return f"{ON}ivfflat (v_vector) WITH (lists='{lists}')"
 
 
-@pytest.fixture(scope="module")
-def template(server: embedded.Server, names: Iterator[int]) -> Iterator[Database]:
-    database = create_database(server, f"index_{next(names)}")
+def at_head(database: Database) -> None:
     create_table(database)
     load(database, random_rows(ROWS, DIM))
     alembic(database, "upgrade", "head")
-    yield database
-    drop_database(server, database.name)
 
 
 @pytest.fixture
-def table(server: embedded.Server, names: Iterator[int], template: Database) -> Iterator[Database]:
+def table(databases: Databases) -> Iterator[Database]:
     """At the head, with an ivfflat index of two lists."""
-    with copied(server, names, template) as database:
+    with databases.copy(at_head) as database:
         yield database
-
-
-@contextmanager
-def copied(server: embedded.Server, names: Iterator[int], template: Database) -> Iterator[Database]:
-    name = f"index_{next(names)}"
-    create = SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template.name))
-    Database("postgres", server.url()).run(create)
-    yield Database(name, server.url(name))
-    drop_database(server, name)
 
 
 def index(database: Database, *args: str, env: Mapping[str, str] = NOTHING, code: int = 0) -> Result:

@@ -13,11 +13,10 @@ from typing import Any
 from demo.openmemory import TABLE, environment
 from openmemory_migrations.embedded import Server
 from tests.support.commands import Result, alembic
+from tests.support.databases import Databases
 from tests.support.openmemory import (
     Database,
-    create_database,
     create_table,
-    drop_database,
     load,
     pack,
     random_rows,
@@ -77,18 +76,12 @@ def offline(
 
 
 @contextmanager
-def twins(
-    server: Server, names: Iterator[int], prepare: Callable[[Database], object]
-) -> Iterator[tuple[Database, Database]]:
+def twins(databases: Databases, prepare: Callable[[Database], object]) -> Iterator[tuple[Database, Database]]:
     """Two databases prepared alike, one for the online run and one for the script."""
-    both = [create_database(server, f"test_{next(names)}") for _ in range(2)]
-    try:
-        for database in both:
-            prepare(database)
-        yield both[0], both[1]
-    finally:
-        for database in both:
-            drop_database(server, database.name)
+    with databases.empty() as one:
+        prepare(one)
+        with databases.copy_of(one) as other:
+            yield one, other
 
 
 def everything(database: Database, schema: str = "public") -> dict[str, Any]:

@@ -6,12 +6,11 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded
 from tests.support.commands import alembic
-from tests.support.openmemory import Database, create_database, create_table, drop_database, random_rows
+from tests.support.databases import Databases
+from tests.support.openmemory import Database, create_table, random_rows
 from tests.support.states import EXPAND
 
 DIM = 8
@@ -49,23 +48,16 @@ NOT_FINITE = {
 ODD, WITH_NAN = bits(*FINITE.values()), FIRST[4:] + bits(NOT_FINITE["NaN"])
 
 
-@pytest.fixture(scope="module")
-def template(server: embedded.Server, names: Iterator[int]) -> Iterator[Database]:
-    database = create_database(server, f"template_{next(names)}")
+def expanded(database: Database) -> None:
     create_table(database)
     alembic(database, "upgrade", EXPAND, env={"OM_VEC_DIM": str(DIM)})
-    yield database
-    drop_database(server, database.name)
 
 
 @pytest.fixture
-def table(server: embedded.Server, names: Iterator[int], template: Database) -> Iterator[Database]:
+def table(databases: Databases) -> Iterator[Database]:
     """The table as the first revision leaves it, empty, its column of eight dimensions."""
-    name = f"trigger_{next(names)}"
-    copy = SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template.name))
-    Database("postgres", server.url()).run(copy)
-    yield Database(name, server.url(name))
-    drop_database(server, name)
+    with databases.copy(expanded) as database:
+        yield database
 
 
 def stored(database: Database) -> tuple[bytes | None, bytes | None]:

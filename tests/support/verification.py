@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded
 from tests.support.commands import NOTHING, om
-from tests.support.openmemory import Database, Row, create_database, create_table, drop_database, load, random_rows
+from tests.support.databases import Databases
+from tests.support.openmemory import Database, Row, create_table, load, random_rows
 
 ROWS, DIM = random_rows(5000, 16), 16
 UNSEARCHED = ("--queries", "0")
@@ -45,28 +44,17 @@ def keys(*rows: Row) -> list[str]:
     return sorted(map(key, rows))
 
 
-def copied(server: embedded.Server, names: Iterator[int], template: Database) -> Iterator[Database]:
-    name = f"verify_{next(names)}"
-    copy = SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template.name))
-    Database("postgres", server.url()).run(copy)
-    yield Database(name, server.url(name))
-    drop_database(server, name)
-
-
-@pytest.fixture(scope="session")
-def migrated(server: embedded.Server, names: Iterator[int]) -> Iterator[Database]:
-    database = create_database(server, f"migrated_{next(names)}")
+def migrated(database: Database) -> None:
     create_table(database)
     load(database, ROWS)
     assert om(database, "upgrade").returncode == 0
-    yield database
-    drop_database(server, database.name)
 
 
 @pytest.fixture
-def table(server: embedded.Server, names: Iterator[int], migrated: Database) -> Iterator[Database]:
+def table(databases: Databases) -> Iterator[Database]:
     """ROWS, all of them converted, with trigger and index."""
-    yield from copied(server, names, migrated)
+    with databases.copy(migrated) as database:
+        yield database
 
 
 @contextmanager

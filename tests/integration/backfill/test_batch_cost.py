@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,11 +14,10 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.database import Database as PackageDatabase
 from tests.support.commands import alembic
+from tests.support.databases import Databases
 from tests.support.openmemory import (
     Database,
-    create_database,
     create_table,
-    drop_database,
     load,
     mismatches,
     random_rows,
@@ -102,24 +101,22 @@ def filled(database: Database, rows: int) -> Database:
 
 @pytest.mark.parametrize("large", [LARGE, pytest.param(HUGE, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 @pytest.mark.parametrize("analyzed", [False, True], ids=["never analyzed", "analyzed"])
-def test_every_batch_costs_what_it_costs_in_a_small_table(
-    server: embedded.Server, names: Iterator[int], large: int, analyzed: bool
-) -> None:
+def test_every_batch_costs_what_it_costs_in_a_small_table(databases: Databases, large: int, analyzed: bool) -> None:
     found, blocks = {}, {}
     for rows in (SMALL, large):
-        database = filled(create_database(server, f"plans_{next(names)}"), rows)
-        if analyzed:
-            database.run(f"ANALYZE {TABLE}")
-        before = scans(database)
-        found[rows] = run_backfill(database, explained(), backfill_batch=BATCH)
-        seq, by_index, pages_met = (b - a for a, b in zip(before, scans(database), strict=True))
-        # before and after the batches the rows are counted, on a large table with two parallel workers; a plan that
-        # scans or looks up would do so for each batch
-        assert seq in (2, 4, 6)
-        assert by_index == 0
-        blocks[rows] = pages_met / rows
-        assert mismatches(database) == []
-        drop_database(server, database.name)
+        with databases.empty() as database:
+            filled(database, rows)
+            if analyzed:
+                database.run(f"ANALYZE {TABLE}")
+            before = scans(database)
+            found[rows] = run_backfill(database, explained(), backfill_batch=BATCH)
+            seq, by_index, pages_met = (b - a for a, b in zip(before, scans(database), strict=True))
+            # before and after the batches the rows are counted, on a large table with two parallel workers; a plan that
+            # scans or looks up would do so for each batch
+            assert seq in (2, 4, 6)
+            assert by_index == 0
+            blocks[rows] = pages_met / rows
+            assert mismatches(database) == []
     small, big = found[SMALL], found[large]
 
     assert len(small.writes) == SMALL // BATCH

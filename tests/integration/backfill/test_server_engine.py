@@ -6,6 +6,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +22,11 @@ from openmemory_migrations.errors import MigrationError
 from openmemory_migrations.settings import Settings
 from tests.support.bad_rows import BAD, BAD_COUNT, CONFIGURED, with_v
 from tests.support.commands import alembic
+from tests.support.databases import Databases
 from tests.support.openmemory import (
     Database,
     checksum,
     create_table,
-    drop_database,
     load,
     mismatches,
     pack,
@@ -79,25 +80,19 @@ def places(database: Database) -> set[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def both(server: embedded.Server, names: Iterator[int], database: Database) -> Iterator[Both]:
+def both(databases: Databases, database: Database) -> Iterator[Both]:
     """Runs the upgrade with either engine, each on a copy of the database, and gives both ends."""
-    made = []
+    with ExitStack() as copies:
 
-    def run(**env: str) -> dict[str, End]:
-        ends = {}
-        for engine in ("client", "server"):
-            copy = f"engine_{next(names)}"
-            sql = SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(copy), Identifier(database.name))
-            Database("postgres", server.url()).run(sql)
-            made.append(copy)
-            there = Database(copy, server.url(copy))
-            settings = {"OM_BACKFILL_ENGINE": engine, **env}
-            ends[engine] = End(there, alembic(there, "upgrade", BACKFILL, env=settings).stderr)
-        return ends
+        def run(**env: str) -> dict[str, End]:
+            ends = {}
+            for engine in ("client", "server"):
+                there = copies.enter_context(databases.copy_of(database))
+                settings = {"OM_BACKFILL_ENGINE": engine, **env}
+                ends[engine] = End(there, alembic(there, "upgrade", BACKFILL, env=settings).stderr)
+            return ends
 
-    yield run
-    for name in made:
-        drop_database(server, name)
+        yield run
 
 
 def assert_same(ends: Mapping[str, End], v: str, before: set[tuple[Any, ...]]) -> End:

@@ -16,7 +16,6 @@ from tests.support.commands import om
 from tests.support.cutover import (
     DIM,
     ROWS,
-    at_head,
     bytes_of,
     changed,
     cut_over,
@@ -30,7 +29,7 @@ from tests.support.cutover import (
 from tests.support.openmemory import Database, mismatches, pack, random_rows
 from tests.support.states import INDEX, indexes
 
-__all__ = ["at_head", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 UPSERT = f"""
 INSERT INTO {TABLE} (id, sector, user_id, v, dim, project_id) VALUES (%s, %s, 'user', %s::vector, {DIM}, 'p')

@@ -12,7 +12,6 @@ from tests.support.commands import alembic
 from tests.support.cutover import (
     ROWS,
     STAMP,
-    at_head,
     both_modes,
     changed,
     cut_over,
@@ -28,7 +27,7 @@ from tests.support.host_init import init
 from tests.support.openmemory import Database, checksum, create_table, expected, load
 from tests.support.states import State, indexes, without_extension
 
-__all__ = ["at_head", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 

@@ -14,7 +14,6 @@ from tests.support.cutover import (
     STAMP,
     UNDO,
     UP,
-    at_head,
     both_modes,
     bytes_of,
     changed,
@@ -39,7 +38,7 @@ from tests.support.openmemory import (
 )
 from tests.support.states import HEAD, INDEX, column_type, follows, indexes, plan, refused, stamp, without_extension
 
-__all__ = ["at_head", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 OF_V = f"FROM pg_attribute WHERE attrelid = '{TABLE}'::regclass AND attname = 'v'"
 NEWER_INDEX = "openmemory_vectors_hnsw_idx"

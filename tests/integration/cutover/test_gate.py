@@ -16,7 +16,6 @@ from tests.support.cutover import (
     LOSS,
     ROWS,
     UP,
-    at_head,
     changed,
     cut_over,
     refuses,
@@ -29,7 +28,7 @@ from tests.support.openmemory import Database, create_table, load, random_rows
 from tests.support.states import INDEX, INVALIDATE, column_type, refused
 from tests.support.verification import behind_its_back, set_both, set_v
 
-__all__ = ["at_head", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 

@@ -17,7 +17,6 @@ from tests.support.cutover import (
     STAMP,
     UP,
     Values,
-    at_head,
     both_modes,
     bytes_of,
     changed,
@@ -33,7 +32,7 @@ from tests.support.interruption import holding, waits_for_a_lock
 from tests.support.openmemory import Database, expected, load, mismatches, pack, random_rows
 from tests.support.sessions import eventually
 
-__all__ = ["at_head", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 

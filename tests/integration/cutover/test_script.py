@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from openmemory_migrations.target import NEWER_INDEX
 from tests.support.commands import alembic, om
+from tests.support.databases import Databases
 from tests.support.openmemory import Database, create_table, load, mismatches, pack, random_rows
 from tests.support.scripts import (
     DIM8,
@@ -109,7 +110,7 @@ CUTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CUTS)
 def test_the_cutovers_script_and_the_way_back_leave_what_the_online_runs_leave(
-    server: Server, names: Iterator[int], case: str
+    server: Server, databases: Databases, case: str
 ) -> None:
     cut = CUTS[case]
     schema = cut.rows.schema
@@ -119,7 +120,7 @@ def test_the_cutovers_script_and_the_way_back_leave_what_the_online_runs_leave(
         offline(server, database, *MAIN, env={**cut.env, "OM_SINGLE_TRANSACTION": ""})
         database.run(cut.before)
 
-    with twins(server, names, prepare) as (online, by_script):
+    with twins(databases, prepare) as (online, by_script):
         before = state(by_script, schema)
         alembic(online, *UP, env=cut.env)
         offline(server, by_script, *UP, env=cut.env)
@@ -160,9 +161,9 @@ def test_up_back_and_up_again_by_script(server: Server, database: Database) -> N
 
 @pytest.mark.slow
 def test_the_online_run_takes_back_what_the_script_did_and_the_other_way_round(
-    server: Server, names: Iterator[int]
+    server: Server, databases: Databases
 ) -> None:
-    with twins(server, names, lambda database: migrated(server, database, Case())) as (one, other):
+    with twins(databases, lambda database: migrated(server, database, Case())) as (one, other):
         before = state(one)
         offline(server, one, *UP, env=DIM8 | SWAP | ELEVEN)
         alembic(one, "-n", "cutover", "downgrade", "base", env=DIM8)
@@ -353,7 +354,7 @@ def test_what_can_not_be_cut_over_stops_the_script_before_any_change(
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [SWAP, DROP], ids=["swap", "drop"])
 def test_interrupted_after_any_of_its_statements_the_same_script_continues(
-    server: Server, names: Iterator[int], mode: dict[str, str]
+    server: Server, databases: Databases, mode: dict[str, str]
 ) -> None:
     env = DIM8 | mode | ELEVEN
 
@@ -362,7 +363,7 @@ def test_interrupted_after_any_of_its_statements_the_same_script_continues(
         if mode == DROP:
             database.run(f"ALTER TABLE {TABLE} ALTER v SET DEFAULT '\\x00'::bytea")
 
-    with twins(server, names, prepare) as (straight, interrupted):
+    with twins(databases, prepare) as (straight, interrupted):
         for command in (UP, BACK):
             text = script(*command, env=env)
             parts = re.split(r"(?<=\n\n)(?=DO |SELECT |SET |INSERT |BEGIN)", text)

@@ -7,14 +7,14 @@ from contextlib import ExitStack
 import pytest
 
 from demo.openmemory import TABLE
-from tests.support.cutover import DOWN, STAMP, UNDO, UP, at_head, changed, stamped, table, whole
+from tests.support.cutover import DOWN, STAMP, UNDO, UP, changed, stamped, table, whole
 from tests.support.interruption import holding, waits_for_a_lock
 from tests.support.openmemory import Database
 from tests.support.running import running
 from tests.support.sessions import eventually
 from tests.support.states import HEAD, column_type, stamp
 
-__all__ = ["at_head", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 

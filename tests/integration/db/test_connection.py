@@ -22,6 +22,7 @@ from openmemory_migrations.errors import ConnectionLost
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.sqlerrors import as_migration_error
 from tests.support.commands import alembic
+from tests.support.databases import Databases
 from tests.support.openmemory import Database, Row, checksum, create_table, load, mismatches, pack, random_rows
 from tests.support.package import package
 from tests.support.servers import OPTIONS, programs
@@ -66,6 +67,11 @@ def server() -> Iterator[embedded.Server]:
         with embedded.temporary(bin=programs(), options=options) as server:
             Database("postgres", server.url()).run("CREATE ROLE om LOGIN SUPERUSER")
             yield server
+
+
+@pytest.fixture(scope="module")
+def databases(server: embedded.Server) -> Databases:
+    return Databases(server)
 
 
 def set_password(database: Database, password: str) -> None:

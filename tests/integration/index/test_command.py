@@ -24,7 +24,6 @@ from tests.support.index_builds import (
     leave_invalid,
     oid,
     table,
-    template,
 )
 from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
 from tests.support.running import transaction
@@ -32,7 +31,7 @@ from tests.support.sessions import eventually
 from tests.support.states import BACKFILL, HEAD, INDEX, INVALIDATE, SECOND_INDEX, indexes, plan, snapshot, stamp
 from tests.support.writers import writing
 
-__all__ = ["table", "template"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
-from openmemory_migrations.embedded import Server
 from tests.support.commands import alembic, om
-from tests.support.openmemory import Database, create_database, create_table, drop_database, load, random_rows
+from tests.support.databases import Databases
+from tests.support.openmemory import Database, create_table, load, random_rows
 from tests.support.states import BACKFILL, INDEX, INVALIDATE, SECOND_INDEX, State, column_type, indexes, snapshot
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
@@ -22,37 +21,25 @@ def create(name: str, definition: str = "ivfflat (v_vector vector_l2_ops) WITH (
     return f"CREATE INDEX {name} ON {table} USING {definition};"
 
 
-@pytest.fixture(scope="module")
-def template(server: Server, names: Iterator[int]) -> Iterator[Database]:
-    """Sixty rows, converted, before the step that builds the index."""
-    database = create_database(server, f"test_{next(names)}")
+def at_backfill(database: Database) -> None:
     create_table(database)
     load(database, random_rows(60, DIM))
     alembic(database, "upgrade", BACKFILL)
-    yield database
-    drop_database(server, database.name)
 
 
 @pytest.fixture
-def backfilled(server: Server, names: Iterator[int], template: Database) -> Iterator[Database]:
-    """A copy of the template."""
-    yield from copied(server, names, template)
+def backfilled(databases: Databases) -> Iterator[Database]:
+    """Sixty rows, converted, before the step that builds the index."""
+    with databases.copy(at_backfill) as database:
+        yield database
 
 
 @pytest.fixture(scope="module")
-def fresh(server: Server, names: Iterator[int], template: Database) -> Iterator[State]:
+def fresh(databases: Databases) -> State:
     """The state that our chain alone leaves."""
-    for database in copied(server, names, template):
+    with databases.copy(at_backfill) as database:
         alembic(database, "upgrade", "head")
-        yield snapshot(database)
-
-
-def copied(server: Server, names: Iterator[int], template: Database) -> Iterator[Database]:
-    name = f"test_{next(names)}"
-    create = SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template.name))
-    Database("postgres", server.url()).run(create)
-    yield Database(name, server.url(name))
-    drop_database(server, name)
+        return snapshot(database)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
@@ -11,10 +11,10 @@ from alembic.operations import Operations
 from psycopg2.errors import ProgramLimitExceeded
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded, ops
+from openmemory_migrations import ops
 from tests.support.commands import alembic, om
 from tests.support.native import INDEX, NEWER, START, create_newer, text, wrong
-from tests.support.openmemory import Database, create_database, drop_database, load, random_rows
+from tests.support.openmemory import Database, load, random_rows
 from tests.support.states import (
     BACKFILL,
     EXPAND,
@@ -204,8 +204,7 @@ def test_another_index_on_v(database: Database, env: dict[str, str], said: str, 
     assert (INDEX in indexes(database)) == bool(built)
 
 
-def test_a_table_with_odd_names(server: embedded.Server, names: Iterator[int]) -> None:
-    database = create_database(server, f"odd_{next(names)}")
+def test_a_table_with_odd_names(database: Database) -> None:
     schema, table = 'od"d: s%', "t'a \"b$function$" + "x" * 45
     quoted = ".".join('"' + name.replace('"', '""') + '"' for name in (schema, table))
     database.run('CREATE SCHEMA "od""d: s%"; CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions')
@@ -219,7 +218,6 @@ def test_a_table_with_odd_names(server: embedded.Server, names: Iterator[int]) -
 
     assert column_type(database, "v", table, schema) == "extensions.vector(3)"
     assert list(indexes(database, table, schema)) == [INDEX]
-    drop_database(server, database.name)
 
 
 def test_a_hosts_own_column(database: Database) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from tests.support.commands import alembic
+from tests.support.databases import Databases
 from tests.support.native import INDEX, START, NewerWriter, create_newer, filenode, typed, wrong
 from tests.support.openmemory import Database, Row, random_rows
 from tests.support.scripts import DIM8, SINGLE, assert_same, everything, offline, script, start_psql, twins
@@ -31,13 +30,13 @@ GRANT SELECT (v) ON {TABLE} TO PUBLIC
 @ONE
 @pytest.mark.parametrize("rows", [[], DATA], ids=["empty", "rows"])
 def test_the_script_leaves_what_the_online_run_leaves_of_a_v(
-    server: Server, names: Iterator[int], single: dict[str, str], rows: list[Row]
+    server: Server, databases: Databases, single: dict[str, str], rows: list[Row]
 ) -> None:
     def prepare(database: Database) -> None:
         create_newer(database, rows)
         database.run(BESIDE)
 
-    with twins(server, names, prepare) as (online, by_script):
+    with twins(databases, prepare) as (online, by_script):
         for step in (EXPAND, BACKFILL, HEAD):
             alembic(online, "upgrade", step, env=DIM8)
             done = (stamp(by_script) or [""])[0]

@@ -10,9 +10,10 @@ import pytest
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from tests.support.commands import alembic, om, start_om
-from tests.support.index_builds import HNSW, always_searchable, copied, index
+from tests.support.databases import Databases
+from tests.support.index_builds import HNSW, always_searchable, index
 from tests.support.interruption import killed
-from tests.support.openmemory import Database, create_database, drop_database, load, mismatches, random_rows
+from tests.support.openmemory import Database, load, mismatches, random_rows
 from tests.support.partitions import DIM, ROWS, assert_indexed, assert_migrated, filled, leaves, options, vector_indexes
 from tests.support.proxy import Verdict, proxy
 from tests.support.sessions import sessions
@@ -24,25 +25,22 @@ POINTS = 5
 FIRST = "pg_try_advisory_xact_lock"  # what comes before it only connects
 
 
-@pytest.fixture(scope="module")
-def template(server: embedded.Server, names: Iterator[int]) -> Iterator[Database]:
-    database = filled(create_database(server, f"tree_{next(names)}"))
+def at_head(database: Database) -> None:
+    filled(database)
     alembic(database, "upgrade", "head")
-    yield database
-    drop_database(server, database.name)
 
 
 @pytest.fixture
-def indexed(server: embedded.Server, names: Iterator[int], template: Database) -> Iterator[Database]:
+def indexed(databases: Databases) -> Iterator[Database]:
     """At the head, with an ivfflat index on every leaf."""
-    with copied(server, names, template) as database:
+    with databases.copy(at_head) as database:
         yield database
 
 
 @pytest.fixture(scope="module")
-def numbers(server: embedded.Server, names: Iterator[int], template: Database) -> range:
+def numbers(server: embedded.Server, databases: Databases) -> range:
     """Those of the statements that an undisturbed run sends after it has its lock."""
-    with copied(server, names, template) as database, proxy(server) as between:
+    with databases.copy(at_head) as database, proxy(server) as between:
         assert om(between.to(database), "index", env=HNSW).returncode == 0
     first = next(i for i, text in enumerate(between.statements, 1) if FIRST in text)
     return range(first, len(between.statements) - 1)  # its last few vary

@@ -6,7 +6,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from openmemory_migrations.embedded import Server
 from tests.support import host_init
 from tests.support.adopted import EXPAND_SQL, FILL, FINALIZE_SQL, OWN, SCRIPTS, by_hand, with_sourceless
 from tests.support.commands import alembic
+from tests.support.databases import Databases
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, pack, random_rows
 from tests.support.scripts import (
     DIM8,
@@ -74,9 +75,9 @@ QUICK = [("no dimension", "half"), ("both indexes", "stale")]
     [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in itertools.product(SCRIPTS, FILL)],
 )
 def test_a_column_made_by_hand_is_adopted_as_online(
-    server: Server, names: Iterator[int], made: str, fill: str, single: dict[str, str]
+    server: Server, databases: Databases, made: str, fill: str, single: dict[str, str]
 ) -> None:
-    with twins(server, names, adopted(made, fill)) as (online, by_script):
+    with twins(databases, adopted(made, fill)) as (online, by_script):
         before = everything(by_script)
         v = checksum(by_script)
 
@@ -165,14 +166,14 @@ FOUND = {
     [pytest.param(name, marks=[] if name == "both" else pytest.mark.slow) for name in FOUND],
 )
 def test_an_index_under_our_names_is_dealt_with_as_online(
-    server: Server, names: Iterator[int], found: str, single: dict[str, str]
+    server: Server, databases: Databases, found: str, single: dict[str, str]
 ) -> None:
     def prepare(database: Database) -> None:
         Case().prepare(database)
         offline(server, database, "upgrade", BACKFILL)
         database.run(FOUND[found])
 
-    with twins(server, names, prepare) as (online, by_script):
+    with twins(databases, prepare) as (online, by_script):
         alembic(online, "upgrade", "head", env=DIM8)
         offline(server, by_script, "upgrade", f"{BACKFILL}:head", env=DIM8 | single)
         assert_same(everything(online), everything(by_script))
@@ -215,10 +216,10 @@ WALKS = {
     ],
 )
 def test_every_range_up_and_down_does_what_the_online_commands_do(
-    server: Server, names: Iterator[int], walk: str, single: dict[str, str]
+    server: Server, databases: Databases, walk: str, single: dict[str, str]
 ) -> None:
     order = ["base", EXPAND, BACKFILL, HEAD]
-    with twins(server, names, Case().prepare) as (online, by_script):
+    with twins(databases, Case().prepare) as (online, by_script):
         v = checksum(by_script)
         for a, b in WALKS[walk]:
             command = "upgrade" if order.index(a) < order.index(b) else "downgrade"
@@ -236,7 +237,7 @@ def test_every_range_up_and_down_does_what_the_online_commands_do(
 
 @pytest.mark.parametrize("single", [{}, pytest.param(SINGLE, marks=pytest.mark.slow)], ids=["", "one transaction"])
 def test_a_downgrade_that_would_lose_values_is_refused_with_their_number_until_that_is_accepted(
-    server: Server, names: Iterator[int], single: dict[str, str]
+    server: Server, databases: Databases, single: dict[str, str]
 ) -> None:
     def prepare(database: Database) -> None:
         Case().prepare(database)
@@ -244,7 +245,7 @@ def test_a_downgrade_that_would_lose_values_is_refused_with_their_number_until_t
         database.run(WITHOUT_SOURCE)
         database.run(f"UPDATE {TABLE} SET v_vector = {OWN} WHERE v = ''")
 
-    with twins(server, names, prepare) as (online, by_script):
+    with twins(databases, prepare) as (online, by_script):
         back = ("downgrade", "head:base")
         result = offline(server, by_script, *back, env=DIM8 | single, check=False)
         assert result.returncode == 3
@@ -318,7 +319,7 @@ def downgrade(**kw): ops.downgrade_{2}(**OPTIONS)
 
 
 def test_a_hosts_own_table_may_call_its_columns_as_the_script_calls_its_variables(
-    server: Server, names: Iterator[int], tmp_path: Path
+    server: Server, databases: Databases, tmp_path: Path
 ) -> None:
     variables = "extension lost done moved page last_page pages convertible said passes skipped line attempt aside"
 
@@ -330,7 +331,7 @@ def test_a_hosts_own_table_may_call_its_columns_as_the_script_calls_its_variable
         database.run("INSERT INTO chunks (id, total) VALUES (100, 'abc'), (101, NULL)")
 
     steps = zip((EXPAND, BACKFILL, HEAD), (None, EXPAND, BACKFILL), ("expand", "backfill", "finalize"), strict=True)
-    with twins(server, names, prepare) as (online, by_script):
+    with twins(databases, prepare) as (online, by_script):
         host = host_init.init(tmp_path, online, history={step[0]: STUB.format(*step) for step in steps})
         before = snapshot(by_script)
 

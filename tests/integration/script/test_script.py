@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from tests.support import host_init
 from tests.support.commands import alembic
+from tests.support.databases import Databases
 from tests.support.openmemory import Database, load, mismatches, random_rows
 from tests.support.scripts import (
     DIM8,
@@ -119,10 +119,10 @@ CASES = {
     ],
 )
 def test_the_script_leaves_what_the_online_run_leaves(
-    server: Server, names: Iterator[int], case: str, single: dict[str, str]
+    server: Server, databases: Databases, case: str, single: dict[str, str]
 ) -> None:
     wanted = CASES[case]
-    with twins(server, names, wanted.prepare) as (online, by_script):
+    with twins(databases, wanted.prepare) as (online, by_script):
         before = everything(by_script, wanted.schema)
 
         alembic(online, "upgrade", "head", env=wanted.env)
@@ -203,10 +203,10 @@ def test_bad_rows_are_warned_about_by_reason_and_progress_is_told(server: Server
 
 
 def test_bad_rows_stop_the_script_before_the_stamp_if_they_are_to_fail_and_all_others_are_kept(
-    server: Server, names: Iterator[int]
+    server: Server, databases: Databases
 ) -> None:
     env = DIM8 | {"OM_ON_BAD_ROWS": "fail"}
-    with twins(server, names, Case().prepare) as (online, by_script):
+    with twins(databases, Case().prepare) as (online, by_script):
         alembic(online, "upgrade", "head", env=env, check=False)
         result = offline(server, by_script, "upgrade", "head", env=env, check=False)
 
@@ -331,13 +331,13 @@ def test_what_can_not_be_migrated_stops_the_script_before_any_change(
 @pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
 @pytest.mark.parametrize("index_env", [{}, {"OM_INDEX": "hnsw", "OM_INDEX_LISTS": "7", "OM_INDEX_MEMORY": "64MB"}])
 def test_a_table_whose_v_has_its_dimensions_already_gets_its_index_as_online(
-    server: Server, names: Iterator[int], single: dict[str, str], index_env: dict[str, str]
+    server: Server, databases: Databases, single: dict[str, str], index_env: dict[str, str]
 ) -> None:
     def prepare(database: Database) -> None:
         Case().prepare(database)
         database.run(f"CREATE EXTENSION vector; ALTER TABLE {TABLE} DROP v; ALTER TABLE {TABLE} ADD v vector(8)")
 
-    with twins(server, names, prepare) as (online, by_script):
+    with twins(databases, prepare) as (online, by_script):
         env = DIM8 | single | index_env
         alembic(online, "upgrade", "head", env=DIM8 | index_env)
         done = offline(server, by_script, "upgrade", "head", env=env)
@@ -422,7 +422,7 @@ OPTIONS = '        dialect_opts={"paramstyle": "named"},\n'
 @pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["stock", "no dialect_opts"])
 @pytest.mark.parametrize("single", [{}, pytest.param(SINGLE, marks=pytest.mark.slow)], ids=["", "one transaction"])
 def test_the_script_of_a_host_with_an_env_of_its_own_leaves_what_its_online_run_leaves(
-    server: Server, names: Iterator[int], tmp_path: Path, named: bool, single: dict[str, str]
+    server: Server, databases: Databases, tmp_path: Path, named: bool, single: dict[str, str]
 ) -> None:
     def rows(database: Database) -> None:
         load(database, random_rows(120, 8))
@@ -430,7 +430,7 @@ def test_the_script_of_a_host_with_an_env_of_its_own_leaves_what_its_online_run_
     def state(database: Database) -> dict[str, Any]:
         return {**snapshot(database), "stamp": database.rows("SELECT version_num FROM alembic_version")}
 
-    with twins(server, names, lambda database: None) as (online, by_script):
+    with twins(databases, lambda database: None) as (online, by_script):
         host = host_init.init(tmp_path, online, history=host_init.HISTORY | STUBS)
         if not named:
             host_init.replace(host.env, OPTIONS, "")

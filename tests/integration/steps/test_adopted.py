@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations.embedded import Server
 from tests.support.adopted import DIM, EXPAND_SQL, FILL, OWN, ROWS, SCRIPTS, by_hand, with_sourceless
 from tests.support.commands import alembic
-from tests.support.openmemory import Database, checksum, create_database, create_table, drop_database, load, mismatches
+from tests.support.databases import Databases
+from tests.support.openmemory import Database, checksum, create_table, load, mismatches
 from tests.support.states import (
     EXPAND,
     INDEX,
@@ -47,14 +46,13 @@ REPRESENTATIVE = [
 
 
 @pytest.fixture(scope="module")
-def fresh(server: Server, names: Iterator[int]) -> Iterator[State]:
+def fresh(databases: Databases) -> State:
     """The state that our chain alone leaves."""
-    database = create_database(server, f"test_{next(names)}")
-    create_table(database)
-    load(database, ROWS)
-    alembic(database, "upgrade", "head")
-    yield snapshot(database)
-    drop_database(server, database.name)
+    with databases.empty() as database:
+        create_table(database)
+        load(database, ROWS)
+        alembic(database, "upgrade", "head")
+        return snapshot(database)
 
 
 @pytest.mark.parametrize(

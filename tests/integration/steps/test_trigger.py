@@ -38,11 +38,10 @@ from tests.support.sync_trigger import (
     bits,
     stored,
     table,
-    template,
 )
 from tests.support.writers import UPSERT
 
-__all__ = ["table", "template"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 BAD = {
     "NULL": None,

@@ -14,10 +14,10 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from tests.support.commands import alembic
 from tests.support.openmemory import Database, create_table, expected, load, mismatches, random_rows
-from tests.support.sync_trigger import DIM, FIRST, KEY, ODD, REPAIR, SECOND, WITH_NAN, stored, table, template
+from tests.support.sync_trigger import DIM, FIRST, KEY, ODD, REPAIR, SECOND, WITH_NAN, stored, table
 from tests.support.writers import UPSERT
 
-__all__ = ["table", "template"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 ARGUMENTS = {
     "octet_length": "bytea",
@@ -106,11 +106,9 @@ def test_no_setting_of_the_writers_session_changes_anything(table: Database) -> 
     assert stored(table) == (SECOND, expected(SECOND))
 
 
-def test_a_role_with_no_right_but_to_write_the_table(
-    server: embedded.Server, database: Database, names: Iterator[int]
-) -> None:
+def test_a_role_with_no_right_but_to_write_the_table(server: embedded.Server, database: Database) -> None:
     """The owner is no superuser either; the extension is where only the owner may look."""
-    owner, writer = f"owner_{next(names)}", f"writer_{next(names)}"
+    owner, writer = f"owner of {database.name}", f"writer of {database.name}"
     schema, table = "Om-Test", "vectors"
     create_table(database, table, schema)
     load(database, random_rows(5, DIM), table, schema)

@@ -18,14 +18,13 @@ from tests.support.verification import (
     forget,
     key,
     keys,
-    migrated,
     set_both,
     set_v,
     table,
     verify,
 )
 
-__all__ = ["migrated", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 ROW, OTHER, THIRD, FOURTH = ROWS[0], ROWS[1234], ROWS[4321], ROWS[-1]
 REST = (ROW.v or b"")[4:]

@@ -18,10 +18,10 @@ from tests.support.commands import om, result, start_om
 from tests.support.openmemory import Database, create_table, load, random_rows
 from tests.support.servers import OPTIONS, programs
 from tests.support.sessions import eventually, sessions
-from tests.support.verification import DIM, ROWS, UNSEARCHED, compared, forget, key, migrated, set_v, table
+from tests.support.verification import DIM, ROWS, UNSEARCHED, compared, forget, key, set_v, table
 from tests.support.writers import writing
 
-__all__ = ["migrated", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 LONG = ("--queries", "500")  # some seconds of searches, all in the one snapshot
 

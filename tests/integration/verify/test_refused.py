@@ -9,11 +9,11 @@ import pytest
 from demo.openmemory import TABLE
 from tests.support.commands import om
 from tests.support.openmemory import Database
-from tests.support.verification import migrated, table
+from tests.support.verification import table
 
 pytestmark = pytest.mark.slow
 
-__all__ = ["migrated", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 
 @pytest.mark.parametrize(

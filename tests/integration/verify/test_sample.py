@@ -12,9 +12,9 @@ from openmemory_migrations.reading import Window
 from openmemory_migrations.verification import MOST_WINDOWS, spread
 from tests.support.commands import om
 from tests.support.openmemory import Database
-from tests.support.verification import DIM, ROWS, UNSEARCHED, compared, key, migrated, set_both, table, verify
+from tests.support.verification import DIM, ROWS, UNSEARCHED, compared, key, set_both, table, verify
 
-__all__ = ["migrated", "table"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 ROW, OTHER = ROWS[0], ROWS[1234]
 

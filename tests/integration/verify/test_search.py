@@ -7,13 +7,13 @@ import pytest
 
 from demo.openmemory import TABLE
 from tests.support.commands import om
-from tests.support.embeddings import embeddings, index, real, rows_of, set_for_role, unindexed
+from tests.support.embeddings import embeddings, index, real, rows_of, set_for_role
 from tests.support.openmemory import SECTORS, Database, load
 from tests.support.servers import CHOICE
 from tests.support.states import INDEX
 from tests.support.verification import verify
 
-__all__ = ["real", "unindexed"]  # fixtures
+__all__ = ["real"]  # a fixture
 
 SOME = ("--queries", "25")  # five of each sector
 GATE = (*SOME, "--fail-under", "0.95")
