@@ -96,6 +96,7 @@ def assert_ends_well(database: Database, command: tuple[str, str], ends: Ends) -
     assert wrong(database, DATA) == []
 
 
+@pytest.mark.exhaustive  # CI has the kills wherever it writes, below
 @pytest.mark.parametrize("verdict", ["before", "after"])
 @pytest.mark.parametrize(("command", "statement"), STATEMENTS, ids=lambda one: one if isinstance(one, str) else one[1])
 def test_a_v_is_killed_at_a_statement(

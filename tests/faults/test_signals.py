@@ -164,6 +164,7 @@ def test_a_signal_in_a_downgrade_takes_nothing_away_by_halves(database: Database
     assert stamp(database) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_signals_at_any_moment_lose_nothing(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from tests.support.cases import exhaustive
 from tests.support.commands import alembic, start_alembic
 from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
 from tests.support.sessions import converted, eventually
@@ -16,15 +17,17 @@ from tests.support.writers import remembered, v_of, writing, written
 DIM = 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "env"),
     [
-        pytest.param(10_000, {"BACKFILL_BATCH": "200"}, marks=pytest.mark.slow),
-        pytest.param(2_000, {"BACKFILL_BATCH": "1", "OM_INDEX": "none"}, marks=pytest.mark.slow),
-        pytest.param(10_000, {"OM_INDEX": "hnsw"}, marks=pytest.mark.slow),
-        pytest.param(100_000, {}, marks=pytest.mark.slow),
+        (10_000, {"BACKFILL_BATCH": "200"}),
+        (2_000, {"BACKFILL_BATCH": "1", "OM_INDEX": "none"}),
+        (2_000, {"OM_INDEX": "hnsw"}),
+        exhaustive(10_000, {"OM_INDEX": "hnsw"}),
+        exhaustive(100_000, {}),
     ],
-    ids=["small batches", "single rows", "hnsw", "many rows"],
+    ids=["small batches", "single rows", "hnsw", "hnsw, more rows", "many rows"],
 )
 def test_up_down_and_up_again_while_the_application_writes(
     database: Database, rows: int, env: Mapping[str, str], record_property: Callable[[str, object], None]

@@ -40,9 +40,19 @@ def alembic(
     return done
 
 
-def start_alembic(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> Process:
-    """Start the same without waiting, for a test that does something meanwhile, or kills it."""
-    return forkserver.start(["-m", "alembic", *args], cwd=ROOT, env=environment(database, env))
+def start_alembic(
+    database: Database | None, *args: str, env: Mapping[str, str] = NOTHING, patch: str | None = None
+) -> Process:
+    """Start the same without waiting, for a test that does something meanwhile, or kills it.
+
+    `patch` is Python that changes a constant of the package's modules first.
+    """
+    program = ["-m", "alembic"]
+    if patch is not None:
+        modules = "building_progress, connecting, locks, pace"
+        code = f"from openmemory_migrations import {modules}\n{patch}\nfrom alembic.config import main\nmain()"
+        program = ["-c", code]
+    return forkserver.start([*program, *args], cwd=ROOT, env=environment(database, env))
 
 
 def om(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> Result:

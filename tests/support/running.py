@@ -16,11 +16,10 @@ import pytest
 from psycopg2.extensions import connection as Connection
 from sqlalchemy.engine import Engine
 
-from demo.openmemory import TABLE, environment
+from demo.openmemory import TABLE
 from openmemory_migrations.connecting import engine_for
 from openmemory_migrations.settings import Settings
-from tests.support import forkserver
-from tests.support.commands import NOTHING, ROOT, Process, alembic, start_alembic
+from tests.support.commands import NOTHING, Process, alembic, start_alembic
 from tests.support.openmemory import Database, Row, checksum, create_table, load
 from tests.support.sessions import eventually
 from tests.support.states import EXPAND
@@ -79,19 +78,12 @@ def running(
     database: Database, *args: str, env: Mapping[str, str] = NOTHING, patch: str | None = None
 ) -> Iterator[Run]:
     """Run the command in the background; `patch` is Python that changes a constant of the package's modules first."""
-    with start_alembic(database, *args, env=env) if patch is None else _patched(database, args, env, patch) as process:
+    with start_alembic(database, *args, env=env, patch=patch) as process:
         run = Run(process)
         try:
             yield run
         finally:
             run.kill()
-
-
-def _patched(database: Database, args: tuple[str, ...], env: Mapping[str, str], patch: str) -> Process:
-    program = (
-        f"from openmemory_migrations import building_progress, locks, pace\n{patch}\nfrom alembic.config import main\n"
-    )
-    return forkserver.start(["-c", program + f"main({list(args)})"], cwd=ROOT, env=environment(database, env))
 
 
 @contextmanager

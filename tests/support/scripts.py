@@ -149,7 +149,8 @@ class Case:
     table: str = TABLE
     before: str = "SELECT 1"
     settings: Mapping[str, str] = field(default_factory=dict)
-    quick: bool = False
+    single: bool = False  # CI has its script in one transaction too
+    exhaustive: bool = False  # CI has neither
 
     @property
     def env(self) -> dict[str, str]:

@@ -99,7 +99,9 @@ def filled(database: Database, rows: int) -> Database:
     return database
 
 
-@pytest.mark.parametrize("large", [LARGE, pytest.param(HUGE, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize(
+    "large", [LARGE, pytest.param(HUGE, marks=[pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.timeout(900)])]
+)
 @pytest.mark.parametrize("analyzed", [False, True], ids=["never analyzed", "analyzed"])
 def test_every_batch_costs_what_it_costs_in_a_small_table(databases: Databases, large: int, analyzed: bool) -> None:
     found, blocks = {}, {}

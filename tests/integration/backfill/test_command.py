@@ -12,6 +12,7 @@ import pytest
 from demo.openmemory import TABLE
 from openmemory_migrations import progress
 from openmemory_migrations.database import Database as PackageDatabase
+from tests.support.cases import exhaustive
 from tests.support.commands import NOTHING, Process, Result, alembic, om, result, start_om
 from tests.support.interruption import kill
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, pack, random_rows
@@ -244,7 +245,7 @@ def test_the_line_of_one_shows_what_all_have_done(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["client", "server"])
+@pytest.mark.parametrize("engine", [exhaustive("client"), "server"])
 def test_four_of_which_one_is_killed_while_the_application_writes(database: Database, engine: str) -> None:
     create_table(database)
     data = random_rows(20_000, DIM)

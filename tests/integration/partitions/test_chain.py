@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from demo.openmemory import TABLE
+from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
 from tests.support.openmemory import Database, checksum, load, mismatches
 from tests.support.partitions import (
@@ -14,6 +15,7 @@ from tests.support.partitions import (
     ELSEWHERE,
     ENV,
     LEAVES,
+    ODD,
     ROWS,
     SLOW,
     TREE,
@@ -121,15 +123,35 @@ MEANWHILE = {
 }
 
 
-QUICK = {("dropped", "client")}
-
-
 @pytest.mark.parametrize(
     ("what", "engine"),
     [
-        pytest.param(what, engine, marks=[] if (what, engine) in QUICK else pytest.mark.slow)
-        for what in MEANWHILE
-        for engine in ("client", "server")
+        ("dropped", "client"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("created", "server"),
+                ("attached with rows", "client"),
+                ("dropped", "server"),
+                ("detached", "server"),
+                ("detached and renamed", "client"),
+                ("truncated", "server"),
+                ("rewritten", "client"),
+                ("moved", "server"),
+            ]
+        ),
+        *(
+            pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.exhaustive])
+            for case in [
+                ("created", "client"),
+                ("attached with rows", "server"),
+                ("detached", "client"),
+                ("detached and renamed", "server"),
+                ("truncated", "client"),
+                ("rewritten", "server"),
+                ("moved", "client"),
+            ]
+        ),
     ],
 )
 def test_what_happens_to_a_partition_during_the_backfill_does_not_fail_it(
@@ -157,7 +179,13 @@ def test_what_happens_to_a_partition_during_the_backfill_does_not_fail_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        *(ODD, "procedural_rest", f"{ELSEWHERE}.deepest"),
+        *map(exhaustive, ["nothing", "procedural_low", "semantic", f"{ELSEWHERE}.semantic"]),
+    ],
+)
 def test_any_leaf_may_be_dropped_at_any_moment(tree: Database, leaf: str) -> None:
     process = start_alembic(tree, "upgrade", "head", env=SLOW)
     eventually(lambda: converted(tree) > 300 * (1 + LEAVES.index(leaf)))
@@ -189,7 +217,7 @@ def test_partitions_made_between_the_steps_and_after_them_are_as_the_others(tree
 
 
 @pytest.mark.slow
-@engines
+@pytest.mark.parametrize("engine", [exhaustive("client"), "server"])
 def test_up_down_and_up_again_while_the_application_writes(tree: Database, engine: str) -> None:
     env = {**ENV, "BACKFILL_BATCH": "100", "OM_BACKFILL_ENGINE": engine}
     meanwhile = []

@@ -17,6 +17,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from tests.support import host_init
 from tests.support.adopted import EXPAND_SQL, FILL, FINALIZE_SQL, OWN, SCRIPTS, by_hand, with_sourceless
+from tests.support.cases import exhaustive, pairwise
 from tests.support.commands import alembic
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, pack, random_rows
@@ -66,13 +67,10 @@ def adopted(script: str, fill: str) -> Callable[[Database], None]:
     return prepare
 
 
-QUICK = [("no dimension", "half"), ("both indexes", "stale")]
-
-
-@pytest.mark.parametrize("single", [{}, pytest.param(SINGLE, marks=pytest.mark.slow)], ids=["", "one transaction"])
 @pytest.mark.parametrize(
-    ("made", "fill"),
-    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in itertools.product(SCRIPTS, FILL)],
+    ("made", "fill", "single"),
+    [*pairwise([*SCRIPTS], [*FILL], [{}, SINGLE])],
+    ids=lambda value: value if isinstance(value, str) else "one transaction" * bool(value),
 )
 def test_a_column_made_by_hand_is_adopted_as_online(
     server: Server, databases: Databases, made: str, fill: str, single: dict[str, str]
@@ -160,10 +158,14 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("single", [{}, pytest.param(SINGLE, marks=pytest.mark.slow)], ids=["", "one transaction"])
 @pytest.mark.parametrize(
-    "found",
-    [pytest.param(name, marks=[] if name == "both" else pytest.mark.slow) for name in FOUND],
+    ("found", "single"),
+    [
+        *((name, {}) for name in FOUND),
+        ("both", SINGLE),
+        *(exhaustive(name, SINGLE) for name in FOUND if name != "both"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "one transaction" * bool(value),
 )
 def test_an_index_under_our_names_is_dealt_with_as_online(
     server: Server, databases: Databases, found: str, single: dict[str, str]

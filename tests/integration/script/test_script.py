@@ -53,7 +53,7 @@ def index(kind: str, metric: str, **more: str) -> dict[str, str]:
 
 METRICS = ("l2", "cosine", "ip")
 CASES = {
-    "8": Case(quick=True),
+    "8": Case(single=True),
     "64": Case(64),
     "256, real": Case(256, settings={"OM_TIER": "fast", "OM_VEC_DIM": ""}),
     "2001": Case(2001, 60),
@@ -63,26 +63,26 @@ CASES = {
     "thousands of rows": Case(rows=3120, bad=False),
     "batches of one": Case(settings={"BACKFILL_BATCH": "1"}),
     **{
-        f"{dim}, {kind}, {metric}": Case(dim, 60, settings=index(kind, metric), quick=(dim, kind, metric) in QUICK)
-        for QUICK in [{(2001, "hnsw", "cosine")}]
-        for dim in (8, 2001)
-        for kind in ("ivfflat", "hnsw")
-        for metric in METRICS
+        # CI has each two of the three together
+        f"{dim}, {kind}, {metric}": Case(dim, 60, settings=index(kind, metric), exhaustive=bool((i + j + k) % 2))
+        for i, dim in enumerate((8, 2001))
+        for j, kind in enumerate(("ivfflat", "hnsw"))
+        for k, metric in enumerate(METRICS)
     },
     "hnsw, m": Case(settings=index("hnsw", "l2", OM_INDEX_M="8", OM_INDEX_EF_CONSTRUCTION="40")),
-    "halfvec": Case(settings=index("ivfflat", "cosine", OM_INDEX_HALFVEC="on")),
+    "halfvec": Case(settings=index("ivfflat", "cosine", OM_INDEX_HALFVEC="on"), single=True),
     "no index": Case(settings={"OM_INDEX": "none"}),
-    "no trigger": Case(settings={"OM_SYNC_TRIGGER": "off"}, quick=True),
-    **{f"{rows} rows": Case(rows=rows, bad=False, quick=rows == 0) for rows in (0, 49, 50)},
+    "no trigger": Case(settings={"OM_SYNC_TRIGGER": "off"}, single=True),
+    **{f"{rows} rows": Case(rows=rows, bad=False, single=rows == 0) for rows in (0, 49, 50)},
     "0 rows, hnsw": Case(rows=0, bad=False, settings={"OM_INDEX": "hnsw"}),
     "0 rows, lists": Case(rows=0, bad=False, settings={"OM_INDEX_LISTS": "3"}),
-    **{f"{lists} lists": Case(settings={"OM_INDEX_LISTS": lists}, quick=lists == "15") for lists in ("1", "15", "100")},
+    **{f"{lists} lists": Case(settings={"OM_INDEX_LISTS": lists}) for lists in ("1", "15", "100")},
     "5000 lists": Case(settings={"OM_INDEX_LISTS": "5000", "OM_INDEX_MEMORY": "1GB"}),
-    "too little memory": Case(rows=3000, settings={"OM_INDEX_LISTS": "1000", "OM_INDEX_MEMORY": "1MB"}, quick=True),
+    "too little memory": Case(rows=3000, settings={"OM_INDEX_LISTS": "1000", "OM_INDEX_MEMORY": "1MB"}, single=True),
     "memory": Case(settings={"OM_INDEX_MEMORY": "64MB"}),
     "extension there": Case(before="CREATE EXTENSION vector"),
     "extension in extensions": Case(
-        before="CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions", quick=True
+        before="CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions", single=True
     ),
     "extension in extensions, no trigger": Case(
         before="CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions",
@@ -95,7 +95,7 @@ CASES = {
     "extension in quotes": Case(before='CREATE SCHEMA "Ex""t\'s"; CREATE EXTENSION vector SCHEMA "Ex""t\'s"'),
     "Om-Test": Case(schema="Om-Test", table="select"),
     "quotes": Case(schema='qu"o\'t"e', table='it\'s "one"'),
-    "dollars": Case(schema="$script$", table="a$function$b", quick=True),
+    "dollars": Case(schema="$script$", table="a$function$b", single=True),
     "tags": Case(schema="$function$", table="$script$", settings={"OM_INDEX": "hnsw"}),
     "backslash": Case(schema="back\\slash", table="\\gexec"),
     "psql's variables": Case(schema="a:b", table=":'HOST'"),
@@ -109,9 +109,8 @@ CASES = {
     ("case", "single"),
     [
         pytest.param(
-            case,
-            single,
-            marks=[] if CASES[case].quick and (not single or case == "8") else pytest.mark.slow,
+            *(case, single),
+            marks=pytest.mark.exhaustive if CASES[case].exhaustive or (single and not CASES[case].single) else [],
             id=case + ", one transaction" * bool(single),
         )
         for case in CASES

@@ -1,0 +1,24 @@
+"""Which cases of a test CI runs; the others are for `make test-all`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+
+def exhaustive(*values: Any, id: str | None = None) -> Any:
+    """A case that CI leaves out."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive, id=id)
+
+
+def pairwise(*axes: Sequence[Any]) -> Iterator[Any]:
+    """All combinations; CI has those with a pair of values that none before has."""
+    seen: set[tuple[tuple[int, int], ...]] = set()
+    for places in itertools.product(*(range(len(axis)) for axis in axes)):
+        pairs = set(itertools.combinations(enumerate(places), 2))
+        values = [axis[place] for axis, place in zip(axes, places, strict=True)]
+        yield exhaustive(*values) if pairs <= seen else tuple(values)
+        seen |= pairs
