@@ -22,6 +22,7 @@ ARGUMENTS = {
     "report": ["--output", "report.html"],
     "sql": ["-x", "vec_dim=16"],
     "stubs": ["--dimensions", "16"],
+    "tune": ["--sample", "500"],
 }
 
 

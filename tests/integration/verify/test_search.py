@@ -96,7 +96,7 @@ def test_an_ivfflat_built_on_an_empty_table_looks_at_nearly_everything(real: Dat
     assert "lists-uneven" in codes(found)
     search = found["search"]
     assert search["tried"][-1]["recall"] > 0.99
-    assert len(search["tried"]) <= 4
+    assert len(search["tried"]) <= 5  # 1 to 5 in thirteen runs: the places are random
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_the_gate_is_the_index_whatever_the_planner_takes_for_now(real: Database
 
     assert search["session"]["by_index"] == search["queries"]
     assert search["session"]["recall"] < 0.7
-    if not analyzed:
+    if not analyzed and CHOICE != "16-0.6.2":  # 0.6 takes the index however few rows there are
         assert search["planned"]["by_index"] < search["queries"]
         assert search["planned"]["recall"] > search["session"]["recall"]
     assert search["every_row"]["by_index"] == 0
