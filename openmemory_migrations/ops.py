@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from . import expand, finalize, log, newer, stamps
 from .cutover import forward, restore
-from .cutover import script as cutover_script
+from .cutover.mark import DO, NO_SCRIPT, UNDO
 from .database import Database, refuse_foreign_transaction
 from .errors import MigrationError
 from .offline import Script
@@ -172,11 +172,7 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
 
 def upgrade_cutover(**options: Unpack[Options]) -> None:
     """Verifies every row, then makes the vector column `v` (swap) or takes `v` away (drop). Raises MigrationError."""
-    if script := _script(options):
-        cutover_script.check(script)
-        with _outside_transaction(script):
-            cutover_script.upgrade(script)
-        return
+    _refuse_script(DO, "openmemory-migrations cutover upgrade")
     with _step("cutover", options) as step:
         if step:
             with step.alone():
@@ -185,11 +181,7 @@ def upgrade_cutover(**options: Unpack[Options]) -> None:
 
 def downgrade_cutover(**options: Unpack[Options]) -> None:
     """Rebuilds the bytes from the vectors, in batches, and puts the columns back. Raises MigrationError."""
-    if script := _script(options):
-        cutover_script.check_back(script)
-        with _outside_transaction(script):
-            cutover_script.downgrade(script)
-        return
+    _refuse_script(UNDO, "openmemory-migrations cutover downgrade")
     with _step("downgrade of cutover", options) as step:
         if step:
             with step.alone():
@@ -234,6 +226,15 @@ def _script(options: Mapping[str, Any]) -> Script | None:
             "a script (--sql) needs to know the dimensions", hint="Set OM_VEC_DIM or OM_TIER, or -x vec_dim=1536."
         )
     return Script(target, settings, settings.dimensions, migration.impl.static_output)
+
+
+def _refuse_script(*commands: str) -> None:
+    """Raises MigrationError in offline mode, before anything of the step is printed."""
+    if op.get_context().as_sql:
+        raise MigrationError(
+            NO_SCRIPT,
+            hint=f"Run it online: {', or '.join(commands)} (in a chain of the host's, the same command without --sql).",
+        )
 
 
 def _outside_transaction(script: Script) -> AbstractContextManager[None]:
