@@ -86,7 +86,7 @@ SETTING = {
 
 def upgrade_expand(**options: Unpack[Options]) -> None:
     """Adds the extension, the vector column and the trigger that keeps it in step. Raises MigrationError."""
-    if script := _script(options):
+    if script := _script("upgrade", options):
         script.upgrade_expand()
         return
     with _step("expand", options) as step:
@@ -98,7 +98,7 @@ def upgrade_expand(**options: Unpack[Options]) -> None:
 
 def downgrade_expand(**options: Unpack[Options]) -> None:
     """Takes trigger, functions and vector column away; the bytes and the extension stay. Raises MigrationError."""
-    if script := _script(options):
+    if script := _script("downgrade", options):
         with _outside_transaction(script):
             pass  # a refusal keeps the stamp of what has been undone before it
         script.downgrade_expand()
@@ -113,7 +113,7 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
 
 def upgrade_backfill(**options: Unpack[Options]) -> None:
     """Streams the bytes into the vector column in batches, each committed by itself. Raises MigrationError."""
-    if script := _script(options):
+    if script := _script("upgrade", options):
         with _outside_transaction(script):
             script.upgrade_backfill()
         return
@@ -130,7 +130,7 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
 
 def downgrade_backfill(**options: Unpack[Options]) -> None:
     """Nothing to undo: the vectors go with their column, or are in `v` and stay there."""
-    if script := _script(options):
+    if script := _script("downgrade", options):
         script.downgrade_backfill()
         return
     with _step("downgrade of backfill", options) as step:
@@ -141,7 +141,7 @@ def downgrade_backfill(**options: Unpack[Options]) -> None:
 
 def upgrade_finalize(**options: Unpack[Options]) -> None:
     """Checks the result and builds the index CONCURRENTLY; an index that can't be had is a NOTICE."""
-    if script := _script(options):
+    if script := _script("upgrade", options):
         with _outside_transaction(script):
             script.upgrade_finalize()
         return
@@ -158,7 +158,7 @@ def upgrade_finalize(**options: Unpack[Options]) -> None:
 
 def downgrade_finalize(**options: Unpack[Options]) -> None:
     """Drops the index CONCURRENTLY."""
-    if script := _script(options):
+    if script := _script("downgrade", options):
         with _outside_transaction(script):
             script.downgrade_finalize()
         return
@@ -213,7 +213,7 @@ def _stamp() -> tuple[str, ...]:
     return op.get_context().get_current_heads()
 
 
-def _script(options: Mapping[str, Any]) -> Script | None:
+def _script(direction: Literal["upgrade", "downgrade"], options: Mapping[str, Any]) -> Script | None:
     """What writes the step to Alembic's script in offline mode (--sql), or None online."""
     migration = op.get_context()
     if not migration.as_sql:
@@ -225,7 +225,8 @@ def _script(options: Mapping[str, Any]) -> Script | None:
         raise MigrationError(
             "a script (--sql) needs to know the dimensions", hint="Set OM_VEC_DIM or OM_TIER, or -x vec_dim=1536."
         )
-    return Script(target, settings, settings.dimensions, migration.impl.static_output)
+    destination = migration.opts.get("destination_rev")  # as the command line has it, such as head
+    return Script(target, settings, settings.dimensions, direction, destination, migration.impl.static_output)
 
 
 def _refuse_script(*commands: str) -> None:
