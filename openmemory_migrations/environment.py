@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 from contextlib import ExitStack, nullcontext, suppress
 from logging.config import fileConfig
@@ -54,7 +53,7 @@ def run() -> None:
 
 
 def _print(settings: Settings) -> None:
-    """Prints the script for --sql, which needs no database."""
+    """Prints the script for --sql, which needs no database: all of it, or nothing where a step has none."""
     printed = io.StringIO()
     context.configure(
         output_buffer=printed,
@@ -66,16 +65,7 @@ def _print(settings: Settings) -> None:
     )
     with nullcontext() if settings.single_transaction else context.begin_transaction():
         context.run_migrations()
-    text = printed.getvalue()
-    if version_table() == CUTOVER_VERSION_TABLE:
-        text = _repeatable(text)
-    (context.config.output_buffer or sys.stdout).write(text)
-
-
-def _repeatable(text: str) -> str:
-    """The cutover's script is one revision: interrupted, or after its undoing, it is run again as a whole."""
-    text = re.sub(r"\A((?:BEGIN;\s+)?CREATE TABLE) ", r"\1 IF NOT EXISTS ", text)
-    return re.sub(r"(VALUES \('om_20240109_cutover'\))", r"\1 ON CONFLICT DO NOTHING", text)
+    (context.config.output_buffer or sys.stdout).write(printed.getvalue())
 
 
 def _run_postgres(engine: Engine, settings: Settings) -> None:

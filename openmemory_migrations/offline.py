@@ -1,4 +1,6 @@
-"""The three steps as SQL scripts, for `alembic upgrade head --sql`: nothing is asked here, the script asks.
+"""The three steps as SQL scripts, for `alembic upgrade head --sql`, on an ordinary table of bytes.
+
+Nothing is asked here, the script asks. The first block of each step refuses a table of another kind.
 
 What differs from database to database (the extension's schema, a column that is there already, how many rows there are)
 is found out by DO blocks when the script runs. It ends in the state that the online steps end in; its backfill commits
@@ -11,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from . import indexes, offline_newer, synctrigger
+from . import indexes, synctrigger
 from .catalog import Extension
 from .cutover import kept, mark
 from .expand import EXTENSIONS_SCHEMA
@@ -23,13 +25,10 @@ from .locks import TRIES
 from .offline_sql import (
     AGAIN,
     BACKFILL,
-    BATCHES,
     BUILT,
-    CONVERT_BATCH,
     CONVERT_PAGES,
     COUNT,
     CREATE,
-    CUT_OVER,
     DROP,
     DROP_CONVERT,
     DROP_DUPLICATE,
@@ -40,27 +39,22 @@ from .offline_sql import (
     EXT,
     FIND_COLUMN,
     FIND_EXTENSION,
-    FIND_MARK,
     KEPT_EXISTS,
     LISTS,
     LOCK_FAILED,
-    MARK,
     MEMORY,
-    NOT_CUT_OVER,
     OURS,
     PAGES,
-    PLAN,
     QUOTED,
     REASON,
-    REFUSE_CUT_OVER,
+    REFUSE,
+    REQUIRE,
+    REQUIRE_COLUMN,
     REQUIRE_ORDINARY,
     REQUIRE_SIZE,
     REQUIRE_TABLE,
-    SAID_CUT_OVER,
     SIZES,
     TAG,
-    THESE_PAGES,
-    WAIT,
 )
 from .settings import MAX_DIMENSIONS, Settings
 from .target import CUT_OVER as CUT_OVER_COMMENT
@@ -74,54 +68,52 @@ UNTIMED_HERE = "SET LOCAL statement_timeout = 0;"
 
 @dataclass(frozen=True)
 class Script:
-    """Writes one step after the other to the script that Alembic prints, through `write`."""
+    """Writes one step after the other to the script that Alembic prints, through `write`.
+
+    `direction` and `destination` are those of Alembic's command; a context that was made by hand has no destination.
+    """
 
     target: Target
     settings: Settings
     size: int
+    direction: Literal["upgrade", "downgrade"]
+    destination: str | None
     write: Callable[[str], None]
 
     def upgrade_expand(self) -> None:
         self.write(UNTIMED_HERE)
         self.emit(EXPAND)
-        self.emit(offline_newer.EXPAND)
 
     def downgrade_expand(self) -> None:
         self.write(UNTIMED_HERE)
         self.emit(DROP_EXPAND)
-        self._native.emit(offline_newer.DOWNGRADE)
 
     def upgrade_backfill(self) -> None:
         single = self.settings.single_transaction
         self.stop_at_errors()
         self.write(UNTIMED_HERE if single else UNTIMED)
         self.emit(BACKFILL)
-        self.emit(offline_newer.BACKFILL)
         if not single:
             self.write(TIMED)
 
     def downgrade_backfill(self) -> None:
-        self.emit(REFUSE_CUT_OVER)
+        self.emit(REFUSE)
 
     def upgrade_finalize(self) -> None:
-        self._finalize(COUNT)
-        self._native._finalize(offline_newer.COUNT)
-
-    def _finalize(self, count: str) -> None:
+        self.stop_at_errors()
         wanted = self.index()
         if isinstance(wanted, NoIndex):
+            self.emit(REQUIRE)
             self.write(f"-- no index: {wanted.reason}")
-            return
-        self.stop_at_errors()
-        self.build_index(wanted, count)
+        else:
+            self.build_index(wanted)
 
-    def build_index(self, wanted: Plan, count: str = COUNT, unless: str = "") -> None:
-        """`unless` is what a DO block may end with before anything is done."""
+    def build_index(self, wanted: Plan) -> None:
         single = self.settings.single_transaction
         sizes = SIZES.format_map(self.names() | self.rules())
         names = {**self.rules(), "sizes": sizes, "local": "true" if single else "false"}
         self.write(UNTIMED_HERE if single else UNTIMED)
-        self.emit(count, **names, unless=unless)
+        self.emit(COUNT, **names)
         if self.settings.index_memory:
             self.write(f"SET {'LOCAL ' if single else ''}maintenance_work_mem = '{self.settings.index_memory}kB';")
         else:
@@ -133,27 +125,25 @@ class Script:
         )
         self.emit_each(DROP_INVALID)
         self.emit_each(CREATE, **names, statement=literal(statement))
-        if self.target.mirrored_index != self.target.index:
-            self.emit_each(DROP_DUPLICATE, any_options=wanted.method == "ivfflat" and not self.settings.index_lists)
+        self.emit_each(DROP_DUPLICATE, any_options=wanted.method == "ivfflat" and not self.settings.index_lists)
         if not single:
             self.write(TIMED + " RESET maintenance_work_mem;")
         self.emit(BUILT)
 
     def downgrade_finalize(self) -> None:
         self.stop_at_errors()
-        self.emit(REFUSE_CUT_OVER)
+        self.emit(REFUSE)
         self.emit_each(DROP)
-        self._native.emit_each(DROP)
-
-    @property
-    def _native(self) -> Script:
-        """For a table whose `v` holds vectors itself."""
-        return replace(self, target=self.target.native, settings=self.settings.native)
 
     def stop_at_errors(self) -> None:
         """Outside a transaction psql would go on after an error, to the stamp, unless it was told otherwise."""
         if not self.settings.single_transaction:
             self.write("\\set ON_ERROR_STOP on")
+
+    @property
+    def online(self) -> str:
+        """What to do with a table that is not for scripts."""
+        return f"Run it online: alembic {self.direction} {self.destination}." if self.destination else "Run it online."
 
     @property
     def concurrently(self) -> str:
@@ -196,13 +186,10 @@ class Script:
         # all of them first: a query that is still being read keeps its table from CREATE INDEX
         self.emit(EACH.replace("{query}", query), **more)
 
-    def sql(self, template: str, **more: str) -> str:
+    def sql(self, template: str) -> str:
         """A statement as a string constant, for EXECUTE; the extension's schema is still to be put in."""
-        return literal(template.strip("\n").format_map(self._inner(**more)))
-
-    def _inner(self, **more: str) -> dict[str, str]:
-        inner = {**self.target.names(), "ext": EXT, "size": str(self.size), "dimensions": str(self.size), **more}
-        return {**inner, "tag": synctrigger.tag(inner.values())}
+        inner = {**self.target.names(), "ext": EXT, "size": str(self.size), "dimensions": str(self.size)}
+        return literal(template.strip("\n").format_map({**inner, "tag": synctrigger.tag(inner.values())}))
 
     @property
     def create_trigger(self) -> str:
@@ -290,40 +277,34 @@ class Script:
       DROP FUNCTION IF EXISTS {own["sync_function"]}();
       {drop_convert}""",
             "trigger": "\n      " + self.create_trigger if settings.sync_trigger else "",
-            "walked": literal(own["table"]),
-            "plan": PLAN,
             "kept_text": literal(own["kept"]),
             "kept_comment": literal(kept.COMMENT),
             "mark_comment": literal(CUT_OVER_COMMENT),
-            "mark_length": len(CUT_OVER_COMMENT) + 1,
             "was_swapped": literal(mark.said(target, "swap")),
             "was_dropped": literal(mark.said(target, "drop")),
-            "undo_hint": literal(mark.UNDO_HINT),
+            # the online run down refuses it as well
+            "cut_over_hint": literal(mark.UNDO_HINT if self.direction == "downgrade" else self.online),
+            "is_partitioned": literal(f"{target} is a partitioned table"),
+            "is_partition": literal(f"{target} is a partition"),
+            "is_child": literal(f"{target} inherits from another table"),
+            "is_parent": literal(f"{target} is a table that others inherit from"),
+            "is_vector": literal(f"column {quote(target.source)} of {target} is of type vector already"),
+            "is_distributed": literal(f"{target} is distributed by Citus"),
+            "online_hint": literal(f"Scripts (--sql) are for ordinary tables of bytes. {self.online}"),
         }
         for name, part in (
             ("again", AGAIN),
             ("kept_exists", KEPT_EXISTS),
-            ("wait", WAIT),
             ("reason", REASON),
-            ("these_pages", THESE_PAGES),
-            ("batch_statement", CONVERT_BATCH),
-            ("batches", BATCHES),
-            ("mark", MARK),
-            ("find_mark", FIND_MARK),
-            ("said_cut_over", SAID_CUT_OVER),
-            ("cut_over", CUT_OVER),
-            ("not_cut_over", NOT_CUT_OVER),
             ("require_ordinary", REQUIRE_ORDINARY),
             ("require_table", REQUIRE_TABLE),
             ("find_extension", FIND_EXTENSION),
             ("find_column", FIND_COLUMN),
+            ("require_column", REQUIRE_COLUMN),
             ("require_size", REQUIRE_SIZE),
             ("ours", OURS),
         ):
             names[name] = part.format_map(names)
         aside = {"own": literal(SET_ASIDE), "vector_text": names["adopted_text"]}
         names["find_aside"] = FIND_COLUMN.format_map(names | aside)
-        names = offline_newer.names(target, names, self._inner())
-        if target == target.native:
-            names["ours"] += f" AND {names['is_newer']}"
         return names

@@ -90,21 +90,49 @@ DECLARE
   passes integer := 0;
   skipped text[];
   line text;
-  wait text := {wait};
+  -- in a deadlock it is the batch that gives way, as online
+  wait text := (SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
+                FROM pg_settings WHERE name = 'deadlock_timeout');
 BEGIN
   PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
   {require_table}
   {find_extension}
-  {find_column}
-  IF found.type IS NULL OR NOT found.ours THEN
-    RAISE EXCEPTION USING MESSAGE = {no_column};
-  END IF;
+  {require_column}
   {require_size}
   EXECUTE replace({create_convert}, {ext}, {quoted});
   SELECT count(*) INTO total FROM {table} WHERE {vector} IS NULL AND octet_length({source}) = 4 * {size};
   LOOP
     passes := passes + 1;
-    {batches}
+    page := 0;
+    last_page := pg_relation_size({table_text}::regclass) / current_setting('block_size')::integer;
+    WHILE page < last_page LOOP
+      PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
+              set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+              set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
+              set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+              set_config('max_parallel_workers_per_gather', '0', true);
+      FOR attempt IN 1..{tries} LOOP
+        BEGIN
+          -- xmin: a row that changes between its conversion and its update gets nothing
+          EXECUTE {convert_pages} USING ('(' || page || ',0)')::tid, ('(' || page + pages || ',0)')::tid;
+          GET DIAGNOSTICS moved = ROW_COUNT;
+          EXIT;
+        EXCEPTION WHEN {lock_failed} THEN
+          IF attempt = {tries} THEN
+            RAISE;
+          END IF;
+          PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
+        END;
+      END LOOP;
+      {commit}
+      page := page + pages;
+      done := done + moved;
+      pages := CASE WHEN moved > {batch} THEN greatest(1, pages / 2) ELSE least({pages}, pages * 2) END;
+      IF clock_timestamp() - said > interval '5 seconds' THEN
+        said := clock_timestamp();
+        RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
+      END IF;
+    END LOOP;
     PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
     SELECT count(*) INTO convertible FROM {table}
      WHERE {vector} IS NULL AND octet_length({source}) = 4 * {size} AND {convert}({source}, {size}) IS NOT NULL;
@@ -157,43 +185,6 @@ AGAIN = """EXCEPTION WHEN {lock_failed} THEN
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
       PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
     END;"""
-# one pass over the pages of a table, a commit after each batch
-BATCHES = """page := 0;
-    last_page := pg_relation_size({walked}::regclass) / current_setting('block_size')::integer;
-    WHILE page < last_page LOOP
-      {plan}
-      FOR attempt IN 1..{tries} LOOP
-        BEGIN
-          {batch_statement}
-          GET DIAGNOSTICS moved = ROW_COUNT;
-          EXIT;
-        EXCEPTION WHEN {lock_failed} THEN
-          IF attempt = {tries} THEN
-            RAISE;
-          END IF;
-          PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
-        END;
-      END LOOP;
-      {commit}
-      page := page + pages;
-      done := done + moved;
-      pages := CASE WHEN moved > {batch} THEN greatest(1, pages / 2) ELSE least({pages}, pages * 2) END;
-      IF clock_timestamp() - said > interval '5 seconds' THEN
-        said := clock_timestamp();
-        RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
-      END IF;
-    END LOOP;"""
-# in a deadlock it is the batch that gives way, as online
-WAIT = """(SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
-                FROM pg_settings WHERE name = 'deadlock_timeout')"""
-PLAN = """PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
-              set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-              set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
-              set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-              set_config('max_parallel_workers_per_gather', '0', true);"""
-CONVERT_BATCH = """-- xmin: a row that changes between its conversion and its update gets nothing
-          EXECUTE {convert_pages} USING {these_pages};"""
-THESE_PAGES = "('(' || page || ',0)')::tid, ('(' || page + pages || ',0)')::tid"
 # unless another table of the schema needs it
 DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN prosrc) > 0) THEN
         DROP FUNCTION IF EXISTS {function};
@@ -219,7 +210,7 @@ BEGIN
     RAISE WARNING USING MESSAGE = {no_table};
     RETURN;
   END IF;
-  {not_cut_over}
+  {require_ordinary}
   {find_aside}
   aside := found;
   {find_column}
@@ -258,50 +249,53 @@ END
 """
 
 KEPT_EXISTS = "coalesce(starts_with(obj_description(to_regclass({kept_text}), 'pg_class'), {kept_comment}), false)"
-# what Mark.of asks
-MARK = """(SELECT substr(comment, {mark_length})::json
-   FROM (SELECT col_description(attrelid, attnum) AS comment FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
-         WHERE attrelid = to_regclass({table_text}) AND attname IN ({source_text}, {vector_text})
-           AND NOT attisdropped AND typname = 'vector') AS c
-   WHERE starts_with(comment, {mark_comment}))"""
-FIND_MARK = """SELECT {mark} AS mark INTO found;"""
-SAID_CUT_OVER = "CASE found.mark ->> 'mode' WHEN 'swap' THEN {was_swapped} ELSE {was_dropped} END"
-CUT_OVER = """{find_mark}
-  IF found.mark IS NOT NULL THEN
-    RAISE NOTICE USING MESSAGE = {said_cut_over} || '; nothing to do';
-    RETURN;
+# what scripts don't do, in either direction: the first block of each step has it, before any change, as nobody has
+# looked at the table when a script is printed. There is nothing to refuse where there is no table
+REQUIRE_ORDINARY = """SELECT CASE attname WHEN {source_text} THEN {was_swapped} ELSE {was_dropped} END AS what
+    INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
+   WHERE attrelid = to_regclass({table_text}) AND attname IN ({source_text}, {vector_text}) AND NOT attisdropped
+     AND typname = 'vector' AND starts_with(col_description(attrelid, attnum), {mark_comment});
+  IF found.what IS NOT NULL THEN
+    RAISE EXCEPTION USING MESSAGE = found.what, HINT = {cut_over_hint};
+  END IF;
+  SELECT CASE WHEN relkind = 'p' THEN {is_partitioned}
+              WHEN relispartition THEN {is_partition}
+              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid) THEN {is_child}
+              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) THEN {is_parent}
+              WHEN relkind <> 'r' THEN {not_ordinary}
+              WHEN EXISTS (SELECT FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
+                           WHERE attrelid = c.oid AND attname = {source_text} AND NOT attisdropped
+                             AND typname = 'vector') THEN {is_vector}
+         END AS what INTO found FROM pg_class c WHERE c.oid = to_regclass({table_text});
+  IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
+    IF EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = to_regclass({table_text})) THEN
+      SELECT {is_distributed} AS what INTO found;
+    END IF;
+  END IF;
+  IF found.what IS NOT NULL THEN
+    RAISE EXCEPTION USING MESSAGE = found.what, HINT = {online_hint};
   END IF;"""
-NOT_CUT_OVER = """{find_mark}
-  IF found.mark IS NOT NULL THEN
-    RAISE EXCEPTION USING MESSAGE = {said_cut_over}, HINT = {undo_hint};
-  END IF;"""
-REFUSE_CUT_OVER = """
+REFUSE = """
 DO {tag}
 DECLARE
   found record;
 BEGIN
-  {not_cut_over}
+  {require_ordinary}
 END
 {tag};
 """
-REQUIRE_ORDINARY = """IF to_regclass({table_text}) IS NULL THEN
+REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
     RAISE EXCEPTION USING MESSAGE = {no_table};
   END IF;
-  IF EXISTS (SELECT FROM pg_class WHERE oid = {table_text}::regclass AND (relkind <> 'r' OR relispartition))
-     OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = {table_text}::regclass) THEN
-    RAISE EXCEPTION USING MESSAGE = {not_ordinary},
-      HINT = 'A script migrates ordinary tables; for a partitioned one the same command without --sql.';
-  END IF;"""
-REQUIRE_TABLE = """{require_ordinary}
-  {cut_over}
-  SELECT format_type(atttypid, NULL) AS type, typname AS name INTO found FROM pg_attribute
-   JOIN pg_type t ON t.oid = atttypid
+  {require_ordinary}
+  SELECT format_type(atttypid, NULL) AS type INTO found FROM pg_attribute
    WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
-  IF found.name = 'vector' THEN
-    RETURN;  -- what there is to do then is in blocks of its own
-  END IF;
   IF found.type IS DISTINCT FROM 'bytea' THEN
     RAISE EXCEPTION USING MESSAGE = {no_source} || coalesce(', but of type ' || found.type, '');
+  END IF;"""
+REQUIRE_COLUMN = """{find_column}
+  IF found.type IS NULL OR NOT found.ours THEN
+    RAISE EXCEPTION USING MESSAGE = {no_column};
   END IF;"""
 REQUIRE_SIZE = """IF found.type NOT LIKE '%vector({size})' THEN
     RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown} || ' is ' || found.type || ' already',
@@ -315,21 +309,25 @@ FIND_COLUMN = """SELECT format_type(atttypid, atttypmod) AS type, typname AS nam
     INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = {table_text}::regclass AND attname = {vector_text} AND NOT attisdropped;"""
 
-
-# where there is nothing to index, the number stays empty
+REQUIRE = """
+DO {tag}
+DECLARE
+  found record;
+BEGIN
+  {require_table}
+  {require_column}
+END
+{tag};
+"""
 COUNT = """
 DO {tag}
 #variable_conflict use_column
 DECLARE
   found record;
 BEGIN
-  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true),
-          set_config('openmemory.rows', '', {local});
+  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
   {require_table}
-  {find_column}
-  IF found.type IS NULL OR NOT found.ours THEN
-    RAISE EXCEPTION USING MESSAGE = {no_column};
-  END IF;{unless}
+  {require_column}
   PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
 END
 {tag};
@@ -337,9 +335,6 @@ END
 BUILT = """
 DO {tag}
 BEGIN
-  IF current_setting('openmemory.rows') = '' THEN
-    RETURN;
-  END IF;
   IF EXISTS (SELECT FROM ({ours}) AS found WHERE indexrelid = to_regclass({index_text})) THEN
     RAISE NOTICE USING MESSAGE = pg_get_indexdef(to_regclass({index_text}));
   ELSIF to_regclass({index_text}) IS NOT NULL THEN
@@ -360,7 +355,7 @@ SIZES = """
          FROM (SELECT *, greatest({rows_a_list} * lists, {samples}) AS samples,
                       least(rows, greatest({rows_a_list} * lists, {samples})) AS taken
                FROM (SELECT rows, {lists} AS lists
-                     FROM (SELECT nullif(current_setting('openmemory.rows'), '')::bigint AS rows) AS c) AS l) AS s)
+                     FROM (SELECT current_setting('openmemory.rows')::bigint AS rows) AS c) AS l) AS s)
    AS n)
 """
 LISTS = (
@@ -369,13 +364,12 @@ LISTS = (
 MEMORY = """
 SELECT set_config('maintenance_work_mem', greatest(given, least(memory, borne)) || 'kB', {local}) FROM {sizes} AS sizes,
   (SELECT pg_size_bytes(current_setting('maintenance_work_mem')) / 1024 AS given,
-          pg_size_bytes(current_setting('shared_buffers')) / 1024 AS borne) AS server
-WHERE rows IS NOT NULL;
+          pg_size_bytes(current_setting('shared_buffers')) / 1024 AS borne) AS server;
 """
 CREATE = """
 SELECT replace(replace({statement}, {ext}, {quoted_name}), '@lists@', lists::text)
 FROM {sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
-WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND rows IS NOT NULL AND lists > 0
+WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND lists > 0
   AND ({lists_unused} OR needed <= pg_size_bytes(current_setting('maintenance_work_mem')))
   AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
 """
@@ -399,12 +393,11 @@ OURS = """
     AND indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw')
 """
 DROP = "SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({ours}) AS found"
-DROP_INVALID = DROP + " WHERE NOT indisvalid AND current_setting('openmemory.rows') <> ''"
+DROP_INVALID = DROP + " WHERE NOT indisvalid"
 DROP_DUPLICATE = (
     DROP
     + """ JOIN ({ours}) AS built USING (indclass, indkey)
 WHERE found.indexrelid = to_regclass({mirrored_text}) AND built.indexrelid = to_regclass({index_text})
-  AND current_setting('openmemory.rows') <> ''
   AND found.expression IS NOT DISTINCT FROM built.expression
   AND ({any_options} OR found.reloptions IS NOT DISTINCT FROM built.reloptions)"""
 )

@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from . import expand, finalize, log, newer, stamps
 from .cutover import forward, restore
-from .cutover import script as cutover_script
+from .cutover.mark import DO, NO_SCRIPT, UNDO
 from .database import Database, refuse_foreign_transaction
 from .errors import MigrationError
 from .offline import Script
@@ -86,7 +86,7 @@ SETTING = {
 
 def upgrade_expand(**options: Unpack[Options]) -> None:
     """Adds the extension, the vector column and the trigger that keeps it in step. Raises MigrationError."""
-    if script := _script(options):
+    if script := _script("upgrade", options):
         script.upgrade_expand()
         return
     with _step("expand", options) as step:
@@ -98,7 +98,7 @@ def upgrade_expand(**options: Unpack[Options]) -> None:
 
 def downgrade_expand(**options: Unpack[Options]) -> None:
     """Takes trigger, functions and vector column away; the bytes and the extension stay. Raises MigrationError."""
-    if script := _script(options):
+    if script := _script("downgrade", options):
         with _outside_transaction(script):
             pass  # a refusal keeps the stamp of what has been undone before it
         script.downgrade_expand()
@@ -113,7 +113,7 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
 
 def upgrade_backfill(**options: Unpack[Options]) -> None:
     """Streams the bytes into the vector column in batches, each committed by itself. Raises MigrationError."""
-    if script := _script(options):
+    if script := _script("upgrade", options):
         with _outside_transaction(script):
             script.upgrade_backfill()
         return
@@ -130,7 +130,7 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
 
 def downgrade_backfill(**options: Unpack[Options]) -> None:
     """Nothing to undo: the vectors go with their column, or are in `v` and stay there."""
-    if script := _script(options):
+    if script := _script("downgrade", options):
         script.downgrade_backfill()
         return
     with _step("downgrade of backfill", options) as step:
@@ -141,7 +141,7 @@ def downgrade_backfill(**options: Unpack[Options]) -> None:
 
 def upgrade_finalize(**options: Unpack[Options]) -> None:
     """Checks the result and builds the index CONCURRENTLY; an index that can't be had is a NOTICE."""
-    if script := _script(options):
+    if script := _script("upgrade", options):
         with _outside_transaction(script):
             script.upgrade_finalize()
         return
@@ -158,7 +158,7 @@ def upgrade_finalize(**options: Unpack[Options]) -> None:
 
 def downgrade_finalize(**options: Unpack[Options]) -> None:
     """Drops the index CONCURRENTLY."""
-    if script := _script(options):
+    if script := _script("downgrade", options):
         with _outside_transaction(script):
             script.downgrade_finalize()
         return
@@ -172,11 +172,7 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
 
 def upgrade_cutover(**options: Unpack[Options]) -> None:
     """Verifies every row, then makes the vector column `v` (swap) or takes `v` away (drop). Raises MigrationError."""
-    if script := _script(options):
-        cutover_script.check(script)
-        with _outside_transaction(script):
-            cutover_script.upgrade(script)
-        return
+    _refuse_script(DO, "openmemory-migrations cutover upgrade")
     with _step("cutover", options) as step:
         if step:
             with step.alone():
@@ -185,11 +181,7 @@ def upgrade_cutover(**options: Unpack[Options]) -> None:
 
 def downgrade_cutover(**options: Unpack[Options]) -> None:
     """Rebuilds the bytes from the vectors, in batches, and puts the columns back. Raises MigrationError."""
-    if script := _script(options):
-        cutover_script.check_back(script)
-        with _outside_transaction(script):
-            cutover_script.downgrade(script)
-        return
+    _refuse_script(UNDO, "openmemory-migrations cutover downgrade")
     with _step("downgrade of cutover", options) as step:
         if step:
             with step.alone():
@@ -221,7 +213,7 @@ def _stamp() -> tuple[str, ...]:
     return op.get_context().get_current_heads()
 
 
-def _script(options: Mapping[str, Any]) -> Script | None:
+def _script(direction: Literal["upgrade", "downgrade"], options: Mapping[str, Any]) -> Script | None:
     """What writes the step to Alembic's script in offline mode (--sql), or None online."""
     migration = op.get_context()
     if not migration.as_sql:
@@ -233,7 +225,17 @@ def _script(options: Mapping[str, Any]) -> Script | None:
         raise MigrationError(
             "a script (--sql) needs to know the dimensions", hint="Set OM_VEC_DIM or OM_TIER, or -x vec_dim=1536."
         )
-    return Script(target, settings, settings.dimensions, migration.impl.static_output)
+    destination = migration.opts.get("destination_rev")  # as the command line has it, such as head
+    return Script(target, settings, settings.dimensions, direction, destination, migration.impl.static_output)
+
+
+def _refuse_script(*commands: str) -> None:
+    """Raises MigrationError in offline mode, before anything of the step is printed."""
+    if op.get_context().as_sql:
+        raise MigrationError(
+            NO_SCRIPT,
+            hint=f"Run it online: {', or '.join(commands)} (in a chain of the host's, the same command without --sql).",
+        )
 
 
 def _outside_transaction(script: Script) -> AbstractContextManager[None]:

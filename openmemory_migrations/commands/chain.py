@@ -13,6 +13,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from .. import hosts, output, running
+from ..cutover.mark import NO_SCRIPT
 from ..environment import CUTOVER
 from ..errors import MigrationError, UsageError
 from . import Command
@@ -51,16 +52,14 @@ def sql(options: argparse.Namespace) -> int:
 
 def cutover(options: argparse.Namespace) -> int:
     """The same for the lineage that has one revision."""
-    options.section = CUTOVER
-    options.down = options.do == "downgrade"
-    options.revision, options.revisions = ("base", "head:base") if options.down else ("head", "head")
-    if options.do == "current":
-        if options.sql:
-            raise UsageError("there is no script of what is current", hint="--sql is for upgrade and downgrade.")
-        return current(options)
     if options.sql:
-        return sql(options)
-    return downgrade(options) if options.down else upgrade(options)
+        raise UsageError(NO_SCRIPT, hint=f"Run it online: openmemory-migrations cutover {options.do}.")
+    options.section = CUTOVER
+    if options.do == "current":
+        return current(options)
+    down = options.do == "downgrade"
+    options.revision = "base" if down else "head"
+    return downgrade(options) if down else upgrade(options)
 
 
 def _run(options: argparse.Namespace, work: Callable[[Config], object], stdout: TextIO = sys.stdout) -> None:
@@ -104,7 +103,8 @@ def _to_cut_over(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "do", choices=("upgrade", "downgrade", "current"), help="upgrade needs OM_CUTOVER, swap or drop"
     )
-    parser.add_argument("--sql", action="store_true", help="print the script instead, as `alembic --sql` does")
+    # known so that it is refused with the command to run; to argparse it would be an unknown argument
+    parser.add_argument("--sql", action="store_true", help=argparse.SUPPRESS)
 
 
 COMMANDS = {

@@ -13,7 +13,8 @@ from ..errors import MigrationError
 from ..switching import Attributes, Grant
 from ..target import CUT_OVER, Target, quote
 
-UNDO = "alembic -n cutover downgrade base"
+DO, UNDO = "alembic -n cutover upgrade head", "alembic -n cutover downgrade base"
+NO_SCRIPT = "the cutover has no script (--sql), it runs online only"
 UNDO_HINT = (
     f"First undo the cutover: {UNDO}, or openmemory-migrations cutover downgrade (in a chain of the host's, what comes"
     " after the revision that calls ops.upgrade_cutover, and that one)."

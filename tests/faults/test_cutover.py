@@ -26,6 +26,7 @@ from tests.support.interruption import (
 )
 from tests.support.openmemory import Database, checksum, create_database, create_table, load, random_rows
 from tests.support.proxy import Verdict, proxy
+from tests.support.scripts import offline
 from tests.support.servers import OPTIONS, programs
 from tests.support.sessions import eventually, terminate
 from tests.support.states import State, column_type, snapshot
@@ -138,9 +139,10 @@ def test_the_cutover_killed_at_a_random_point(
 
 
 @pytest.mark.parametrize("prepares", ["kept bytes", "a constraint"])
+@pytest.mark.parametrize("by_script", [False, True], ids=["", "by script"])
 @pytest.mark.parametrize("step", STEPS[:1])
 def test_a_cutover_that_is_never_resumed_goes_with_the_column(
-    server: embedded.Server, table: Database, step: Step, prepares: str
+    server: embedded.Server, table: Database, step: Step, prepares: str, by_script: bool
 ) -> None:
     if prepares == "a constraint":
         table.run(f"DELETE FROM {TABLE} WHERE v_vector IS NULL")
@@ -151,7 +153,10 @@ def test_a_cutover_that_is_never_resumed_goes_with_the_column(
     assert relations(table) - there - VERSIONS == {LEFT, NEWER} | kept
     assert (LEFT in repr(snapshot(table)["constraints"])) == (prepares == "a constraint")
 
-    alembic(table, "downgrade", "base")
+    if by_script:
+        offline(server, table, "downgrade", "head:base", env={"OM_VEC_DIM": str(DIM)})
+    else:
+        alembic(table, "downgrade", "base")
 
     assert relations(table) == ORIGINAL | VERSIONS
     left = snapshot(table)

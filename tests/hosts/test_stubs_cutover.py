@@ -8,7 +8,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.hosts import CUTOVER, FINALIZE
-from tests.support.host_init import Host, init
+from tests.support.host_init import Host, init, set_url
 from tests.support.openmemory import Database, checksum, load, mismatches, random_rows
 from tests.support.states import column_type
 
@@ -55,6 +55,26 @@ def test_it_is_one_revision_that_says_what_it_does(tmp_path: Path) -> None:
     again = host.ours("stubs", "--cutover", "drop")
     assert again.returncode == 1
     assert f'revision "{CUTOVER}" is there already' in again.stderr
+
+
+def test_it_has_no_script_and_names_the_commands_to_run(tmp_path: Path) -> None:
+    host = init(tmp_path, None)
+    set_url(host, "postgresql+psycopg2://nobody@/nothing")
+    host.ours("stubs", check=True)
+    host.ours("stubs", "--cutover", "swap", check=True)
+    there, back = f"{FINALIZE} -> {CUTOVER}", f"{CUTOVER} -> {FINALIZE}"
+    for command, span, running in (
+        ("upgrade", f"{FINALIZE}:head", f"upgrade {there}"),
+        ("downgrade", f"head:{FINALIZE}", f"downgrade {back}"),
+    ):
+        done = host.alembic(command, span, "--sql", check=False)
+
+        assert done.returncode != 0
+        printed, _, said = done.stdout.partition("FAILED: ")
+        # by Alembic and the host's own env.py, before they call the step
+        assert printed == f"BEGIN;\n\n-- Running {running}\n\n"
+        assert said.startswith("the cutover has no script (--sql), it runs online only\nHINT:  Run it online: ")
+        assert said.endswith("(in a chain of the host's, the same command without --sql).\n")
 
 
 def text(host: Host) -> str:

@@ -32,7 +32,7 @@ from tests.support.scripts import (
     stopped,
     twins,
 )
-from tests.support.states import BACKFILL, EXPAND, HEAD, column_type, indexes, snapshot, stamp
+from tests.support.states import BACKFILL, EXPAND, HEAD, column_type, snapshot, stamp
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
@@ -295,23 +295,6 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         f"CREATE EXTENSION vector; ALTER TABLE {TABLE} ADD v_vector vector, ADD v_vector_adopted text",
         ['"v_vector_adopted"'],
     ),
-    "a view": (
-        f"ALTER TABLE {TABLE} RENAME TO t; CREATE VIEW {TABLE} AS SELECT * FROM t",
-        [f'"public.{TABLE}" is not an ordinary table'],
-    ),
-    "partitions": (
-        f"""
-        ALTER TABLE {TABLE} RENAME TO t;
-        CREATE TABLE {TABLE} (LIKE t) PARTITION BY LIST (sector);
-        CREATE TABLE p PARTITION OF {TABLE} DEFAULT;
-        INSERT INTO {TABLE} SELECT * FROM t
-        """,
-        [f'"public.{TABLE}" is not an ordinary table'],
-    ),
-    "children": (
-        f"CREATE TABLE child () INHERITS ({TABLE}); INSERT INTO child SELECT * FROM {TABLE}",
-        [f'"public.{TABLE}" is not an ordinary table'],
-    ),
 }
 
 
@@ -325,27 +308,6 @@ def test_what_can_not_be_migrated_stops_the_script_before_any_change(
     database.run(sql)
 
     stopped(server, database, single, *said)
-
-
-@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
-@pytest.mark.parametrize("index_env", [{}, {"OM_INDEX": "hnsw", "OM_INDEX_LISTS": "7", "OM_INDEX_MEMORY": "64MB"}])
-def test_a_table_whose_v_has_its_dimensions_already_gets_its_index_as_online(
-    server: Server, databases: Databases, single: dict[str, str], index_env: dict[str, str]
-) -> None:
-    def prepare(database: Database) -> None:
-        Case().prepare(database)
-        database.run(f"CREATE EXTENSION vector; ALTER TABLE {TABLE} DROP v; ALTER TABLE {TABLE} ADD v vector(8)")
-
-    with twins(databases, prepare) as (online, by_script):
-        env = DIM8 | single | index_env
-        alembic(online, "upgrade", "head", env=DIM8 | index_env)
-        done = offline(server, by_script, "upgrade", "head", env=env)
-        assert done.stderr.count("is of type vector(8) already, nothing to do") == 1
-        assert "openmemory_vectors_hnsw_idx" in indexes(by_script)
-        assert_same(everything(online), everything(by_script))
-        alembic(online, "downgrade", "base", env=DIM8 | index_env)
-        offline(server, by_script, "downgrade", "head:base", env=env)
-        assert_same(everything(online), everything(by_script))
 
 
 def test_whoever_forgets_to_tell_psql_to_stop_at_errors_gets_no_stamp_for_what_has_failed(
@@ -371,10 +333,17 @@ def test_a_column_of_ours_with_other_dimensions_stops_the_script(server: Server,
         stopped(server, database, {"OM_VEC_DIM": "4"}, "vector(8)", command=command)
 
 
-def test_the_backfill_of_a_table_without_our_column_stops_the_script(server: Server, database: Database) -> None:
+@pytest.mark.parametrize(
+    ("revision", "env"),
+    [(EXPAND, {}), (BACKFILL, {}), (BACKFILL, {"OM_INDEX": "none"})],
+    ids=["backfill", "index", "no index"],
+)
+def test_what_comes_after_it_stops_on_a_table_without_our_column(
+    server: Server, database: Database, revision: str, env: dict[str, str]
+) -> None:
     Case().prepare(database)
 
-    stopped(server, database, {}, 'has no column "v_vector" of this package', command=("upgrade", f"{EXPAND}:head"))
+    stopped(server, database, env, 'has no column "v_vector" of this package', command=("upgrade", f"{revision}:head"))
 
 
 @pytest.mark.parametrize(
