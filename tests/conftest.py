@@ -57,7 +57,7 @@ class Named:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if exitstatus == pytest.ExitCode.OK and self.left and not session.config.option.collectonly:
+        if exitstatus == pytest.ExitCode.OK and self.left:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -66,7 +66,8 @@ class Named:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # xdist's processes see only their share
+    # xdist's processes see only their share
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
         names = [name.partition("[")[0].rstrip("/") for name in config.args]
         config.pluginmanager.register(Named([name for name in names if name.startswith("tests")]))
 

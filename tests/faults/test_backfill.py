@@ -6,6 +6,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
+from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
 from tests.support.interruption import (
     DATA,
@@ -67,7 +68,7 @@ def test_what_is_written_between_a_kill_and_the_next_run_is_kept(table: Database
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whose", ["all", "the writer's", pytest.param("the advisory locks'", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whose", [exhaustive("all"), "the writer's", exhaustive("the advisory locks'")])
 def test_sessions_terminated_in_the_middle(table: Database, ends: Ends, whose: str) -> None:
     holders = "(SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted)"
     which = {"all": "", "the writer's": f"AND pid NOT IN {holders}", "the advisory locks'": f"AND pid IN {holders}"}

@@ -17,6 +17,7 @@ from sqlalchemy.engine import CursorResult
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.database import Database as PackageDatabase
+from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
 from tests.support.host_styles import create
 from tests.support.interruption import (
@@ -104,7 +105,7 @@ def test_either_engine_carries_on_where_the_other_was_killed(table: Database, en
     assert end(table) == ends[TO_HEAD]
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", ["1", exhaustive("3")])
 def test_sessions_terminated_in_the_middle(table: Database, ends: Ends, workers: str) -> None:
     process = start_alembic(table, "upgrade", "head", env=SLOW | {"OM_BACKFILL_WORKERS": workers})
     eventually(lambda: in_the_middle(table))

@@ -26,8 +26,6 @@ from tests.support.databases import Databases
 from tests.support.host_styles import HOSTS, STUBS, Host, create
 from tests.support.openmemory import Database, checksum, load, mismatches, random_rows
 
-pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
-
 DIMENSIONS = 64
 ROWS = 5000
 BATCH = 1000
