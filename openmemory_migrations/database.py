@@ -191,17 +191,17 @@ class Database:
         """Commits at the end, rolls back on any exception; what was open before must have been committed.
 
         With `snapshot`: read-only, all statements see the same rows, and no statement_timeout of a role's ends them.
-        With `lock_timeout_ms`, for which its lock is waited for, nobody can drop or rewrite the table meanwhile.
+        Nobody can drop or rewrite the table meanwhile: the snapshot is taken under a lock on it, since a table that
+        was rewritten is empty to an older one. `lock_timeout_ms` is how long that is waited for, 0 for ever.
         """
         self.stop.check()
         try:
             if snapshot:
                 self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 self.run("SET LOCAL statement_timeout = 0")
-                if lock_timeout_ms:
-                    # before anything that takes the snapshot: to an older one a table that was rewritten is empty
-                    self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
-                    self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+                # before anything that takes the snapshot, as the first SELECT does
+                self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
+                self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
                 self.outlive_timeouts()
             # an error instead of a partial result where a policy would hide rows from this role
             self.run("SET LOCAL row_security = off")

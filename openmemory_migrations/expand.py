@@ -79,9 +79,11 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         aside = table.columns.get(target.adopted)
         if aside is not None and not aside.set_aside:
             aside = None  # somebody else's
-        if column is not None and column.ours:
-            _refuse_loss(db, column, aside, target, settings)
     db.take_over()
+    if column is not None and column.ours:
+        # not in Alembic's transaction: its snapshot may be older than values that would be lost
+        with db.transaction(snapshot=True):
+            _refuse_loss(db, column, aside, target, settings)
     if column is None:
         log.notice(f"column {quote(target.vector)} of {target} does not exist, skipping")
     elif not column.ours:
