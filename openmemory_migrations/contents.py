@@ -79,8 +79,8 @@ class Bad:
 
 @contextmanager
 def looking(db: Database, settings: Settings) -> Iterator[None]:
-    """One short read-only snapshot, in which nothing waits for a lock longer than a step would."""
-    with db.transaction(snapshot=True):
+    """One short read-only snapshot of the rows, in which nothing waits for a lock longer than a step would."""
+    with db.transaction(snapshot=True, lock_timeout_ms=settings.lock_timeout_ms):
         locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
         yield
 

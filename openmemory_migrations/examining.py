@@ -49,11 +49,11 @@ def examine(step: Step, sample: int | None) -> Facts:
     with part(step, facts, "traffic"):
         facts.findings += traffic.in_the_way(step.db, step.target, facts.table)
     if facts.table is not None and not facts.has("table", "already-vector", "cut-over"):
-        with part(step, facts, "rows", snapshot=False):
+        with part(step, facts, "rows", rows=True):
             _rows(step, facts, facts.table, sample)
         with part(step, facts, "index"):
             _cost(step, facts, facts.table)
-        with part(step, facts, "trial", snapshot=False):
+        with part(step, facts, "trial", rows=True):
             _trial(step, facts, facts.table)
     facts.findings.sort(key=lambda one: SEVERITIES.index(one.severity))
     return facts

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy.exc import DBAPIError
 
+from . import locks
 from .catalog import Extension, Table
-from .contents import Bad, Lengths, Sizes, looking
+from .contents import Bad, Lengths, Sizes
 from .errors import ConnectionLost, MigrationError
 from .finding import Finding
 from .followers import Replication
@@ -68,10 +69,13 @@ class Facts:
 
 
 @contextmanager
-def part(step: Step, facts: Facts, code: str, *, snapshot: bool = True) -> Iterator[None]:
-    """One part of the check: what it refuses, or the server does, becomes a finding, and the next part goes on."""
+def part(step: Step, facts: Facts, code: str, *, rows: bool = False) -> Iterator[None]:
+    """One part of the check: what it refuses, or the server does, becomes a finding, and the next part goes on.
+
+    What looks at `rows` has transactions of its own; the others look at catalogs, whether there is a table or not.
+    """
     try:
-        with looking(step.db, step.settings) if snapshot else nullcontext():
+        with nullcontext() if rows else _catalogs(step):
             yield
     except (Interrupted, ConnectionLost):
         raise
@@ -89,6 +93,18 @@ def part(step: Step, facts: Facts, code: str, *, snapshot: bool = True) -> Itera
             finding = replace(finding, code="rights", hint=_grant(step))
         # without a trial a migration goes just as well
         facts.findings.append(replace(finding, severity="warning") if code == "trial" else finding)
+
+
+@contextmanager
+def _catalogs(step: Step) -> Iterator[None]:
+    """Read-only; each statement sees what is so once it has its locks, and none waits for those longer than a step."""
+    db = step.db
+    with db.transaction():
+        db.run("SET TRANSACTION READ ONLY")
+        db.run("SET LOCAL statement_timeout = 0")
+        db.outlive_timeouts()
+        locks.set_timeout(db, f"{step.settings.lock_timeout_ms}ms")
+        yield
 
 
 def _grant(step: Step) -> str:

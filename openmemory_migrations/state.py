@@ -86,6 +86,8 @@ class State:
 
 def look(db: Database, target: Target, settings: Settings) -> State:
     """Raises MigrationError where the table is not one that can be migrated."""
+    with db.transaction():
+        checks.require_table(db, target)  # before the lock on it, which says less of why there can't be one
     with db.transaction(snapshot=True):
         table = checks.require_table(db, target)
         if mark := Mark.of(table, target):
