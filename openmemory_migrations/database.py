@@ -22,6 +22,7 @@ from .drivers import driver_of
 from .errors import MigrationError
 from .signals import Stop, listening
 from .sqlerrors import CANCELED, sqlstate
+from .target import quote
 
 APPLICATION_NAME = "openmemory-migrations"
 READ_COMMITTED: Any = "READ COMMITTED"
@@ -192,15 +193,18 @@ class Database:
 
         With `snapshot`: read-only, all statements see the same rows, and no statement_timeout of a role's ends them.
         Nobody can drop or rewrite the table meanwhile: the snapshot is taken under a lock on it, since a table that
-        was rewritten is empty to an older one. `lock_timeout_ms` is how long that is waited for, 0 for ever.
+        was rewritten is empty to an older one. `lock_timeout_ms` is how long that is waited for, 0 what the role has.
         """
         self.stop.check()
         try:
             if snapshot:
                 self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 self.run("SET LOCAL statement_timeout = 0")
-                # before anything that takes the snapshot, as the first SELECT does
-                self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
+                # before anything that takes the snapshot, as the first SELECT does; by the role that may
+                if role := self._lent.get("role"):
+                    self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
+                if lock_timeout_ms:
+                    self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
                 self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
                 self.outlive_timeouts()
             # an error instead of a partial result where a policy would hide rows from this role

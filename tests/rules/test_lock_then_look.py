@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 
 import psycopg2
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
@@ -54,6 +55,26 @@ def test_a_snapshot_that_waited_for_a_rewrite_sees_the_rows(table: Database) -> 
         connection.commit()
         thread.join()
     assert seen == [len(ROWS)]
+
+
+def test_the_lock_is_taken_by_the_role_that_the_hosts_transaction_had(server: embedded.Server, table: Database) -> None:
+    """And a role's lock_timeout counts: nobody waits for ever who did not before."""
+    owner, login = f"owner of {table.name}", f"login of {table.name}"
+    table.run(f'CREATE ROLE "{owner}"; ALTER TABLE {TABLE} OWNER TO "{owner}"')
+    table.run(f'CREATE ROLE "{login}" LOGIN NOINHERIT IN ROLE "{owner}"; ALTER ROLE "{login}" SET lock_timeout = 50')
+    try:
+        with package(Database(table.name, server.url(table.name, user=login)), PackageDatabase) as db:
+            db.run(f'SET LOCAL ROLE "{owner}"')
+            db.take_over()
+            with db.transaction(snapshot=True):
+                assert db.value("SELECT count(*) FROM {table}") == len(ROWS)
+            with closing(table.connect()) as connection, connection.cursor() as cursor:
+                connection.autocommit = False
+                cursor.execute(REWRITE)
+                with pytest.raises(DBAPIError, match="lock timeout"), db.transaction(snapshot=True):
+                    pass
+    finally:
+        table.run(f'DROP OWNED BY "{owner}", "{login}"; DROP ROLE "{owner}", "{login}"')
 
 
 @pytest.mark.slow
