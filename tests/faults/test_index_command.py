@@ -26,7 +26,7 @@ from tests.support.index_builds import (
     oid,
     table,
 )
-from tests.support.interruption import killed
+from tests.support.interruption import FIRST, killed
 from tests.support.openmemory import Database
 from tests.support.proxy import Verdict, proxy
 from tests.support.running import transaction
@@ -40,7 +40,6 @@ COMMANDS: Mapping[str, tuple[tuple[str, ...], Mapping[str, str], str]] = {
     "anew": (("index", "--rebuild"), {}, as_ivfflat(2)),
 }
 POINTS = 4
-FIRST = "pg_try_advisory_xact_lock"  # what comes before it only connects
 
 
 def assert_ends_well(database: Database, command: str) -> None:

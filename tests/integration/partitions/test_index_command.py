@@ -12,7 +12,7 @@ from openmemory_migrations import embedded
 from tests.support.commands import alembic, om, start_om
 from tests.support.databases import Databases
 from tests.support.index_builds import HNSW, always_searchable, index
-from tests.support.interruption import killed
+from tests.support.interruption import FIRST, killed
 from tests.support.openmemory import Database, load, mismatches, random_rows
 from tests.support.partitions import DIM, ROWS, assert_indexed, assert_migrated, filled, leaves, options, vector_indexes
 from tests.support.proxy import Verdict, proxy
@@ -22,7 +22,6 @@ from tests.support.writers import writing
 
 AS_HNSW = {"m=16,ef_construction=64"}
 POINTS = 5
-FIRST = "pg_try_advisory_xact_lock"  # what comes before it only connects
 
 
 def at_head(database: Database) -> None:
