@@ -65,10 +65,14 @@ class Lengths:
 
 @dataclass
 class Bad:
-    """Pending rows that can't be vectors, among those looked at: how many by reason, and the first few keys."""
+    """Pending rows that can't be vectors, among those looked at: how many by reason, and the first few keys.
+
+    Beside them those that the server can't read.
+    """
 
     reasons: Counter[str] = field(default_factory=Counter)
     keys: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         return "; ".join(
@@ -148,6 +152,7 @@ class Look:
         )
         for octets, rows in good.most_common(MOST_LENGTHS):
             found = self._read(octets // 4, lengths.share)
+            bad.unreadable += found.unreadable
             if found.bad:
                 # of a sample the values that are read aren't those that were counted
                 bad.reasons[NOT_FINITE] += (

@@ -34,6 +34,7 @@ from .errors import MigrationError
 from .facts import Facts, part
 from .finding import Finding
 from .indexes import Plan
+from .keys import SHOWN_KEYS
 from .steps import Step
 from .target import quote
 
@@ -177,6 +178,14 @@ def _unfit(step: Step, facts: Facts, lengths: Lengths) -> Iterator[Finding]:
             f"Mend {source} in those rows, before or after; nothing waits for it."
             if not fails
             else f"Mend {source} in those rows, or set OM_ON_BAD_ROWS=skip.",
+        )
+    if unreadable := facts.bad.unreadable:
+        yield Finding(
+            "error",
+            "unreadable-rows",
+            f"{len(unreadable):,} rows{looked_at} of {step.target} can't be read: their {source} is damaged",
+            f"Such as {', '.join(unreadable[:SHOWN_KEYS])}.",
+            "Restore them from a backup or delete them, or pass them by with OM_ON_BAD_ROWS=skip.",
         )
     if lengths.dim_differs:
         yield Finding(

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from . import dimensions, partitions
 from .catalog import Table
 from .database import APPLICATION_NAME, Database
-from .keys import AT, SHOWN_KEYS, keys_where
+from .keys import AT, SHOWN_KEYS, keys_at, keys_where
 from .passes import is_a_rows
 from .reading import PLAN, Scan, pages_of
 from .target import Target
@@ -32,12 +32,13 @@ NOT_CONVERTED = "octet_length({source}) = {octets} AND {convert}({source}, {dime
 class Found:
     """Pending rows of one length: those that can be vectors, those that can't, and the first few keys of the latter.
 
-    A row that can't be read is among the first: nothing says that it is bad.
+    A row that the server can't read is among the first, since nothing says that it is bad, and named by itself.
     """
 
     good: int
     bad: int
     keys: list[str]
+    unreadable: tuple[str, ...] = ()
 
 
 Look = Callable[[Database, Table, int], Found]
@@ -115,18 +116,20 @@ def read(
     batch: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Found:
     """What `scan` finds in one table that holds rows, added to what was `found`; each batch is read inside `batch`."""
-    good, bad, keys = found.good, found.bad, [*found.keys]
+    good, bad, keys, unread = found.good, found.bad, [*found.keys], found.unreadable
     tids: list[str] = []
     while scan.more:
         with batch():
             rows, unreadable = scan.take(db)
+            if unreadable:
+                unread += tuple(keys_at(db, table, [place for place, _ in unreadable]))
         good += len(rows.good) + len(unreadable)
         bad += rows.rows_bad
         tids += rows.bad_tids[: SHOWN_KEYS - len(keys) - len(tids)]
     if tids:
         with batch():
             keys += first_keys(db, table, AT, tids)
-    return Found(good, bad, keys)
+    return Found(good, bad, keys, unread)
 
 
 def by_converting(db: Database, table: Table, size: int) -> Found:

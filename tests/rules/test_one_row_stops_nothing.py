@@ -7,10 +7,12 @@ from contextlib import closing
 import pytest
 
 from demo.openmemory import TABLE
-from tests.support.commands import alembic
+from openmemory_migrations import embedded
+from tests.support.commands import alembic, om
 from tests.support.native import create_newer
-from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
+from tests.support.openmemory import Database, create_database, create_table, load, mismatches, random_rows
 from tests.support.running import running
+from tests.support.servers import OPTIONS, programs
 from tests.support.sessions import eventually, logged_statements
 from tests.support.states import EXPAND
 
@@ -113,3 +115,39 @@ def test_the_server_keeps_nothing_of_a_read(database: Database) -> None:
     begun = [text for text in texts if text.startswith("SAVEPOINT openmemory_migrations")]
     released = [text for text in texts if text.startswith("RELEASE SAVEPOINT openmemory_migrations")]
     assert len(begun) == len(released) > len(ROWS) // 10
+
+
+@pytest.mark.slow
+def test_a_value_that_cannot_be_read_is_passed_by() -> None:
+    """Its row is named by the backfill, and by no command taken for a bad one."""
+    with embedded.temporary(bin=programs(), options=OPTIONS) as server:
+        database = create_database(server, "damaged")
+        create_table(database)
+        load(database, random_rows(300, 1536))
+        database.run("VACUUM")
+        toast = database.value(f"SELECT reltoastrelid::regclass::text FROM pg_class WHERE relname = '{TABLE}'")
+        path = server.data / database.value("SELECT pg_relation_filepath(%s)", toast)
+        # as many of its pages as one value takes, and so at least one value whole
+        server.stop()
+        with open(path, "r+b") as file:
+            file.seek(8192 * 50)
+            file.write(bytes(8192))
+        server.start()
+
+        for engine in ("client", "server"):
+            done = alembic(database, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine}, check=False)
+
+            left = [str(id) for (id,) in database.rows(f"SELECT id FROM {TABLE} WHERE v_vector IS NULL")]
+            assert done.returncode != 0
+            assert 1 <= len(left) <= 4
+            assert f"{len(left)} rows of" in done.log
+            assert all(f"(id={id}, sector=" in done.log for id in left)
+            assert "SQLSTATE XX001" in done.log
+            alembic(database, "downgrade", "base")
+        alembic(database, "upgrade", "head", env={"OM_ON_BAD_ROWS": "skip"})
+        alembic(database, "downgrade", "base")
+        found = om(database, "check")
+        assert found.returncode == 1
+        assert f"{len(left)} rows of" in found.stdout
+        assert "can't be read" in found.stdout
+        assert left[0] in found.stdout
