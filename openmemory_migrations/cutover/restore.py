@@ -18,11 +18,9 @@ from ..indexes import DEFAULTS
 from ..pace import Pace
 from ..partitions import Part
 from ..progress import Progress
-from ..proof import Asking
 from ..reading import BACK
 from ..settings import Settings
 from ..target import Target, quote
-from ..verification import MEANING, shown
 from . import backtrigger, kept, mark
 from .mark import Mark
 
@@ -143,17 +141,13 @@ def _pending(db: Database) -> int:
 
 def _verify(at: Database, now: Target, table: Table, extension: Extension, target: Target) -> None:
     """Kept bytes may be another vector's by now, if that was written past the trigger: nothing tells which is right."""
-    found = proof.prove(at, now, table, extension, Asking(queries=0)).comparison
+    found = proof.compare(at, now, table, extension)
     if found.fine:
         log.notice(f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal")
         return
-    kinds = [(kind, wrong) for kind, wrong in found.wrong.items() if wrong.rows]
-    examples = [shown(table, wrong.keys[0]) for _, wrong in kinds if wrong.keys]
     raise MigrationError(
-        f"in {found.rows_wrong:,} rows of {target} {quote(now.source)} is not what {quote(now.vector)} says",
-        detail="; ".join(f"{wrong.rows:,}: {MEANING[kind]}" for kind, wrong in kinds)
-        + (f"; such as {examples[0]}" if examples else "")
-        + ". They were written past the trigger.",
+        f"in {found.not_right:,} rows of {target} {quote(now.source)} is not what {quote(now.vector)} says",
+        detail=f"{found.problems(table)} They were written past the trigger.",
         hint=f"If the vectors are right, UPDATE … SET {quote(now.source)} = NULL for those rows; if the bytes are, mend"
         f" {quote(now.vector)}. Then the same command again.",
     )
