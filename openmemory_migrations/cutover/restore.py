@@ -21,7 +21,7 @@ from ..progress import Progress
 from ..reading import BACK
 from ..settings import Settings
 from ..target import Target, quote
-from . import backtrigger, kept, mark
+from . import backtrigger, forward, kept, mark
 from .mark import Mark
 
 PENDING = "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND {source} IS NULL"
@@ -38,11 +38,14 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     if found is None:
         db.take_over()
         replacing.drop_left(db, target, settings, table)  # by a run that was interrupted after its switch
+        if not table.columns[target.source].is_vector:
+            forward.take_back(db, target, settings, table)  # by one that was interrupted before
         log.notice(f"{target} is not cut over, nothing to undo")
         return
     with db.reading():
         checks.require_rights(db, target, table, settings)
         _require_names(table, target, found)
+        found.require_dimensions(table, target)
         extension = catalog.extension(db)
     db.take_over()
     assert extension is not None  # there is a column of its type
@@ -108,7 +111,7 @@ def _rebuild(
 ) -> list[Part]:
     """Passes, until one snapshot finds no row that has a vector and no bytes; returns where it has looked."""
     size = table.columns[now.vector].dimensions
-    assert size is not None  # the gate has asked for it
+    assert size is not None  # the mark has been asked for it
     what = f"rebuilding {quote(target.source)} of {target.table}"
     with at.transaction():
         pace = Pace(at, settings)

@@ -7,22 +7,26 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import psycopg2
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import catalog, codec, pairs, proof
+from openmemory_migrations import catalog, codec, embedded, pairs, proof
 from openmemory_migrations.cli import main
 from openmemory_migrations.cutover.mark import names
 from openmemory_migrations.database import Database as PackageDatabase
 from openmemory_migrations.reading import Scan
 from tests.support.commands import NOTHING, alembic, om
-from tests.support.cutover import UP
+from tests.support.cutover import DOWN, UP
+from tests.support.interruption import killed
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_table, load, pack, random_rows
 from tests.support.package import TARGET, package
+from tests.support.states import refused
 from tests.support.verification import UNSEARCHED, behind_its_back, compared, verify
 
 DIM = 8
+EXCLUSIVE = "IN ACCESS EXCLUSIVE MODE"
 ROWS = random_rows(300, DIM)
 IVFFLAT = f"CREATE INDEX made ON {TABLE} USING ivfflat ({{}} vector_l2_ops) WITH (lists = 30)"
 
@@ -264,3 +268,72 @@ def test_a_table_that_is_not_there(database: Database, command: str) -> None:
     said = done.stdout if command == "check" else done.stderr
     assert f'ERROR:  table "public.{TABLE}" does not exist\nHINT:  Set OM_PG_SCHEMA and OM_VECTOR_TABLE' in said
     assert command == "check" or not done.stdout
+
+
+# -- half done, or changed
+
+
+def status(database: Database, code: int) -> dict[str, Any]:
+    done = om(database, "status", "--json", env={"OM_INDEX": "none"})
+    assert done.returncode == code, done.log
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("goes_on", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_what_a_killed_cutover_has_left_is_named_and_goes(
+    server: embedded.Server, table: Database, goes_on: bool
+) -> None:
+    table.run(f"ALTER TABLE {TABLE} ALTER v SET NOT NULL; {IVFFLAT.format('v_vector')}")
+    env = {"OM_CUTOVER": "swap"}
+    killed(server, table, UP, lambda _, text: "before" if EXCLUSIVE in text else None, env)
+    unfit = f"INSERT INTO {TABLE} (id, sector, v, dim) VALUES (gen_random_uuid(), 'unfit', '\\x01', 1)"
+    with pytest.raises(psycopg2.errors.CheckViolation):
+        table.run(unfit)
+
+    found = status(table, 1)
+
+    left = f"{TABLE}_vvector_left"
+    assert found["left"] == [
+        'index "openmemory_vectors_hnsw_idx"',
+        f'index "{left}"',
+        f'constraint "{left}", which refuses rows without a vector',
+    ]
+    assert found["next"].startswith("alembic -n cutover upgrade head goes on with the cutover")
+    assert 'by a run that was interrupted: index "' in om(table, "status").stdout
+    alembic(table, *(UP if goes_on else DOWN), env=env)
+    if not goes_on:
+        table.run(unfit)
+    assert status(table, 0)["next"] == "nothing"
+    assert table.value("SELECT count(*) FROM pg_class WHERE relname = %s", left) == 0
+
+
+@pytest.mark.parametrize("dimensions", ["", pytest.param("(4)", marks=pytest.mark.slow)])
+def test_a_cutover_whose_vectors_have_other_dimensions_now(table: Database, dimensions: str) -> None:
+    """After a drop: a swap's trigger keeps the server from changing the type."""
+    alembic(table, *UP, env={"OM_CUTOVER": "drop", "OM_INDEX": "none"})
+    using = " USING subvector(v_vector, 1, 4)" if dimensions else ""
+    table.run(f"ALTER TABLE {TABLE} ALTER v_vector TYPE vector{dimensions}{using}")
+    said = f'column "v_vector" of "public.{TABLE}" has {"4" if dimensions else "no"} dimensions, and had {DIM}'
+    mending = f'ALTER TABLE "public"."{TABLE}" ALTER COLUMN "v_vector" TYPE vector({DIM})'
+
+    next_ = status(table, 1)["next"]
+    assert next_.startswith(f"{said}: {mending}")
+    refused(table, said, f"HINT:  {mending}", command=DOWN, env={"OM_INDEX": "none"})
+
+    if not dimensions:
+        table.run(mending)
+        status(table, 0)
+        alembic(table, *DOWN, env={"OM_INDEX": "none"})
+        compared(table, 0)
+
+
+def test_an_index_that_a_killed_replacement_has_left_is_named(table: Database) -> None:
+    table.run(f"CREATE INDEX {TABLE}_vvector_idx_new ON {TABLE} USING hnsw (v_vector vector_l2_ops)")
+
+    found = status(table, 1)
+
+    assert found["left"] == [f'index "{TABLE}_vvector_idx_new"']
+    assert found["next"].startswith("openmemory-migrations index clears up ")
+    assert om(table, "index", env={"OM_INDEX": "none"}).returncode == 0
+    assert status(table, 0)["left"] == []
