@@ -46,7 +46,7 @@ class Rows:
 class CutOver:
     """`without_bytes` have a vector and no bytes beside it, which is what undoing the cutover would rebuild.
 
-    `changed` is what keeps it from being undone as the table is now.
+    `changed` is what isn't any more as the cutover has left it, and what keeps it from being undone.
     """
 
     said: str
@@ -160,16 +160,22 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
             vectors,
             without,
             index,
-            _changed(found, table, target),
+            _changed(db, found, table, target),
         ),
     )
 
 
-def _changed(found: Mark, table: Table, target: Target) -> MigrationError | None:
+def _changed(db: Database, found: Mark, table: Table, target: Target) -> MigrationError | None:
     try:
         found.require_dimensions(table, target)
     except MigrationError as error:
         return error
+    kept = found.mode == "swap" and target.archive in table.columns
+    if kept and not catalog.trigger_enabled(db, table.oid, target.back):
+        return MigrationError(
+            f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's",
+            hint=f"ALTER TABLE … ENABLE TRIGGER {quote(target.back)}; {mark.UNDO} compares all rows.",
+        )
     return None
 
 

@@ -328,6 +328,18 @@ def test_a_cutover_whose_vectors_have_other_dimensions_now(table: Database, dime
         compared(table, 0)
 
 
+def test_a_swap_whose_trigger_does_not_take_bytes_away_any_more(table: Database) -> None:
+    alembic(table, *UP, env={"OM_CUTOVER": "swap", "OM_INDEX": "none"})
+    status(table, 0)
+    trigger = f"{TABLE}_v_bytea_sync"
+    table.run(f"ALTER TABLE {TABLE} DISABLE TRIGGER {trigger}")
+
+    assert status(table, 1)["next"].startswith(f'trigger "{trigger}" of "public.{TABLE}" is missing or disabled')
+
+    table.run(f"ALTER TABLE {TABLE} ENABLE TRIGGER {trigger}")
+    status(table, 0)
+
+
 def test_an_index_that_a_killed_replacement_has_left_is_named(table: Database) -> None:
     table.run(f"CREATE INDEX {TABLE}_vvector_idx_new ON {TABLE} USING hnsw (v_vector vector_l2_ops)")
 
