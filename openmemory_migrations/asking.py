@@ -1,7 +1,7 @@
 """Chooses the queries of a measurement among the table's own rows, and gathers their true neighbours.
 
 By the hash of their keys, so that two runs ask the same. The truth comes from the bytes, as OpenMemory's search in
-memory has it.
+memory has it, and from the vectors themselves where there are no bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from .catalog import Extension, Table
 from .database import Database
 from .neighbours import Exact, Query
-from .pairs import Batch, Groups
+from .pairs import Batch, Groups, has_bytes, with_values
 from .searching import text_of
 from .target import Target, literal, quote
 
@@ -35,7 +35,7 @@ WITH om_chosen AS (
   SELECT tableoid AS om_part, ctid AS om_place, md5({key}) COLLATE "C" AS om_hash,
          row_number() OVER (PARTITION BY {group} ORDER BY md5({key}) COLLATE "C") AS om_number
   FROM {table} WHERE {eligible} AND md5({key}) COLLATE "C" < {bound})
-SELECT t.{source}, {sector_number}, {user_number}
+SELECT {value}, {sector_number}, {user_number}
 FROM om_chosen JOIN {table} AS t ON t.ctid = om_place AND t.tableoid = om_part
 WHERE om_number <= :each ORDER BY om_number, om_hash
 """
@@ -81,10 +81,10 @@ class Choice:
             name: name if target.source == "v" and name in table.columns else None for name in ("sector", "user_id")
         }
         key = ", ".join(quote(name) for name in table.key) or "ctid"
-        eligible = db.sql("{vector} IS NOT NULL AND octet_length({source}) = {octets}", octets=str(4 * size))
-        if table.columns[target.vector].dimensions is None:
-            eligible += db.sql(" AND {ext}.vector_dims({vector}) = {size}", size=str(size), **extension.names())
-        self.names = {"key": f"concat_ws('|', {key})", "eligible": eligible}
+        self.bytes = has_bytes(table, target)
+        value = db.sql("t.{source}") if self.bytes else db.sql("{ext}.vector_send(t.{vector})", **extension.names())
+        eligible = with_values(db, target, table, extension, size)
+        self.names = {"key": f"concat_ws('|', {key})", "eligible": eligible, "value": value}
 
     def ask(self, number: int, k: int, *, of_users: bool = True) -> Asked:
         """About `number` queries, as many of each sector, and besides some of the largest and the smallest users."""
@@ -124,7 +124,12 @@ class Choice:
             # NULL, and so no row, where the group is none of these
             names |= {"group": quote(column), "bound": f"(CAST(ARRAY[{bounds}] AS text[]))[{number}]"}
         found = self.db.rows(CHOSEN, {"each": each}, **names, **self.names)
-        queries = [Query(np.frombuffer(bytes(source), "<f4"), sector, user) for source, sector, user in found]
+        # what vector_send() gives begins with int16 dimensions and int16 zero
+        at, kind = (0, "<f4") if self.bytes else (4, ">f4")
+        queries = [
+            Query(np.frombuffer(bytes(value), kind, offset=at).astype("<f4"), sector, user)
+            for value, sector, user in found
+        ]
         # nothing is near to zeros, and a stale vector's bytes may hold anything
         return [query for query in queries if query.vector.any() and np.isfinite(query.vector).all()]
 

@@ -126,7 +126,7 @@ def table(db: Database, schema: str, name: str) -> Table | None:
                ARRAY(SELECT a.attname::text
                      FROM pg_catalog.pg_index k, unnest(k.indkey) WITH ORDINALITY AS p(attnum, position)
                           JOIN pg_catalog.pg_attribute a USING (attnum)
-                     WHERE k.indrelid = c.oid AND k.indisprimary AND a.attrelid = c.oid
+                     WHERE k.indrelid = c.oid AND k.indisprimary AND a.attrelid = c.oid AND p.position <= k.indnkeyatts
                      ORDER BY p.position)
         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = :schema AND c.relname = :name

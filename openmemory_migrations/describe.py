@@ -8,6 +8,7 @@ from typing import Any
 
 from .catalog import Index, Table
 from .finding import Finding
+from .proof import Proof
 from .quality import Found, Quality, Tried
 from .target import quote
 from .verification import MEANING, Comparison, shown
@@ -30,24 +31,32 @@ def comparison_data(table: Table, found: Comparison) -> dict[str, Any]:
         "wrong": [
             {"kind": kind, "rows": wrong.rows, "keys": [shown(table, key) for key in wrong.keys]}
             for kind, wrong in found.wrong.items()
-            if wrong.rows
         ],
     }
 
 
+def compared_lines(table: Table, proof: Proof) -> Iterable[Line]:
+    if proof.comparison:
+        return comparison_lines(table, proof.comparison)
+    return [("rows", f"{proof.rows:,}; none compared: there are no bytes that the vectors have to be equal to")]
+
+
 def comparison_lines(table: Table, found: Comparison) -> Iterable[Line]:
+    of = f"{found.rows - found.unseen:,} of " if found.unseen else ""
     looked = "looked at, a sample" if found.sampled else "looked at"
-    yield "rows", f"{found.rows:,} {looked}; {found.equal:,} equal to the bit"
+    yield "rows", f"{of}{found.rows:,} {looked}; {found.equal:,} equal to the bit"
     for reason, rows in found.skipped.most_common():
         yield "", f"{rows:,} skipped: {reason}"
     if found.without_source:
         yield "", f"{found.without_source:,} without bytes, {found.sourceless:,} of them with a vector"
     if found.looked_at_again:
-        yield "", f"{found.looked_at_again:,} were wrong at first, and right when looked at again"
-    wrong = {kind: one for kind, one in found.wrong.items() if one.rows}
-    if not wrong:
-        yield "wrong", "none"
-    for place, (kind, one) in enumerate(wrong.items()):
+        yield (
+            "",
+            f"{found.looked_at_again:,} more were wrong in a first snapshot, and are not in a second one, of all rows",
+        )
+    if not found.wrong:
+        yield "wrong", "none of them" if found.unseen else "none"
+    for place, (kind, one) in enumerate(found.wrong.items()):
         keys = ", ".join(shown(table, key) for key in one.keys[:SHOWN_KEYS])
         more = ", …" if one.rows > SHOWN_KEYS else ""
         yield "" if place else "wrong", f"{one.rows:,}: {MEANING[kind]}: {keys}{more}"

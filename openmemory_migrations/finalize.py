@@ -113,7 +113,7 @@ def advise(db: Database, target: Target, settings: Settings, table: Table, exten
     """Says how a search has to ask for the index to be used, and what it finds of the true neighbours."""
     log.notice(f"searches use index {quote(target.index)} when they say: {built.query} LIMIT …")
     if target.vector == target.source or target.source not in table.columns:
-        return  # no bytes to know the true neighbours by
+        return  # a table without bytes: verify measures it
     with db.transaction():
         spread = citus.shards(db, table.oid)
         tables = [part.oid for part in partitions.leaves(db, table.oid)]

@@ -1,6 +1,7 @@
 """Streams both columns of a table, rows of one length at a time, and compares them bit by bit.
 
-Inside the caller's snapshot, in physical order: each row is read once, and both of its values at the same time.
+Inside the caller's snapshot, in physical order: each row is read once, and both of its values at the same time. Of a
+table without bytes, whose vectors never were any or have been cut over, it streams the vectors.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from . import codec
+from .catalog import Extension, Table
 from .database import Database
 from .partitions import Part
 from .reading import Scan, Window
-from .target import literal, quote
+from .target import Target, literal, quote
 
 BATCH_ROWS = 4000
 
 READ = """
-SELECT ctid, {sector_number}, {user_number}, {source}, {vector} FROM ONLY {table}
-WHERE ctid > '({page},{item})' AND ctid < '({end},0)'
-  AND {vector} IS NOT NULL AND octet_length({source}) = {octets}{sized}
+SELECT ctid, {sector_number}, {user_number}, {values} FROM ONLY {table}
+WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {with_values}
 LIMIT {rows}
 """
 
@@ -47,7 +48,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class Batch:
-    """`values` (rows, dimensions) float32 from the bytes.
+    """`values` (rows, dimensions) float32 from the bytes, or from the vectors where the table has no bytes.
 
     `differing` are the places of rows whose vector is another, `stale` of those whose bytes can be none any more.
     """
@@ -64,39 +65,62 @@ class Batch:
         return len(self.values)
 
 
+def has_bytes(table: Table, target: Target) -> bool:
+    """Whether there is a source beside the vectors: not in a native table, nor after a cutover."""
+    source = table.columns.get(target.source)
+    return source is not None and not source.is_vector
+
+
+def with_values(db: Database, target: Target, table: Table, extension: Extension, size: int) -> str:
+    """SQL for the rows that have a vector of `size` dimensions, and bytes of as many where the table has any."""
+    conditions = [db.sql("{vector} IS NOT NULL")]
+    if has_bytes(table, target):
+        conditions.append(db.sql("octet_length({source}) = {octets}", octets=str(4 * size)))
+    if table.columns[target.vector].dimensions is None:
+        conditions.append(db.sql("{ext}.vector_dims({vector}) = {size}", size=str(size), **extension.names()))
+    return " AND ".join(conditions)
+
+
 def batches(
-    db: Database, windows: Sequence[Window], dimensions: int, *, fixed: bool, groups: Groups, ext: str
+    db: Database,
+    target: Target,
+    table: Table,
+    extension: Extension,
+    windows: Sequence[Window],
+    size: int,
+    groups: Groups,
 ) -> Iterator[Batch]:
-    """All rows that have both values, of `dimensions` each; a column of `fixed` dimensions needn't be asked."""
-    sized = "" if fixed else f" AND {ext}.vector_dims({db.names['vector']}) = {dimensions}"
-    names = {"sector_number": groups.sector_number, "user_number": groups.user_number, "sized": sized}
+    """All rows `with_values`; without bytes no row is differing."""
+    both = has_bytes(table, target)
+    names = {
+        "sector_number": groups.sector_number,
+        "user_number": groups.user_number,
+        "values": db.sql("{source}, {vector}" if both else "{vector}"),
+        "with_values": with_values(db, target, table, extension, size),
+    }
+    vector = ("vector", np.dtype([("size", ">i2"), ("unused", ">i2"), ("elements", ">u4", (size,))]))
+    columns = [("tid", "V6"), ("sector", ">i4"), ("user", ">i4"), *[("source", "<u4", (size,))] * both, vector]
     before = 0
     for window in windows:
         at = window.part.at(db)
-        scan = Scan(dimensions, BATCH_ROWS, window.first, window.end)
+        scan = Scan(size, BATCH_ROWS, window.first, window.end)
         while scan.more:
-            rows = codec.records(
-                at.copy_out(READ, **scan.names, **names),
-                f"{dimensions} dimensions",
-                ("tid", "V6"),
-                ("sector", ">i4"),
-                ("user", ">i4"),
-                ("source", "<u4", (dimensions,)),
-                ("vector", np.dtype([("size", ">i2"), ("unused", ">i2"), ("elements", ">u4", (dimensions,))])),
-            )
+            rows = codec.records(at.copy_out(READ, **scan.names, **names), f"{size} dimensions", *columns)
             scan.advance(len(rows), codec.tid_of(rows["tid"][-1]) if len(rows) else None)
             if len(rows):
+                vectors = rows["vector"]["elements"]
+                source = rows["source"] if both else vectors.astype("<u4")
                 # as integers: NaN equals nothing, and -0 is not 0
-                wrong = rows[(rows["source"] != rows["vector"]["elements"]).any(axis=1)]
-                finite = np.isfinite(wrong["source"].view("<f4")).all(axis=1)
+                wrong = np.flatnonzero((source != vectors).any(axis=1))
+                finite = np.isfinite(source[wrong].view("<f4")).all(axis=1)
                 yield Batch(
                     window.part,
                     before + scan.position[0] - window.first,
-                    rows["source"].view("<f4"),
+                    source.view("<f4"),
                     rows["sector"].astype(np.int64),
                     rows["user"].astype(np.int64),
-                    [codec.tid_text(tid) for tid in wrong["tid"][finite]],
-                    [codec.tid_text(tid) for tid in wrong["tid"][~finite]],
+                    [codec.tid_text(tid) for tid in rows["tid"][wrong[finite]]],
+                    [codec.tid_text(tid) for tid in rows["tid"][wrong[~finite]]],
                 )
         before += window.end - window.first
 

@@ -13,16 +13,18 @@ from .asking import Asked, Choice
 from .catalog import Extension, Index, Table
 from .database import Database
 from .errors import Changed, MigrationError
-from .pairs import Batch, Groups, batches
+from .pairs import Batch, Groups, batches, has_bytes
 from .quality import Measurement, Quality, Tried, fastest
 from .reading import Window, planned, windows
 from .searching import SESSION, Searched, Searcher, ways
+from .signals import TimeUp
 from .target import Target, quote
 from .verification import Comparing, Comparison
 
 LOCK_TIMEOUT_MS = 30_000
 GLANCE_QUERIES, GLANCE_K = 20, 10
 GLANCE_SECONDS = 60.0  # for reading the rows that the true neighbours are among
+TELL_AFTER = 3.0  # seconds of reading, from which the whole is estimated
 
 LISTS_OF_LEAVES = """
 SELECT max(CAST(substr(option, 7) AS integer))
@@ -44,16 +46,27 @@ class Asking:
     k: int = 10
     wanted: float = 0.95
     sample: int | None = None
+    max_seconds: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Proof:
-    """`quality` is None where nothing was searched, for the reason in `unsearched`."""
+    """What is known so far: all of it, unless `stopped` by the seconds that there were.
 
-    comparison: Comparison
-    index: Index | None
-    quality: Quality | None
-    unsearched: str | None
+    `comparison` is None where the table has no bytes to compare with; `quality` where nothing was searched, for the
+    reason in `unsearched`. `rows` are in the table.
+    """
+
+    comparison: Comparison | None = None
+    rows: int = 0
+    index: Index | None = None
+    quality: Quality | None = None
+    unsearched: str | None = None
+    stopped: bool = False
+
+    @property
+    def fine(self) -> bool:
+        return not self.stopped and (self.comparison is None or self.comparison.fine)
 
 
 @dataclass(frozen=True)
@@ -70,25 +83,49 @@ See = Callable[[Batch], object]
 
 
 def prove(db: Database, target: Target, table: Table, extension: Extension, asking: Asking, see: See = bool) -> Proof:
-    """`see` gets every batch that is compared. Raises MigrationError for a table that Citus has spread over shards."""
+    """`see` gets every batch that is read. Raises MigrationError for a table that Citus has spread over shards."""
     require_places(db, target, table)
+    proof = Proof(Comparison() if has_bytes(table, target) else None)
+    try:
+        with db.stop.within(asking.max_seconds, db.driver.cancel):
+            _prove(db, target, table, extension, asking, see, proof)
+    except TimeUp:
+        proof.stopped = True
+    return proof
+
+
+def compare(db: Database, target: Target, table: Table, extension: Extension) -> Comparison:
+    """Every row with its bytes, and nothing searched."""
+    found = prove(db, target, table, extension, Asking(queries=0)).comparison
+    assert found is not None  # there are bytes
+    return found
+
+
+def _prove(
+    db: Database, target: Target, table: Table, extension: Extension, asking: Asking, see: See, proof: Proof
+) -> None:
     with _snapshot(db, target, table) as everything:
-        chosen = verification.sample(db, everything, asking.sample) if asking.sample else everything
-        index = valid_index(db, target, table)
-        size, reason = _size(db, target, table, asking)
+        proof.rows = int(db.value("SELECT count(*) FROM {table}"))
+        proof.index = valid_index(db, target, table)
+        chosen, found = everything, proof.comparison
+        if found:
+            chosen = verification.sample(db, everything, asking.sample) if asking.sample else everything
+            found.rows, found.sampled = proof.rows, chosen != everything
+        proof.unsearched = "the time is up"
+        size, reason = _size(db, target, table, extension, asking)
         asked = Choice(db, target, table, extension, size).ask(asking.queries, asking.k) if size else None
-        gathering = asked if chosen == everything else None
-        found = _compare(db, target, table, extension, chosen, gathering, see)
-        quality = None
+        gathering = asked if found and not found.sampled else None
+        if found:
+            _compare(db, target, table, extension, chosen, found, gathering, see)
         if asked and size:
             if gathering is None:
-                gather(db, target, table, extension, everything, size, asked)
-            quality = search(db, target, table, extension, size, index, asked, asking.wanted)
-            reason = None if quality else "no row has a vector to ask with"
-    found.sampled = chosen != everything
-    if not found.fine:
-        found = _looked_at_again(db, target, table, extension, chosen, found)
-    return Proof(found, index, quality, reason)
+                gather(db, target, table, extension, everything, size, asked, see=bool if found else see)
+            proof.quality = search(db, target, table, extension, size, proof.index, asked, asking.wanted)
+            reason = None if proof.quality else "no row has a vector to ask with"
+        proof.unsearched = reason
+    # a sample knows nothing of the page that a row of it has gone to since
+    if found and not found.fine and not found.sampled:
+        proof.comparison = _compared_again(db, target, table, extension, found)
 
 
 def require_places(db: Database, target: Target, table: Table) -> None:
@@ -158,9 +195,17 @@ def _snapshot(
 ) -> Iterator[list[Window]]:
     """One for all statements, with all pages of the table, which nobody can drop or rewrite meanwhile."""
     with db.transaction(snapshot=True, lock_timeout_ms=lock_timeout_ms):
-        if catalog.table(db, target.schema, target.table) != table:
-            raise Changed(f"{target} was changed just now")
+        _require_same(db, target, table)
         yield windows(db, partitions.leaves(db, table.oid))
+        # the lock doesn't keep anybody from renaming the schema
+        _require_same(db, target, table)
+
+
+def _require_same(db: Database, target: Target, table: Table) -> None:
+    """By the catalogs as the snapshot has them, and as statements do, which find a table by its name of now."""
+    named = db.value("SELECT CAST(to_regclass(:name) AS oid)", {"name": db.names["table"]})
+    if named != table.oid or catalog.table(db, target.schema, target.table) != table:
+        raise Changed(f"{target} was changed just now")
 
 
 def _searched(db: Database, target: Target, table: Table, index: Index | None) -> Searched:
@@ -170,17 +215,43 @@ def _searched(db: Database, target: Target, table: Table, index: Index | None) -
     return Searched.by(index, db.value(LISTS_OF_LEAVES, {"index": name}))
 
 
-def _size(db: Database, target: Target, table: Table, asking: Asking) -> tuple[int | None, str | None]:
+def _size(
+    db: Database, target: Target, table: Table, extension: Extension, asking: Asking
+) -> tuple[int | None, str | None]:
     """The dimensions that are searched, or why nothing is."""
     if not asking.queries:
         return None, "no queries were asked for"
     if fixed := table.columns[target.vector].dimensions:
         return fixed, None
-    rows = db.rows("SELECT DISTINCT octet_length({source}) FROM {table} WHERE {vector} IS NOT NULL")
-    sizes = [octets // 4 for (octets,) in rows if octets and octets % 4 == 0]
+    # the length of bytes is known without reading them
+    size = "octet_length({source}) / 4.0" if has_bytes(table, target) else "{ext}.vector_dims({vector})"
+    rows = db.rows(f"SELECT DISTINCT {size} FROM {{table}} WHERE {{vector}} IS NOT NULL", **extension.names())
+    sizes = [int(size) for (size,) in rows if size and size == int(size)]
     if len(sizes) == 1:
         return sizes[0], None
     return None, "the vectors have different dimensions" if sizes else "no row has a vector"
+
+
+@contextmanager
+def _read(db: Database, target: Target, doing: str, chosen: list[Window]) -> Iterator[See]:
+    """Gives what takes each batch that is read: it shows how far that is, and once how long it is going to take."""
+    total = sum(window.end - window.first for window in chosen)
+    began, told = time.monotonic(), False
+
+    def take(batch: Batch) -> None:
+        nonlocal told
+        db.stop.check()  # a cancel that comes while we compute has no effect
+        shown.to(batch.pages)
+        seconds = time.monotonic() - began
+        if not told and seconds >= TELL_AFTER:
+            told = True
+            log.notice(
+                f"{doing} {target} takes about {log.duration(seconds * total / max(1, batch.pages))}",
+                detail="Until then a snapshot is held: VACUUM doesn't remove what dies meanwhile.",
+            )
+
+    with console.shown(f"{doing} {target.table}", total, "pages") as shown:
+        yield take
 
 
 def _compare(
@@ -189,21 +260,19 @@ def _compare(
     table: Table,
     extension: Extension,
     chosen: list[Window],
+    found: Comparison,
     asked: Asked | None,
     see: See,
-) -> Comparison:
-    total = sum(window.end - window.first for window in chosen)
-    with console.shown(f"verifying {target.table}", total, "pages") as shown:
+) -> None:
+    with _read(db, target, "verifying", chosen) as take:
 
         def pass_on(batch: Batch) -> None:
-            db.stop.check()  # a cancel that comes while we compute has no effect
-            shown.to(batch.pages)
+            take(batch)
             see(batch)
             if asked:
                 asked.see(batch)
 
-        comparing = Comparing(db, target, table, extension, chosen)
-        return comparing.run(asked.groups if asked else Groups(), pass_on)
+        Comparing(db, target, table, extension, chosen, found).run(asked.groups if asked else Groups(), pass_on)
 
 
 def gather(
@@ -215,32 +284,27 @@ def gather(
     size: int,
     asked: Asked,
     seconds: float = math.inf,
+    see: See = bool,
 ) -> None:
     """The true neighbours are among all rows, though only some are compared. Raises TooLong after so many seconds."""
     over = time.monotonic() + seconds
-    fixed = table.columns[target.vector].dimensions is not None
-    total = sum(window.end for window in everything)
-    with console.shown(f"reading {target.table}", total, "pages") as shown, planned(db, "verifying"):
-        for batch in batches(db, everything, size, fixed=fixed, groups=asked.groups, ext=quote(extension.schema)):
-            db.stop.check()
+    with _read(db, target, "reading", everything) as take, planned(db, "verifying"):
+        for batch in batches(db, target, table, extension, everything, size, asked.groups):
             if time.monotonic() > over:
                 raise TooLong(f"reading all rows takes longer than {log.duration(seconds)}")
-            shown.to(batch.pages)
+            take(batch)
+            see(batch)
             asked.see(batch)
 
 
-def _looked_at_again(
-    db: Database, target: Target, table: Table, extension: Extension, chosen: list[Window], found: Comparison
-) -> Comparison:
-    """Without a key for every row that is wrong, all rows are."""
-    if verification.can_look_again(table, found):
-        with db.transaction():
-            verification.look_again(db, target, table, extension, found)
-        return found
+def _compared_again(db: Database, target: Target, table: Table, extension: Extension, first: Comparison) -> Comparison:
+    """All rows, in a snapshot of its own: a backfill may just have been about to put right what was wrong.
+
+    Not only those that were wrong: a row that isn't found again where it was, or by its key, needn't be gone.
+    """
+    log.notice(f"{first.not_right:,} rows of {target} are not right; comparing all rows again, in a new snapshot")
     with _snapshot(db, target, table) as everything:
-        # a row that has been updated may be in a page that wasn't there before
-        now = chosen if found.sampled else everything
-        again = _compare(db, target, table, extension, now, None, bool)
-    again.sampled = found.sampled
-    again.looked_at_again = max(0, found.rows_wrong - again.rows_wrong)
+        again = Comparison(rows=int(db.value("SELECT count(*) FROM {table}")))
+        _compare(db, target, table, extension, everything, again, None, bool)
+    again.looked_at_again = max(0, first.rows_wrong - again.rows_wrong)
     return again

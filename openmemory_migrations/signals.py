@@ -1,5 +1,7 @@
 """SIGINT and SIGTERM while we work: the statement that runs is cancelled, the batch rolled back, the run ends in order.
 
+The same way ends work that was given so many seconds.
+
 A driver's call blocks until the server answers, and Python runs its signal handlers only after that: an index build
 would not hear Ctrl-C for hours. The signal's number arrives in a socket at once, though, and a thread reads it there.
 """
@@ -29,13 +31,18 @@ class Interrupted(MigrationError):
         )
 
 
+class TimeUp(MigrationError):
+    """The seconds that the work was given are over."""
+
+
 class Stop:
-    """Whether a signal has asked the run to stop."""
+    """Whether a signal has asked the run to stop, or its time is up."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._heeded = threading.Event()
         self._signal = 0
+        self._late = False
 
     def ask(self, number: int) -> None:
         self._signal = number
@@ -50,12 +57,36 @@ class Stop:
         if self.asked:
             self._heeded.set()
             raise Interrupted(signal.Signals(self._signal).name)
+        if self._late:
+            self._late = False
+            raise TimeUp("the time is up")
 
     def sleep(self, seconds: float) -> None:
         """Sleeps, but not through a signal."""
         if not self._heeded.is_set():
             self._asked.wait(seconds)
             self.check()
+
+    @contextmanager
+    def within(self, seconds: float | None, cancel: Callable[[], None]) -> Iterator[None]:
+        """Has `check`, or the statement that runs then, raise TimeUp after so many seconds; None: never."""
+        over = threading.Event()
+
+        def watch() -> None:
+            if not over.wait(seconds):
+                self._late = True
+                while self._late and not over.is_set():
+                    cancel()
+                    over.wait(CANCEL_AGAIN)
+
+        thread = threading.Thread(target=watch, name="openmemory-migrations clock", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self._late = False
 
     def finish(self) -> None:
         """The work is over: nothing is left to cancel."""

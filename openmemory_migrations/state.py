@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from . import building_progress, catalog, checks, dimensions, newer, partitions, proof
 from .catalog import Index, Table
-from .cutover import backtrigger
+from .cutover import backtrigger, forward, mark
 from .cutover.mark import Mark
 from .database import APPLICATION_NAME, Database
 from .environment import VERSION_TABLE
+from .errors import MigrationError
 from .indexes import DEFAULTS
 from .leftovers import COUNT, NOT_FINITE, by_reading
 from .settings import Settings
@@ -43,7 +44,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class CutOver:
-    """`without_bytes` have a vector and no bytes beside it, which is what undoing the cutover would rebuild."""
+    """`without_bytes` have a vector and no bytes beside it, which is what undoing the cutover would rebuild.
+
+    `changed` is what isn't any more as the cutover has left it, and what keeps it from being undone.
+    """
 
     said: str
     mode: str
@@ -52,6 +56,7 @@ class CutOver:
     vectors: int
     without_bytes: int
     index: Index | None  # that searches can use
+    changed: MigrationError | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class State:
     to_be: int | None = None  # dimensions that such a column has, or is to have
     found_by_application: bool = False
     cut_over: CutOver | None = None
+    left_by_cutover: list[str] = field(default_factory=list)  # that was killed before its switch
 
     @property
     def index(self) -> Index | None:
@@ -90,8 +96,10 @@ def look(db: Database, target: Target, settings: Settings) -> State:
         checks.require_table(db, target)  # before the lock on it, which says less of why there can't be one
     with db.transaction(snapshot=True):
         table = checks.require_table(db, target)
-        if mark := Mark.of(table, target):
-            return _cut_over(db, target, settings, table, mark)
+        if found := Mark.of(table, target):
+            return _cut_over(db, target, settings, table, found)
+        if catalog.trigger_enabled(db, table.oid, target.back):
+            raise mark.changed(target, target.source)
         to_be = None
         if native := table.columns[target.source].is_vector:
             to_be = newer.examine(db, target, settings, table)[0].size
@@ -119,11 +127,12 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             source_is_vector=native,
             to_be=to_be,
             found_by_application=db.value(DETECTED, column_is),
+            left_by_cutover=[] if native else forward.left(db, target, table),
         )
 
 
-def _cut_over(db: Database, target: Target, settings: Settings, table: Table, mark: Mark) -> State:
-    now = mark.now(target)
+def _cut_over(db: Database, target: Target, settings: Settings, table: Table, found: Mark) -> State:
+    now = found.now(target)
     column = table.columns[now.vector]
     at = db.at({"vector": quote(now.vector), "source": quote(now.source)})
     has_bytes = now.source in table.columns
@@ -144,15 +153,30 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, ma
         indexes=[index] if index else [],
         runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
         cut_over=CutOver(
-            mark.said(target),
-            mark.mode,
+            found.said(target),
+            found.mode,
             backtrigger.follows(db, target, table.oid),
             rows,
             vectors,
             without,
             index,
+            _changed(db, found, table, target),
         ),
     )
+
+
+def _changed(db: Database, found: Mark, table: Table, target: Target) -> MigrationError | None:
+    try:
+        found.require_dimensions(table, target)
+    except MigrationError as error:
+        return error
+    kept = found.mode == "swap" and target.archive in table.columns
+    if kept and not catalog.trigger_enabled(db, table.oid, target.back):
+        return MigrationError(
+            f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's",
+            hint=f"ALTER TABLE … ENABLE TRIGGER {quote(target.back)}; {mark.UNDO} compares all rows.",
+        )
+    return None
 
 
 def revisions(db: Database, settings: Settings) -> list[str] | None:

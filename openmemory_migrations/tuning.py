@@ -20,6 +20,7 @@ from .catalog import Extension, Table
 from .database import Database
 from .errors import MigrationError
 from .indexes import HALFVEC_DIMENSIONS, INDEX_DIMENSIONS, ROWS_A_LIST, Plan
+from .pairs import with_values
 from .partitions import Part
 from .proof import Asking, gather, require_places
 from .quality import EXACT_QUERIES, Measurement, Tried, fastest
@@ -38,7 +39,7 @@ AS_FAST = 1.2  # times as long is as fast, for what a measurement can tell: then
 CREATE = """
 CREATE TEMPORARY TABLE {copy} AS
 SELECT {columns} FROM {table} TABLESAMPLE BERNOULLI ({percent}) REPEATABLE (0)
-WHERE {vector} IS NOT NULL AND octet_length({source}) = {octets} LIMIT {rows}
+WHERE {with_values} LIMIT {rows}
 """
 
 
@@ -120,7 +121,7 @@ def tune(
                 "a pooler such as PgBouncer is in between, and a temporary table needs a session of its own",
                 hint="Set OM_DATABASE_URL to the server itself.",
             )
-    rows, of, copy = _copied(db, target, table, size, asking.sample or 20_000)
+    rows, of, copy = _copied(db, target, table, extension, size, asking.sample or 20_000)
     if rows < ROWS_A_LIST:
         raise MigrationError(f"{target} has {rows:,} vectors to learn from, at least {ROWS_A_LIST} are needed")
     at = copy.at(db)
@@ -182,20 +183,18 @@ def _untimed(db: Database) -> Iterator[None]:
         yield
 
 
-def _copied(db: Database, target: Target, table: Table, size: int, most: int) -> tuple[int, int, Part]:
+def _copied(
+    db: Database, target: Target, table: Table, extension: Extension, size: int, most: int
+) -> tuple[int, int, Part]:
     """How many rows have been copied, of how many, and where to."""
     wanted = [*table.key, "sector", "user_id", target.source, target.vector]
     columns = ", ".join(quote(name) for name in dict.fromkeys(wanted) if name in table.columns)
+    eligible = with_values(db, target, table, extension, size)
     with _untimed(db):
-        of = int(
-            db.value(
-                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND octet_length({source}) = {octets}",
-                octets=str(4 * size),
-            )
-        )
+        of = int(db.value("SELECT count(*) FROM {table} WHERE {with_values}", with_values=eligible))
     # a little more than needed: how many come is chance
     percent = min(100.0, 100.0 * (1.05 * most + 100) / max(1, of))
-    names = {"copy": quote(COPY), "columns": columns, "octets": str(4 * size), "rows": str(most)}
+    names = {"copy": quote(COPY), "columns": columns, "with_values": eligible, "rows": str(most)}
     with _untimed(db):
         rows = int(db.run(CREATE, percent=f"{percent:.6f}", **names).rowcount)
         db.run("ANALYZE pg_temp.{copy}", copy=quote(COPY))

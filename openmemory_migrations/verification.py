@@ -1,18 +1,15 @@
 """Compares every row's vector with its bytes, bit by bit, in one snapshot. Read-only.
 
-A row is wrong when its vector isn't what its bytes say. What was wrong in the snapshot is looked at again by its key: a
-backfill, or the application, may just have been about to put it right.
+A row is wrong when its vector isn't what its bytes say. What is right is decided by what was read, never by what wasn't
+found: every row that the server counts in the snapshot is accounted for.
 """
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from . import codec, dimensions
 from .catalog import Extension, Table
@@ -23,11 +20,12 @@ from .partitions import Part
 from .reading import Scan, Window, planned
 from .target import Target, quote
 
-Kind = Literal["differs", "missing", "stale"]
+Kind = Literal["differs", "missing", "stale", "sourceless"]
 MEANING: Mapping[Kind, str] = {
     "differs": "the vector is another than the bytes",
     "missing": "the bytes have no vector",
     "stale": "there is a vector, but the bytes are none (any more)",
+    "sourceless": "there is a vector, but no bytes",
 }
 KEPT = 1000  # wrong rows of each kind whose keys are kept
 LOOK_PAGES, MOST_WINDOWS = 64, 64  # to see how many rows a page has; places of one part that a sample is taken from
@@ -38,12 +36,11 @@ OTHERS = """
 SELECT octet_length({source}), {vector} IS NULL, count(*) FROM ONLY {table}
 WHERE {inside} AND (octet_length({source}) = 4 * {size} AND {vector} IS NOT NULL) IS NOT TRUE GROUP BY 1, 2
 """
-STALE = """
-SELECT CAST(ctid AS text) FROM ONLY {table}
-WHERE {inside} AND {vector} IS NOT NULL AND octet_length({source}) <> 4 * {size} LIMIT {most}
+TIDS = """
+SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {vector} IS NOT NULL AND {condition} LIMIT {most}
 """
+STALE, SOURCELESS = "octet_length({source}) <> 4 * {size}", "{source} IS NULL"
 KEYS = "SELECT {key} FROM {table} WHERE ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
-AGAIN = "SELECT {source}, {ext}.vector_send({vector}) FROM {table} WHERE "
 
 Key = tuple[str, ...]  # the primary key's values as text
 
@@ -58,15 +55,16 @@ class Wrong:
 
 @dataclass
 class Comparison:
-    """`rows` were looked at; `equal` have a vector that is their bytes to the bit; `skipped` can't have one."""
+    """`rows` were there, as the server counts them; `equal` have a vector that is their bytes to the bit; `skipped`
+    can't have one."""
 
     rows: int = 0
     equal: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    without_source: int = 0  # v is NULL; some of them have a vector all the same, carried over from an adopted column
-    sourceless: int = 0
+    without_source: int = 0  # v is NULL
+    sourceless: int = 0  # of them, those that have a vector all the same, carried over from an adopted column
     wrong: dict[Kind, Wrong] = field(default_factory=dict)
-    looked_at_again: int = 0  # wrong in the snapshot, and right when looked at a second time
+    looked_at_again: int = 0  # wrong in a first comparison, and no longer in this one
     sampled: bool = False
 
     @property
@@ -74,8 +72,25 @@ class Comparison:
         return sum(wrong.rows for wrong in self.wrong.values())
 
     @property
+    def not_right(self) -> int:
+        return self.rows - self.equal - self.skipped.total() - self.without_source
+
+    @property
+    def unseen(self) -> int:
+        """Rows that were there, and of which nothing is known."""
+        return self.not_right - self.rows_wrong
+
+    @property
     def fine(self) -> bool:
-        return not self.rows_wrong
+        return not self.rows_wrong and not self.unseen
+
+    def problems(self, table: Table) -> str:
+        """What isn't right, with the key of a row of each kind."""
+        found = [
+            f"{wrong.rows:,}: {MEANING[kind]}" + (f", such as {shown(table, wrong.keys[0])}" if wrong.keys else "")
+            for kind, wrong in self.wrong.items()
+        ]
+        return "; ".join(found + [f"{self.unseen:,}: not looked at"] * bool(self.unseen)) + "."
 
 
 def sample(db: Database, windows: Sequence[Window], rows: int) -> list[Window]:
@@ -106,31 +121,40 @@ def spread(windows: Sequence[Window], pages: int) -> list[Window]:
 
 
 class Comparing:
-    """One pass in the snapshot that is open; `see` gets every batch of rows with both values."""
+    """One pass in the snapshot that is open, which fills `found`; `see` gets every batch of rows with both values.
+
+    A vector without bytes is right only in a column that is kept equal to them, where it was carried over from an
+    adopted one. After a cutover, as it is undone, every vector has its bytes.
+    """
 
     def __init__(
-        self, db: Database, target: Target, table: Table, extension: Extension, windows: Sequence[Window]
+        self,
+        db: Database,
+        target: Target,
+        table: Table,
+        extension: Extension,
+        windows: Sequence[Window],
+        found: Comparison,
     ) -> None:
-        self.db, self.target, self.table, self.windows = db, target, table, windows
+        self.db, self.target, self.table, self.extension, self.windows = db, target, table, extension, windows
         self.ext = quote(extension.schema)
         self.fixed = table.columns[target.vector].dimensions
         self.size = str(self.fixed) if self.fixed else f"{self.ext}.vector_dims({db.names['vector']})"
-        self.found = Comparison()
+        self.carried_over = table.columns[target.vector].ours
+        self.found = found
 
-    def run(self, groups: Groups, see: Callable[[Batch], None]) -> Comparison:
+    def run(self, groups: Groups, see: Callable[[Batch], None]) -> None:
+        if self.found.sampled:
+            self.found.rows = sum(int(w.part.at(self.db).value(ROWS, inside=_inside(w))) for w in self.windows)
         with planned(self.db, "verifying"):
             for size in self._sizes():
-                for batch in batches(
-                    self.db, self.windows, size, fixed=self.fixed is not None, groups=groups, ext=self.ext
-                ):
-                    self.found.rows += len(batch)
+                for batch in batches(self.db, self.target, self.table, self.extension, self.windows, size, groups):
                     self.found.equal += len(batch) - len(batch.differing) - len(batch.stale)
                     self._wrong("differs", batch.part, len(batch.differing), batch.differing)
                     self._wrong("stale", batch.part, len(batch.stale), batch.stale)
                     see(batch)
             for window in self.windows:
                 self._others(window)
-        return self.found
 
     def _sizes(self) -> list[int]:
         if self.fixed:
@@ -146,21 +170,25 @@ class Comparing:
 
     def _others(self, window: Window) -> None:
         at = window.part.at(self.db)
-        stale = 0
+        stale = sourceless = 0
         for octets, no_vector, rows in at.rows(OTHERS, inside=_inside(window), size=self.size):
-            self.found.rows += rows
-            if octets is None:
+            if octets is None and (no_vector or self.carried_over):
                 self.found.without_source += rows
                 self.found.sourceless += 0 if no_vector else rows
+            elif octets is None:
+                sourceless += rows
             elif not no_vector:
                 stale += rows
             elif problem := dimensions.problem(octets, self.fixed):
                 self.found.skipped[problem] += rows
             else:
                 self._pending(window, octets // 4)
-        if stale:
-            tids = at.rows(STALE, inside=_inside(window), size=self.size, most=str(KEPT))
-            self._wrong("stale", window.part, stale, [tid for (tid,) in tids])
+        kinds: list[tuple[Kind, int, str]] = [("stale", stale, STALE), ("sourceless", sourceless, SOURCELESS)]
+        for kind, rows, condition in kinds:
+            if rows:
+                names = {"condition": at.sql(condition, size=self.size), "most": str(KEPT)}
+                tids = at.rows(TIDS, inside=_inside(window), **names)
+                self._wrong(kind, window.part, rows, [tid for (tid,) in tids])
 
     def _pending(self, window: Window, size: int) -> None:
         """Rows without a vector: only their values tell whether they can have one."""
@@ -184,47 +212,6 @@ class Comparing:
             key = ", ".join(f"CAST({quote(name)} AS text)" for name in self.table.key) or "CAST(ctid AS text)"
             found = part.at(self.db).rows(KEYS, {"tids": tids}, key=key)
             wrong.keys += [tuple(row) for row in found]
-
-
-def can_look_again(table: Table, found: Comparison) -> bool:
-    """Whether every row that is wrong can be found by its key."""
-    return bool(table.key) and all(wrong.rows == len(wrong.keys) for wrong in found.wrong.values())
-
-
-def look_again(db: Database, target: Target, table: Table, extension: Extension, found: Comparison) -> None:
-    """Takes out of `found` what is right by now, or gone; in a transaction that sees what is new."""
-    for wrong in found.wrong.values():
-        still = [key for key in wrong.keys if not _right(db, table, extension, target.vector, key)]
-        mended = len(wrong.keys) - len(still)
-        wrong.rows -= mended
-        wrong.keys = still
-        found.looked_at_again += mended
-
-
-def _right(db: Database, table: Table, extension: Extension, vector: str, key: Key) -> bool:
-    condition = " AND ".join(f"{{column{i}}} = CAST(:key{i} AS {{type{i}}})" for i in range(len(key)))
-    columns = {f"column{i}": quote(name) for i, name in enumerate(table.key)}
-    types = {f"type{i}": table.columns[name].type for i, name in enumerate(table.key)}
-    row: Any = db.run(
-        AGAIN + condition,
-        {f"key{i}": value for i, value in enumerate(key)},
-        ext=quote(extension.schema),
-        **columns,
-        **types,
-    ).one_or_none()
-    if row is None or row[0] is None:
-        return True  # gone, or without bytes that a vector could be compared with
-    return _sent(bytes(row[0]), table.columns[vector].dimensions) == (row[1] if row[1] is None else bytes(row[1]))
-
-
-def _sent(source: bytes, size: int | None) -> bytes | None:
-    """What vector_send() gives for the vector of these bytes, or None where they can't be one (src/vector.c)."""
-    if dimensions.problem(len(source), size):
-        return None
-    values = np.frombuffer(source, "<f4")
-    if not np.isfinite(values).all():
-        return None
-    return struct.pack(">hh", len(values), 0) + values.view("<u4").astype(">u4").tobytes()
 
 
 def _inside(window: Window) -> str:

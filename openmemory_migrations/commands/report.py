@@ -48,9 +48,10 @@ def run(options: argparse.Namespace) -> int:
             server = str(step.db.value("SELECT current_setting('server_version')"))
         judged = status.judge(found, step.settings, extension)
         norms, verdict = Norms(), None
-        if found.ours and (ready := step.prepared(None)):
-            proved = proof.prove(step.db, step.target, *ready, wanted, lambda batch: norms.add(batch.values))
-            verdict = verify.judge(*ready, proved, options.fail_under)
+        if found.ours or found.source_is_vector or found.cut_over:
+            at, table, ext = step.searched()
+            proved = proof.prove(at.db, at.target, table, ext, wanted, lambda batch: norms.add(batch.values))
+            verdict = verify.judge(table, ext, proved, options)
         versions = f"openmemory-migrations {__version__}, PostgreSQL {server}"
         versions += f", pgvector {'.'.join(map(str, extension.version))}" if extension else ""
         lengths = {dimensions.length(octets): rows for octets, rows in sorted(survey.octets.items())} if survey else {}
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
     report = running.on_postgres(options, work)
     if report is None:
+        verify.require_postgres(options)
         nothing = page.paragraph("There is no Postgres to migrate: OM_METADATA_BACKEND is sqlite.")
         _write(options.output, output.as_json({"fine": True}) if options.json else page.page("Vectors", [nothing]))
         return 0
@@ -119,7 +121,7 @@ class Report:
 
     def _verification(self, verdict: Verdict, plt: Any) -> Iterator[str]:
         yield page.heading("Verification")
-        yield page.table(("", ""), describe.comparison_lines(verdict.table, verdict.proof.comparison))
+        yield page.table(("", ""), describe.compared_lines(verdict.table, verdict.proof))
         yield page.heading("Searches")
         yield from (page.finding(one) for one in verdict.findings)
         quality = verdict.proof.quality

@@ -1,18 +1,18 @@
 """say where the migration stands, and what to do next; also while a run is going on
 
-Exit code 0 when the chain is at its head, nothing is pending, the trigger is on, and the index valid, unless
-OM_SYNC_TRIGGER or OM_INDEX say that there is to be none.
+Exit code 0 when the chain is at its head, nothing is pending, the trigger is on, the index valid, unless
+OM_SYNC_TRIGGER or OM_INDEX say that there is to be none, and nothing is half done.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import hosts, output, running, state
 from ..catalog import Extension, extension
-from ..cutover.mark import UNDO
+from ..cutover.mark import DO, UNDO
 from ..errors import ANEW, INDEX_ANEW
 from ..indexes import NoIndex, Plan, plan
 from ..settings import Settings
@@ -52,15 +52,17 @@ class Judged:
     index: str
     fine: bool
     next: str
+    left: list[str] = field(default_factory=list)  # by a run that was interrupted
 
 
 def judge(found: State, settings: Settings, installed: Extension | None) -> Judged:
     if found.cut_over:
         index = f"{quote(found.cut_over.index.name)}, valid" if found.cut_over.index else "none that searches can use"
-        todo = f"{UNDO}, which was interrupted" if found.cut_over.undoing else "nothing"
-        if found.runs:
-            todo = "wait for what is running; " + todo
-        return Judged(True, index, not found.cut_over.undoing, todo)
+        todo = f"{UNDO}, which was interrupted" if found.cut_over.undoing else ""
+        if changed := found.cut_over.changed:
+            todo = f"{changed.message}: {changed.hint}" + (f" Then {todo}" if todo else "")
+        waiting = "wait for what is running; " if found.runs else ""
+        return Judged(True, index, not todo, waiting + (todo or "nothing"))
     there, followed = found.ours, found.trigger or not settings.sync_trigger
     if found.source_is_vector:
         there, followed, settings = found.dimensions is not None, True, settings.native
@@ -68,6 +70,7 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
     at_head = found.revisions == [hosts.FINALIZE] or (found.revisions is None and there)
     index, wanted, remark = _index(found, settings, installed)
     pending = found.rows.pending if found.rows else 0
+    left = found.left_by_cutover + ([] if found.runs else [f"index {quote(one.name)}" for one in found.left])
     if not there or not at_head:
         todo = ANEW if at_head else "openmemory-migrations upgrade"
         if found.source_is_vector and not (there or found.to_be):
@@ -76,13 +79,17 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
         todo = "openmemory-migrations backfill"
     elif not followed:
         todo = f"the trigger is missing or disabled: ALTER TABLE … ENABLE TRIGGER {quote(found.target.sync)}"
+    elif found.left_by_cutover:
+        todo = f"{DO} goes on with the cutover that was interrupted; {UNDO} takes away what it has left"
     elif wanted:
         todo = INDEX_ANEW
+    elif left:
+        todo = f"{INDEX_ANEW} clears up {found.left[0].name}, which an interrupted run has left"
     else:
         todo = f"nothing; {INDEX_ANEW} {remark}" if remark else "nothing"
     if found.runs:
         todo = "wait for what is running; " + todo
-    return Judged(at_head, index, bool(at_head and there and not pending and followed and not wanted), todo)
+    return Judged(at_head, index, bool(at_head and there and followed and not (pending or wanted or left)), todo, left)
 
 
 def _index(found: State, settings: Settings, installed: Extension | None) -> tuple[str, bool, str]:
@@ -104,8 +111,6 @@ def _index(found: State, settings: Settings, installed: Extension | None) -> tup
         return text + ", INVALID", isinstance(wanted, Plan), ""
     if found.build:
         return f"{text}, valid; another is being built: {found.build}", False, ""
-    if found.left and not found.runs:
-        return text + ", valid", False, f"clears up {found.left[0].name}, which an interrupted run has left"
     if settings.index == "none":
         return text + ", valid, but OM_INDEX is none", False, "drops it"
     if isinstance(wanted, Plan) and not wanted.matches(index):
@@ -142,6 +147,7 @@ def data(found: State, judged: Judged) -> dict[str, Any]:
             for i in found.indexes
         ],
         "index_build": found.build,
+        "left": judged.left,
         "runs": [{"pid": pid, "application_name": name, "since": since} for pid, name, since in found.runs],
         "found_by_application": found.found_by_application,
         "detection": found.target.detection,
@@ -174,7 +180,10 @@ def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
         ]
     if not found.source_is_vector or not found.dimensions:
         lines.append(("trigger", "on" if found.trigger else "off"))
-    lines += [("index", judged.index), *_running(found)]
+    lines.append(("index", judged.index))
+    if judged.left:
+        lines.append(("left", f"by a run that was interrupted: {'; '.join(judged.left)}"))
+    lines += _running(found)
     if found.source_is_vector:
         return [*lines, ("next", judged.next)]
     lines += [

@@ -31,9 +31,9 @@ def run(options: argparse.Namespace) -> int:
     asking = verify.asking(options)
     verify.require_queries(options)
 
-    def work(step: Step) -> Tuning | None:
-        ready = step.prepared(None)
-        return ready and tuning.tune(step.db, step.target, *ready, step.settings, asking)
+    def work(step: Step) -> Tuning:
+        at, table, extension = step.searched()
+        return tuning.tune(at.db, at.target, table, extension, at.settings, asking)
 
     found = running.on_postgres(options, work)
     if found is None:

@@ -1,7 +1,9 @@
 """prove that every vector is its bytes to the bit, and measure what searches find; reads only
 
-Exit code 0 when every row is right and --fail-under, if it is given, holds; 1 when not. Rows that can't be converted
-have no vector, as they should: they are counted, and no failure. It takes one snapshot, as pg_dump does.
+Exit code 0 when every row is right and --fail-under, if it is given, holds; 1 when not, or when --max-seconds were over
+before that was known. Rows that can't be converted have no vector, as they should: they are counted, and no failure.
+Where vectors never were bytes, or have been cut over, nothing is compared, and searches are measured. It takes one
+snapshot, as pg_dump does, and a second one where rows of the first were not right.
 """
 
 from __future__ import annotations
@@ -34,6 +36,12 @@ def proof_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="exit code 1 when the recall of a session with its default settings is below this, 0 to 1",
     )
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        metavar="N",
+        help="hold a snapshot no longer than this; what is not known then is not right",
+    )
 
 
 def search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,19 +54,20 @@ def search_arguments(parser: argparse.ArgumentParser) -> None:
 
 def asking(options: argparse.Namespace) -> Asking:
     """Raises UsageError for what can't be meant."""
-    sample, under = getattr(options, "sample", None), getattr(options, "fail_under", None)
+    sample, under, most = (getattr(options, name, None) for name in ("sample", "fail_under", "max_seconds"))
     for name, value, low, high in (
         ("--k", options.k, 1, 1000),
         ("--queries", options.queries, 0, 10_000),
         ("--sample", sample, 1, 10**12),
         ("--recall", options.recall, 0, 1),
         ("--fail-under", under, 0, 1),
+        ("--max-seconds", most, 0, 10**7),
     ):
         if value is not None and not low <= value <= high:
             raise UsageError(f"{name} is {value}", hint=f"It must be from {low:,} to {high:,}.")
     if under is not None:
         require_queries(options)
-    return Asking(options.queries, options.k, options.recall, sample)
+    return Asking(options.queries, options.k, options.recall, sample, most)
 
 
 def require_queries(options: argparse.Namespace) -> None:
@@ -66,19 +75,27 @@ def require_queries(options: argparse.Namespace) -> None:
         raise UsageError("--queries is 0, and this needs searches to measure", hint="Leave --queries out.")
 
 
+def require_postgres(options: argparse.Namespace) -> None:
+    """Where there is none. Raises UsageError for a --fail-under, which nothing could be held against."""
+    if options.fail_under is not None:
+        raise UsageError(
+            "there is no Postgres in which searches could be measured", hint="OM_METADATA_BACKEND is sqlite."
+        )
+
+
 def run(options: argparse.Namespace) -> int:
     """Raises MigrationError."""
     wanted = asking(options)
 
-    def work(step: Step) -> tuple[Table, Extension, Proof] | None:
-        ready = step.prepared(None)
-        return ready and (*ready, proof.prove(step.db, step.target, *ready, wanted))
+    def work(step: Step) -> Verdict:
+        at, table, extension = step.searched()
+        return judge(table, extension, proof.prove(at.db, at.target, table, extension, wanted), options)
 
-    result = running.on_postgres(options, work)
-    if result is None:
+    verdict = running.on_postgres(options, work)
+    if verdict is None:
+        require_postgres(options)
         return output.nothing(options)
     _, target = running.configured(options)
-    verdict = judge(*result, options.fail_under)
     output.write(options, verdict.data(target), verdict.lines(target))
     return 0 if verdict.fine else 1
 
@@ -98,7 +115,9 @@ class Verdict:
         return {
             "table": f"{target.schema}.{target.table}",
             "fine": self.fine,
-            "comparison": describe.comparison_data(self.table, proof.comparison),
+            "stopped": proof.stopped,
+            "not_looked_at": proof.comparison.unseen if proof.comparison else proof.rows,
+            "comparison": describe.comparison_data(self.table, proof.comparison) if proof.comparison else None,
             "index": describe.index_data(proof.index),
             "search": describe.quality_data(proof.quality) if proof.quality else None,
             "not_searched": proof.unsearched,
@@ -110,18 +129,25 @@ class Verdict:
         proof = self.proof
         lines: list[describe.Line] = [
             ("table", str(target)),
-            *describe.comparison_lines(self.table, proof.comparison),
+            *describe.compared_lines(self.table, proof),
             describe.index_line(proof.index),
         ]
         lines += describe.quality_lines(proof.quality) if proof.quality else [("searches", f"none: {proof.unsearched}")]
-        return [*lines, *describe.finding_lines(self.findings), ("verdict", "right" if self.fine else "NOT right")]
+        right = "right" if proof.comparison else "nothing to compare"
+        verdict = "NOT verified" if proof.stopped else right if self.fine else "NOT right"
+        return [*lines, *describe.finding_lines(self.findings), ("verdict", verdict)]
 
 
-def judge(table: Table, extension: Extension, found: Proof, fail_under: float | None) -> Verdict:
-    below = _below(found, fail_under)
-    findings = [below] if below else []
+def judge(table: Table, extension: Extension, found: Proof, options: argparse.Namespace) -> Verdict:
+    findings = []
+    if found.stopped:
+        message = f"the {options.max_seconds:g} seconds of --max-seconds were over before all was looked at"
+        findings.append(Finding("error", "max-seconds", message))
+    if below := _below(found, options.fail_under):
+        findings.append(below)
+    fine = found.fine and not findings
     findings += advice.advice(found.quality, extension, found.index) if found.quality else []
-    return Verdict(table, found, findings, found.comparison.fine and not below, fail_under)
+    return Verdict(table, found, findings, fine, options.fail_under)
 
 
 def _below(found: Proof, limit: float | None) -> Finding | None:
@@ -130,7 +156,7 @@ def _below(found: Proof, limit: float | None) -> Finding | None:
         return None
     recall = found.quality.session.all.recall if found.quality else None
     if recall is None:
-        if not found.comparison.rows:
+        if not found.rows and not found.stopped:
             return None
         return Finding("error", "fail-under", f"no recall to hold against --fail-under {limit}", found.unsearched)
     if recall >= limit:

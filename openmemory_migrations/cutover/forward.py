@@ -11,7 +11,19 @@ from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
-from .. import building, building_tree, catalog, checks, indexes, locks, log, partitions, switching, synctrigger
+from .. import (
+    building,
+    building_tree,
+    catalog,
+    checks,
+    indexes,
+    locks,
+    log,
+    partitions,
+    replacing,
+    switching,
+    synctrigger,
+)
 from ..building import CannotBuild
 from ..catalog import Extension, Index, Table
 from ..database import Database
@@ -60,7 +72,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
     except BaseException:
         if db.usable:
             db.rollback()
-            _clean_up(db, target, settings, table)
+            clean_up(db, target, settings, table)
         raise
     log.notice(
         done.said(target),
@@ -143,7 +155,41 @@ def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = buildin
     building.drop(db.at({"schema": quote(part.schema)}), name, lock_timeout)
 
 
-def _clean_up(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def left(db: Database, target: Target, table: Table) -> list[str]:
+    """What a run that was killed has prepared and not taken away; in a transaction that is open."""
+    newer = target.newer
+    found = [f"index {quote(newer.index)}"] if newer.index_name and _is_on(db, target, newer.index, table.oid) else []
+    for part in partitions.leaves(db, table.oid):
+        name = gate.left_index(target, part)
+        if _is_on(db, replace(target, schema=part.schema), name, part.oid):
+            found.append(f"index {quote(name)}")
+    if switching.has_proof(db, target):
+        found.append(f"constraint {quote(target.left)}, which refuses rows without a vector")
+    if kept.exists(db, target):
+        found.append(f"table {quote(target.kept)}")
+    return found
+
+
+def _is_on(db: Database, target: Target, name: str, table_oid: int) -> bool:
+    index = catalog.indexes(db, target.schema, name).get(name)
+    return index is not None and index.table_oid == table_oid
+
+
+def take_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Takes all of that away. Raises MigrationError for what can't be."""
+    if target.newer.index_name:
+        replacing.drop(db, target.newer, settings, table, replacing.LEFT)
+    clean_up(db, target, settings, table)
+    with db.transaction():
+        still = left(db, target, table)
+    if still:
+        raise MigrationError(
+            f"what a cutover of {target} has left can't be taken away now: {'; '.join(still)}",
+            hint="Somebody holds a lock on it, or it belongs to another role. Run the same command again.",
+        )
+
+
+def clean_up(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """After a run that failed: what it has prepared is of no use to anybody but the next."""
     with _suppressed(), db.transaction():
         now = catalog.table(db, target.schema, target.table)
@@ -188,6 +234,7 @@ def _switch(
         kept.fill(db, target, table)
     parts = partitions.parts(db, table.oid)
     source, vector = switching.attributes(db, target.source), switching.attributes(db, target.vector)
+    dimensions = table.columns[target.vector].dimensions
     synctrigger.drop_trigger(db)
     for part in parts:
         index = gate.left_index(target, part)
@@ -196,11 +243,11 @@ def _switch(
     grants = [(part, switching.attributes(part.at(db), target.source).grants) for part in parts]
     if mode == "drop":
         of_parts = {part.sql_name: theirs for part, theirs in grants if theirs and part.parent is not None}
-        found = Mark("drop", source, vector, parts=of_parts)
+        found = Mark("drop", source, vector, parts=of_parts, dimensions=dimensions)
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
         switching.comment(db, target.vector, found.text)
         return found
-    found = Mark("swap", source, vector, renamed)
+    found = Mark("swap", source, vector, renamed, dimensions=dimensions)
     of_vector = [switching.attributes(part.at(db), target.vector).grants for part in parts]
     if source.not_null:
         switching.require(db, target.source, not_null=False)

@@ -10,10 +10,9 @@ from ..catalog import Extension, Table
 from ..database import Database
 from ..errors import ANEW, INDEX_ANEW, MigrationError
 from ..indexes import NoIndex
-from ..proof import Asking
 from ..settings import Settings
 from ..target import Target, quote
-from ..verification import MEANING, Comparison, shown
+from ..verification import Comparison
 from . import kept
 
 MENDS = {
@@ -140,32 +139,25 @@ def left_index(target: Target, part: partitions.Part) -> str:
 
 def verify(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> int:
     """Compares every row to the bit, in one snapshot; returns how many have bytes that no vector can hold."""
-    found = proof.prove(db, target, table, extension, Asking(queries=0)).comparison
+    found = proof.compare(db, target, table, extension)
     if not found.fine:
         raise _wrong(target, table, found)
     skipped = sum(found.skipped.values())
     log.notice(
         f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal, {skipped:,} that no"
         f" vector can hold, {found.without_source:,} without bytes",
-        detail=f"{found.looked_at_again:,} were written meanwhile and looked at again."
-        if found.looked_at_again
-        else None,
+        detail=f"{found.looked_at_again:,} were not right in a snapshot before." if found.looked_at_again else None,
     )
     require_accepted(target, settings, table, skipped, found.skipped)
     return skipped
 
 
 def _wrong(target: Target, table: Table, found: Comparison) -> MigrationError:
-    details, hints = [], []
-    for kind, wrong in found.wrong.items():
-        if wrong.rows:
-            example = f", such as {shown(table, wrong.keys[0])}" if wrong.keys else ""
-            details.append(f"{wrong.rows:,}: {MEANING[kind]}{example}")
-            hints.append(MENDS[kind].format(source=quote(target.source)))
+    hints = dict.fromkeys(MENDS[kind].format(source=quote(target.source)) for kind in MENDS if kind in found.wrong)
     return MigrationError(
-        f"{found.rows_wrong:,} rows of {target} are not right, so nothing is cut over",
-        detail="; ".join(details) + ".",
-        hint="; ".join(dict.fromkeys(hints)) + ". Then the cutover again.",
+        f"{found.not_right:,} rows of {target} are not right, so nothing is cut over",
+        detail=found.problems(table),
+        hint=("; ".join(hints) + ". Then the cutover again.") if hints else "Run the same command again.",
     )
 
 

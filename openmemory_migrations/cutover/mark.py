@@ -27,13 +27,15 @@ Mode = Literal["swap", "drop"]
 class Mark:
     """`source` and `vector` are what the columns had beside their values; `renamed` the index that newer OpenMemory
     finds under its own name, which had this one before. `parts` are the privileges on `source` that partitions had of
-    their own, by their names, where the column is no more."""
+    their own, by their names, where the column is no more. `dimensions` are those that the vectors had; None in a mark
+    of before they were noted."""
 
     mode: Mode
     source: Attributes
     vector: Attributes
     renamed: str | None = None
     parts: Mapping[str, tuple[Grant, ...]] = field(default_factory=dict)
+    dimensions: int | None = None
 
     @property
     def text(self) -> str:
@@ -42,6 +44,7 @@ class Mark:
             "source": self.source.as_data(),
             "vector": self.vector.as_data(),
             "renamed": self.renamed,
+            "dimensions": self.dimensions,
             "parts": {name: switching.grants_as_data(grants) for name, grants in self.parts.items()},
         }
         return CUT_OVER + json.dumps(data, sort_keys=True)
@@ -63,7 +66,8 @@ class Mark:
         data = json.loads(text.removeprefix(CUT_OVER))
         attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
         parts = {name: switching.grants_of_data(grants) for name, grants in data["parts"].items()}
-        return cls(data["mode"], attributes["source"], attributes["vector"], data["renamed"], parts)
+        dimensions = data.get("dimensions")
+        return cls(data["mode"], attributes["source"], attributes["vector"], data["renamed"], parts, dimensions)
 
     def now(self, target: Target) -> Target:
         """Where bytes, if there are any, and vectors are as long as this holds."""
@@ -73,6 +77,20 @@ class Mark:
         """Raises MigrationError where the other mode is asked for."""
         if self.mode != mode:
             raise MigrationError(self.said(target), hint=f"For {mode} first undo that: {UNDO}.")
+
+    def require_dimensions(self, table: Table, target: Target) -> None:
+        """Raises MigrationError where the vectors haven't the dimensions any more with which they were cut over."""
+        vector = self.now(target).vector
+        column, wanted = table.columns[vector], self.dimensions
+        there = column.dimensions
+        if there is None or there != (wanted or there):
+            has = f"{there:,} dimensions" if there else "no dimensions"
+            raise MigrationError(
+                f"column {quote(vector)} of {target} has {has}" + (f", and had {wanted:,}" if wanted else ""),
+                detail="It was changed after the cutover.",
+                hint=f"ALTER TABLE {quote(target.schema)}.{quote(target.table)} ALTER COLUMN {quote(vector)} TYPE"
+                f" {column.type}({wanted or '…'}); which reads all rows under its lock.",
+            )
 
     def said(self, target: Target) -> str:
         return said(target, self.mode)

@@ -20,12 +20,10 @@ from ..pace import Pace
 from ..partitions import Part
 from ..passes import Obstacles, in_the_way, passes
 from ..progress import Progress
-from ..proof import Asking
 from ..reading import BACK
 from ..settings import Settings
 from ..target import Target, quote
-from ..verification import MEANING, shown
-from . import backtrigger, kept, mark
+from . import backtrigger, forward, kept, mark
 from .mark import Mark
 
 PENDING = "{vector} IS NOT NULL AND {source} IS NULL"
@@ -41,11 +39,14 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     if found is None:
         db.take_over()
         replacing.drop_left(db, target, settings, table)  # by a run that was interrupted after its switch
+        if not table.columns[target.source].is_vector:
+            forward.take_back(db, target, settings, table)  # by one that was interrupted before
         log.notice(f"{target} is not cut over, nothing to undo")
         return
     with db.reading():
         checks.require_rights(db, target, table, settings)
         _require_names(table, target, found)
+        found.require_dimensions(table, target)
         extension = catalog.extension(db)
     db.take_over()
     assert extension is not None  # there is a column of its type
@@ -111,7 +112,7 @@ def _rebuild(
 ) -> list[Part]:
     """Passes, until one snapshot finds no row that has a vector and no bytes; returns where it has looked."""
     size = table.columns[now.vector].dimensions
-    assert size is not None  # the gate has asked for it
+    assert size is not None  # the mark has been asked for it
     what = f"rebuilding {quote(target.source)} of {target.table}"
     with at.transaction():
         pace = Pace(at, settings)
@@ -154,17 +155,13 @@ def _pending(db: Database) -> int:
 
 def _verify(at: Database, now: Target, table: Table, extension: Extension, target: Target) -> None:
     """Kept bytes may be another vector's by now, if that was written past the trigger: nothing tells which is right."""
-    found = proof.prove(at, now, table, extension, Asking(queries=0)).comparison
+    found = proof.compare(at, now, table, extension)
     if found.fine:
         log.notice(f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal")
         return
-    kinds = [(kind, wrong) for kind, wrong in found.wrong.items() if wrong.rows]
-    examples = [shown(table, wrong.keys[0]) for _, wrong in kinds if wrong.keys]
     raise MigrationError(
-        f"in {found.rows_wrong:,} rows of {target} {quote(now.source)} is not what {quote(now.vector)} says",
-        detail="; ".join(f"{wrong.rows:,}: {MEANING[kind]}" for kind, wrong in kinds)
-        + (f"; such as {examples[0]}" if examples else "")
-        + ". They were written past the trigger.",
+        f"in {found.not_right:,} rows of {target} {quote(now.source)} is not what {quote(now.vector)} says",
+        detail=f"{found.problems(table)} They were written past the trigger.",
         hint=f"If the vectors are right, UPDATE … SET {quote(now.source)} = NULL for those rows; if the bytes are, mend"
         f" {quote(now.vector)}. Then the same command again.",
     )

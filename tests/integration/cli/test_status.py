@@ -123,7 +123,7 @@ def test_an_index_that_is_not_as_the_settings_want_it_is_fine_with_a_remark(tabl
     assert om(table, "index", "-x", "index=hnsw").returncode == 0
     assert status(table, 0, "-x", "index=hnsw")["next"] == "nothing"
     table.run(f"CREATE INDEX {INDEX}_old ON {TABLE} USING hnsw (v_vector vector_ip_ops)")
-    found = status(table, 0, "-x", "index=hnsw")
+    found = status(table, 1, "-x", "index=hnsw")
     assert [index["name"] for index in found["indexes"]] == [INDEX, f"{INDEX}_old"]
     assert f"clears up {INDEX}_old, which an interrupted run has left" in found["next"]
 

@@ -1,0 +1,351 @@
+"""R9: exit 0 and "right" only for what was looked at, all of it: what was not, or could not be, is not right."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import psycopg2
+import pytest
+
+from demo.openmemory import TABLE
+from openmemory_migrations import catalog, codec, embedded, pairs, proof
+from openmemory_migrations.cli import main
+from openmemory_migrations.cutover.mark import names
+from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.reading import Scan
+from tests.support.commands import NOTHING, alembic, om
+from tests.support.cutover import DOWN, UP
+from tests.support.interruption import killed
+from tests.support.native import create_newer
+from tests.support.openmemory import Database, create_table, load, pack, random_rows
+from tests.support.package import TARGET, package
+from tests.support.states import refused
+from tests.support.verification import UNSEARCHED, behind_its_back, compared, verify
+
+DIM = 8
+EXCLUSIVE = "IN ACCESS EXCLUSIVE MODE"
+ROWS = random_rows(300, DIM)
+IVFFLAT = f"CREATE INDEX made ON {TABLE} USING ivfflat ({{}} vector_l2_ops) WITH (lists = 30)"
+
+
+@pytest.fixture
+def table(database: Database) -> Database:
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", "head", env={"OM_INDEX": "none"})
+    return database
+
+
+class Run(NamedTuple):
+    code: int
+    found: dict[str, Any]
+    log: str
+
+
+Here = Callable[..., Run]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs `verify` in this process, whose functions a test can slow down or break."""
+
+    def run(database: Database, *args: str, env: Mapping[str, str] = NOTHING) -> Run:
+        for name, value in {"OM_DATABASE_URL": database.url, **env}.items():
+            monkeypatch.setenv(name, value)
+        code = main(["verify", "--json", *args])
+        said = capsys.readouterr()
+        return Run(code, json.loads(said.out or "{}"), said.err)
+
+    return run
+
+
+# -- by absence
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "setting"),
+    [
+        ("id integer, tag text, PRIMARY KEY (id) INCLUDE (tag)", "n, CASE WHEN n % 2 = 0 THEN 'x' END", "SELECT"),
+        (
+            "id float8 PRIMARY KEY",
+            "n / 3.0",
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET extra_float_digits = 0', current_database()); END $$",
+        ),
+    ],
+    ids=["a nullable column beside the key", "keys that lose digits as text"],
+)
+def test_a_row_that_is_not_found_by_its_key_is_not_right(
+    database: Database, key: str, value: str, setting: str
+) -> None:
+    database.run(f"CREATE TABLE {TABLE} ({key}, v bytea, dim integer)")
+    v = pack([1.0] * DIM).hex()
+    into = "id, tag, v, dim" if "tag" in key else "id, v, dim"
+    database.run(f"INSERT INTO {TABLE} ({into}) SELECT {value}, '\\x{v}', {DIM} FROM generate_series(1, 100) AS n")
+    alembic(database, "upgrade", "head", env={"OM_INDEX": "none"})
+    with behind_its_back(database):
+        database.run(f"UPDATE {TABLE} SET v = %s WHERE id > 20", pack([2.0] * DIM))
+    database.run(setting)
+    wrong = database.value(f"SELECT count(*) FROM {TABLE} WHERE id > 20")
+
+    found, _ = compared(database, 1)
+
+    assert (found["equal"], found["wrong"][0]["rows"]) == (100 - wrong, wrong)
+    assert all("tag" not in one for one in found["wrong"][0]["keys"])
+    refused = alembic(database, *UP, env={"OM_CUTOVER": "drop", "OM_INDEX": "none"}, check=False)
+    assert f"{wrong} rows of" in refused.log
+    assert refused.returncode != 0
+    assert database.value(f"SELECT count(v) FROM {TABLE}") == 100
+
+
+def test_rows_that_the_comparison_never_came_to_are_not_right(
+    table: Database, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hasty(Scan):
+        def advance(self, rows_read: int, last_tid: tuple[int, int] | None) -> None:
+            self.position = (self.end_page, 0)
+
+    monkeypatch.setattr(pairs, "BATCH_ROWS", 100)
+    monkeypatch.setattr(pairs, "Scan", Hasty)
+
+    done = here(table, *UNSEARCHED)
+
+    assert (done.code, done.found["not_looked_at"], done.found["comparison"]["wrong"]) == (1, len(ROWS) - 100, [])
+
+
+def test_a_vector_without_bytes_is_right_only_before_a_cutover(table: Database) -> None:
+    """Where it may have been carried over from an adopted column; after one, bytes are rebuilt of every vector."""
+    table.run(f"UPDATE {TABLE} SET v = NULL, v_vector = v_vector WHERE dim = {DIM}")
+    with behind_its_back(table):
+        table.run(f"UPDATE {TABLE} SET v_vector = '[1,2,3,4,5,6,7,8]'")
+    found, _ = compared(table, 0)
+    assert (found["without_source"], found["sourceless"]) == (len(ROWS), len(ROWS))
+    alembic(table, *UP, env={"OM_CUTOVER": "drop", "OM_INDEX": "none"})
+    table.run(f"ALTER TABLE {TABLE} ADD v_bytea bytea")
+
+    now = TARGET.dropped
+    with package(table, PackageDatabase) as db:
+        db.take_over()
+        with db.transaction():
+            known, extension = catalog.table(db, "public", TABLE), catalog.extension(db)
+        assert known
+        assert extension
+        again = proof.compare(db.at(names(now)), now, known, extension)
+
+    assert not again.fine
+    assert (again.wrong["sourceless"].rows, again.equal) == (len(ROWS), 0)
+    assert again.problems(known).startswith(f"{len(ROWS)}: there is a vector, but no bytes, such as (id=")
+
+
+# -- another table
+
+
+def test_a_table_that_another_has_taken_the_name_of_is_not_what_was_looked_at(
+    table: Database, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock on a table keeps nobody from renaming its schema."""
+    table.run(f"CREATE SCHEMA app; ALTER TABLE {TABLE} SET SCHEMA app; CREATE SCHEMA spare")
+    table.run(f"CREATE TABLE spare.{TABLE} (LIKE app.{TABLE} INCLUDING COMMENTS)")
+    search = proof.search
+
+    def swapped(*args: Any) -> object:
+        table.run("ALTER SCHEMA app RENAME TO old; ALTER SCHEMA spare RENAME TO app")
+        return search(*args)
+
+    monkeypatch.setattr(proof, "search", swapped)
+
+    done = here(table, "--queries", "2", env={"OM_PG_SCHEMA": "app"})
+
+    assert done.code == 1
+    assert "was changed just now" in done.log
+
+
+# -- recall
+
+
+@pytest.mark.parametrize("kind", ["native", "swap", "drop"])
+def test_a_gate_is_measured_where_there_are_no_bytes(database: Database, kind: str) -> None:
+    if kind == "native":
+        create_newer(
+            database, ROWS, f"CREATE TABLE {TABLE} (id uuid, sector text, user_id text, v vector, dim integer)"
+        )
+        alembic(database, "upgrade", "head", env={"OM_INDEX": "none"})
+    else:
+        create_table(database)
+        load(database, ROWS)
+        alembic(database, "upgrade", "head", env={"OM_INDEX": "none"})
+        alembic(database, *UP, env={"OM_CUTOVER": kind, "OM_INDEX": "none"})
+    database.run(IVFFLAT.format("v_vector" if kind == "drop" else "v"))
+
+    found = verify(database, 1, "--queries", "10", "--fail-under", "0.9")
+
+    assert found["comparison"] is None
+    assert found["search"]["session"]["recall"] < 0.9
+    assert found["search"]["every_row"]["recall"] == 1
+    assert found["findings"][0]["code"] == "fail-under"
+    report = om(database, "report", "--json", "--queries", "10", "--fail-under", "0.9")
+    assert report.returncode == 1
+    assert json.loads(report.stdout)["verify"]["fine"] is False
+    passed = om(database, "verify", "--queries", "10", "--fail-under", "0.01")
+    assert passed.returncode == 0, passed.log
+    assert f"{len(ROWS)}; none compared: there are no bytes" in passed.stdout
+
+
+def test_a_gate_that_nothing_can_be_held_against_does_not_hold(database: Database) -> None:
+    create_newer(database, [*random_rows(3, 4), *random_rows(3, 5)])
+
+    found = verify(database, 1, "--fail-under", "0.5")
+
+    assert found["not_searched"] == "the vectors have different dimensions"
+    verify(database, 0)
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_without_postgres_a_gate_never_holds(command: str) -> None:
+    done = om(None, command, "--fail-under", "0.5", env={"OM_METADATA_BACKEND": "sqlite"})
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "ERROR:  there is no Postgres in which searches could be measured" in done.stderr
+
+
+# -- no longer than so many seconds
+
+
+def test_a_comparison_that_ran_out_of_time_says_what_it_has_seen(
+    table: Database, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = codec.records
+
+    def slowly(*args: Any) -> object:
+        time.sleep(0.1)
+        return records(*args)
+
+    monkeypatch.setattr(pairs, "BATCH_ROWS", 50)
+    monkeypatch.setattr(codec, "records", slowly)
+    monkeypatch.setattr(proof, "TELL_AFTER", 0.1)
+
+    done = here(table, *UNSEARCHED, "--max-seconds", "0.35")
+
+    found = done.found["comparison"]
+    assert (done.code, done.found["stopped"], found["rows"], found["wrong"]) == (1, True, len(ROWS), [])
+    assert 50 <= found["equal"] == len(ROWS) - done.found["not_looked_at"] < len(ROWS)
+    assert f'NOTICE:  verifying "public.{TABLE}" takes about ' in done.log
+    assert "VACUUM doesn't remove what dies meanwhile" in done.log
+
+
+def test_a_statement_of_a_search_is_ended_when_the_time_is_up(
+    table: Database, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "search", lambda db, *_: db.run("SELECT pg_sleep(60)"))
+    began = time.monotonic()
+
+    done = here(table, "--max-seconds", "1")
+
+    assert time.monotonic() - began < 10
+    assert (done.code, done.found["comparison"]["equal"], done.found["search"]) == (1, len(ROWS), None)
+    assert [one["code"] for one in done.found["findings"]] == ["max-seconds"]
+    assert here(table, "--max-seconds", "1", *UNSEARCHED).code == 0
+
+
+def test_lines_of_a_verification_without_time(table: Database) -> None:
+    done = om(table, "verify", "--max-seconds", "0")
+
+    assert done.returncode == 1
+    assert done.stdout.endswith("verdict:  NOT verified\n")
+    assert "ERROR:  the 0 seconds of --max-seconds were over before all was looked at" in done.stdout
+
+
+# -- nothing there
+
+
+@pytest.mark.parametrize("command", ["verify", "check", "status", "report", "tune"])
+def test_a_table_that_is_not_there(database: Database, command: str) -> None:
+    done = om(database, command)
+
+    assert done.returncode == 1
+    said = done.stdout if command == "check" else done.stderr
+    assert f'ERROR:  table "public.{TABLE}" does not exist\nHINT:  Set OM_PG_SCHEMA and OM_VECTOR_TABLE' in said
+    assert command == "check" or not done.stdout
+
+
+# -- half done, or changed
+
+
+def status(database: Database, code: int) -> dict[str, Any]:
+    done = om(database, "status", "--json", env={"OM_INDEX": "none"})
+    assert done.returncode == code, done.log
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("goes_on", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_what_a_killed_cutover_has_left_is_named_and_goes(
+    server: embedded.Server, table: Database, goes_on: bool
+) -> None:
+    table.run(f"ALTER TABLE {TABLE} ALTER v SET NOT NULL; {IVFFLAT.format('v_vector')}")
+    env = {"OM_CUTOVER": "swap"}
+    killed(server, table, UP, lambda _, text: "before" if EXCLUSIVE in text else None, env)
+    unfit = f"INSERT INTO {TABLE} (id, sector, v, dim) VALUES (gen_random_uuid(), 'unfit', '\\x01', 1)"
+    with pytest.raises(psycopg2.errors.CheckViolation):
+        table.run(unfit)
+
+    found = status(table, 1)
+
+    left = f"{TABLE}_vvector_left"
+    assert found["left"] == [
+        'index "openmemory_vectors_hnsw_idx"',
+        f'index "{left}"',
+        f'constraint "{left}", which refuses rows without a vector',
+    ]
+    assert found["next"].startswith("alembic -n cutover upgrade head goes on with the cutover")
+    assert 'by a run that was interrupted: index "' in om(table, "status").stdout
+    alembic(table, *(UP if goes_on else DOWN), env=env)
+    if not goes_on:
+        table.run(unfit)
+    assert status(table, 0)["next"] == "nothing"
+    assert table.value("SELECT count(*) FROM pg_class WHERE relname = %s", left) == 0
+
+
+@pytest.mark.parametrize("dimensions", ["", pytest.param("(4)", marks=pytest.mark.slow)])
+def test_a_cutover_whose_vectors_have_other_dimensions_now(table: Database, dimensions: str) -> None:
+    """After a drop: a swap's trigger keeps the server from changing the type."""
+    alembic(table, *UP, env={"OM_CUTOVER": "drop", "OM_INDEX": "none"})
+    using = " USING subvector(v_vector, 1, 4)" if dimensions else ""
+    table.run(f"ALTER TABLE {TABLE} ALTER v_vector TYPE vector{dimensions}{using}")
+    said = f'column "v_vector" of "public.{TABLE}" has {"4" if dimensions else "no"} dimensions, and had {DIM}'
+    mending = f'ALTER TABLE "public"."{TABLE}" ALTER COLUMN "v_vector" TYPE vector({DIM})'
+
+    next_ = status(table, 1)["next"]
+    assert next_.startswith(f"{said}: {mending}")
+    refused(table, said, f"HINT:  {mending}", command=DOWN, env={"OM_INDEX": "none"})
+
+    if not dimensions:
+        table.run(mending)
+        status(table, 0)
+        alembic(table, *DOWN, env={"OM_INDEX": "none"})
+        compared(table, 0)
+
+
+def test_a_swap_whose_trigger_does_not_take_bytes_away_any_more(table: Database) -> None:
+    alembic(table, *UP, env={"OM_CUTOVER": "swap", "OM_INDEX": "none"})
+    status(table, 0)
+    trigger = f"{TABLE}_v_bytea_sync"
+    table.run(f"ALTER TABLE {TABLE} DISABLE TRIGGER {trigger}")
+
+    assert status(table, 1)["next"].startswith(f'trigger "{trigger}" of "public.{TABLE}" is missing or disabled')
+
+    table.run(f"ALTER TABLE {TABLE} ENABLE TRIGGER {trigger}")
+    status(table, 0)
+
+
+def test_an_index_that_a_killed_replacement_has_left_is_named(table: Database) -> None:
+    table.run(f"CREATE INDEX {TABLE}_vvector_idx_new ON {TABLE} USING hnsw (v_vector vector_l2_ops)")
+
+    found = status(table, 1)
+
+    assert found["left"] == [f'index "{TABLE}_vvector_idx_new"']
+    assert found["next"].startswith("openmemory-migrations index clears up ")
+    assert om(table, "index", env={"OM_INDEX": "none"}).returncode == 0
+    assert status(table, 0)["left"] == []
