@@ -39,7 +39,7 @@ BEGIN = """IF current_setting('transaction_isolation') NOT LIKE 'read %' THEN
     RAISE EXCEPTION USING MESSAGE = 'the transaction is not READ COMMITTED, but '
         || upper(current_setting('transaction_isolation')),
       DETAIL = 'Rows that others commit while a statement waits for a lock would be missed.',
-      HINT = 'Begin it so; psql -1 does with PGOPTIONS=''-c default_transaction_isolation=read\\ committed''.';
+      HINT = 'Begin it with BEGIN ISOLATION LEVEL READ COMMITTED, or set default_transaction_isolation before.';
   END IF;
   PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);"""
 BEGIN_TOGETHER = """
