@@ -254,7 +254,8 @@ BEGIN
   IF reasons <> '{{}}' THEN
     {commit}
     RAISE EXCEPTION USING
-      MESSAGE = {label} || cardinality(refused) + convertible || ' rows can''t be updated or read',
+      MESSAGE = {label} || cardinality(refused) + CASE WHEN stuck THEN convertible ELSE 0 END
+        || ' rows can''t be updated or read',
       DETAIL = array_to_string(reasons, '; ') || '.{others_kept}',
       HINT = 'Mend these rows or what keeps them, then run this step again.';
   END IF;
