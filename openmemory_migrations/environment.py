@@ -18,6 +18,7 @@ from .cutover import backtrigger, forward, restore
 from .cutover.mark import UNDO, Mark
 from .database import Database
 from .errors import MigrationError
+from .offline import Stamps, opening
 from .settings import Settings, refuse_unknown
 from .signals import Stop, listening
 from .steps import Step
@@ -55,7 +56,8 @@ def run() -> None:
 
 def _print(settings: Settings) -> None:
     """Prints the script for --sql, which needs no database: all of it, or nothing where a step has none."""
-    printed = io.StringIO()
+    versions = f"{quote(settings.pg_schema)}.{quote(version_table())}"
+    printed = Stamps(versions) if settings.single_transaction else io.StringIO()
     context.configure(
         output_buffer=printed,
         dialect_name="postgresql",
@@ -65,6 +67,8 @@ def _print(settings: Settings) -> None:
         version_table_schema=settings.pg_schema,
     )
     with nullcontext() if settings.single_transaction else context.begin_transaction():
+        # Alembic's CREATE TABLE comes before the first step
+        printed.write(f"{opening(settings)}\n\n")
         context.run_migrations()
     (context.config.output_buffer or sys.stdout).write(printed.getvalue())
 

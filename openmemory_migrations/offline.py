@@ -11,6 +11,7 @@ transaction.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,9 +26,14 @@ from .locks import TRIES
 from .offline_sql import (
     AGAIN,
     BACKFILL,
+    BEGIN,
+    BEGIN_TOGETHER,
+    BEGUN,
+    BLOCK,
     BUILT,
     CONVERT_PAGES,
     COUNT,
+    COUNT_PENDING,
     CREATE,
     DROP,
     DROP_CONVERT,
@@ -43,27 +49,65 @@ from .offline_sql import (
     LISTS,
     LOCK_FAILED,
     MEMORY,
+    MEMORY_GIVEN,
     OURS,
     PAGES,
+    PENDING,
+    PENDING_ADOPTED,
+    PLACES,
+    PSQL,
     QUOTED,
+    READ_COMMITTED,
     REASON,
-    REFUSE,
+    REMAINING,
     REQUIRE,
     REQUIRE_COLUMN,
     REQUIRE_ORDINARY,
     REQUIRE_SIZE,
     REQUIRE_TABLE,
+    REST,
     SIZES,
+    STAMP,
     TAG,
+    TID,
+    TIMED,
+    TOGETHER,
+    UNTIMED,
+    UNTIMED_HERE,
+    VALUE,
+    VALUE_ADOPTED,
+    WAIT,
 )
 from .settings import MAX_DIMENSIONS, Settings
 from .target import CUT_OVER as CUT_OVER_COMMENT
 from .target import OWN_COMMENT, SET_ASIDE, Target, literal, quote
 
-# before a DO block, since none can put off the statement_timeout that it has begun under. CONCURRENTLY waits for
-# others, and what has to be quick sets a lock_timeout of its own
-UNTIMED, TIMED = "SET lock_timeout = '1h'; SET statement_timeout = 0;", "RESET lock_timeout; RESET statement_timeout;"
-UNTIMED_HERE = "SET LOCAL statement_timeout = 0;"
+
+def opening(settings: Settings) -> str:
+    """What a script begins with, in its transaction, before anything else."""
+    return f"{TOGETHER if settings.single_transaction else PSQL.strip()}\n\n{READ_COMMITTED}"
+
+
+def block(text: str) -> str:
+    """A DO block in which `@tag@` stands for a dollar quote that nothing inside ends."""
+    tag = "$script$"
+    while tag in text:
+        tag = f"{tag[:-1]}_$"
+    return text.replace(TAG, tag).strip()
+
+
+class Stamps(io.StringIO):
+    """What Alembic prints, with its stamps made to fail unless the step has been done in the same transaction."""
+
+    def __init__(self, versions: str) -> None:
+        super().__init__()
+        self._versions = versions
+
+    def write(self, text: str) -> int:
+        if text.startswith(("INSERT INTO ", "UPDATE ", "DELETE FROM ")):  # the steps' own are in DO blocks
+            stamp = literal(text.strip().removesuffix(";"))
+            text = block(STAMP.format(tag=TAG, stamp=stamp, versions=self._versions)) + "\n\n"
+        return super().write(text)
 
 
 @dataclass(frozen=True)
@@ -81,64 +125,71 @@ class Script:
     write: Callable[[str], None]
 
     def upgrade_expand(self) -> None:
-        self.write(UNTIMED_HERE)
+        self.begin()
         self.emit(EXPAND)
 
     def downgrade_expand(self) -> None:
-        self.write(UNTIMED_HERE)
+        self.begin()
         self.emit(DROP_EXPAND)
 
     def upgrade_backfill(self) -> None:
-        single = self.settings.single_transaction
-        self.stop_at_errors()
-        self.write(UNTIMED_HERE if single else UNTIMED)
+        self.begin(outside=True)
         self.emit(BACKFILL)
-        if not single:
-            self.write(TIMED)
+        self.end()
 
     def downgrade_backfill(self) -> None:
-        self.emit(REFUSE)
+        self.begin()
+        self.emit(BLOCK, "{require_ordinary}")
 
     def upgrade_finalize(self) -> None:
-        self.stop_at_errors()
+        self.begin(outside=True)
         wanted = self.index()
         if isinstance(wanted, NoIndex):
-            self.emit(REQUIRE)
+            self.emit(BLOCK, REQUIRE)
             self.write(f"-- no index: {wanted.reason}")
         else:
             self.build_index(wanted)
+        self.end()
 
     def build_index(self, wanted: Plan) -> None:
         single = self.settings.single_transaction
         sizes = SIZES.format_map(self.names() | self.rules())
-        names = {**self.rules(), "sizes": sizes, "local": "true" if single else "false"}
-        self.write(UNTIMED_HERE if single else UNTIMED)
-        self.emit(COUNT, **names)
-        if self.settings.index_memory:
-            self.write(f"SET {'LOCAL ' if single else ''}maintenance_work_mem = '{self.settings.index_memory}kB';")
-        else:
-            self.emit(MEMORY, **names)
         statement = (
             f"CREATE INDEX {self.concurrently}{quote(self.target.index)} ON {self.target.names()['table']}"
             f" USING {wanted.method} ({wanted.expression})"
             f" WITH ({'lists = @lists@' if wanted.method == 'ivfflat' else wanted.options})"
         )
-        self.emit_each(DROP_INVALID)
-        self.emit_each(CREATE, **names, statement=literal(statement))
-        self.emit_each(DROP_DUPLICATE, any_options=wanted.method == "ivfflat" and not self.settings.index_lists)
+        names = {
+            **self.rules(),
+            "sizes": sizes,
+            "local": "true" if single else "false",
+            "given": f"{self.settings.index_memory}kB",
+            "statement": literal(statement),
+            "any_options": wanted.method == "ivfflat" and not self.settings.index_lists,
+        }
+        memory = MEMORY_GIVEN if self.settings.index_memory else MEMORY
+        self.emit_all(f"{COUNT}\n  {memory}", DROP_INVALID, CREATE, DROP_DUPLICATE, BUILT, **names)
         if not single:
-            self.write(TIMED + " RESET maintenance_work_mem;")
-        self.emit(BUILT)
+            self.write("RESET maintenance_work_mem;")
 
     def downgrade_finalize(self) -> None:
-        self.stop_at_errors()
-        self.emit(REFUSE)
-        self.emit_each(DROP)
+        self.begin(outside=True)
+        self.emit_all("{require_ordinary}", DROP)
+        self.end()
 
-    def stop_at_errors(self) -> None:
-        """Outside a transaction psql would go on after an error, to the stamp, unless it was told otherwise."""
+    def begin(self, *, outside: bool = False) -> None:
+        """Of a step; `outside` a transaction, unless the whole script is one."""
+        if outside and not self.settings.single_transaction:
+            self.write(f"{PSQL.strip()}\n\n{UNTIMED}")
+            return
+        self.write(f"{opening(self.settings)} {UNTIMED_HERE}")
+        if self.settings.single_transaction:
+            self.write(BEGUN)
+
+    def end(self) -> None:
+        """Of a step that was outside a transaction."""
         if not self.settings.single_transaction:
-            self.write("\\set ON_ERROR_STOP on")
+            self.write(TIMED)
 
     @property
     def online(self) -> str:
@@ -170,21 +221,22 @@ class Script:
             "version": "'{0,7}'" if half else "'{0,5}'" if hnsw else "'{0}'",
         }
 
-    def emit(self, template: str, **more: Any) -> None:
+    def emit(self, template: str, *bodies: str, **more: Any) -> None:
         names = {**self.names(), **more}
-        body = template.format_map(names)
-        tag = "$script$"
-        while tag in body:
-            tag = f"{tag[:-1]}_$"
-        self.write(body.replace(TAG, tag).strip())
+        body = "\n  ".join(part.format_map(names) for part in bodies)
+        self.write(block(template.format_map({**names, "body": body})))
 
-    def emit_each(self, query: str, **more: Any) -> None:
-        """Has every statement executed that the query returns."""
-        if not self.settings.single_transaction:
-            self.emit(query.rstrip() + "\n\\gexec", **more)
+    def emit_all(self, *parts: str, **more: Any) -> None:
+        """Each part after the other: what a block does, and queries that return statements to execute."""
+        queries = {part for part in parts if part.lstrip().startswith("SELECT")}
+        if self.settings.single_transaction:
+            self.emit(BLOCK, *(EACH.replace("{query}", part) if part in queries else part for part in parts), **more)
             return
-        # all of them first: a query that is still being read keeps its table from CREATE INDEX
-        self.emit(EACH.replace("{query}", query), **more)
+        for part in parts:
+            if part in queries:
+                self.write(part.format_map({**self.names(), **more}).strip() + "\n\\gexec")
+            else:
+                self.emit(BLOCK, part, **more)
 
     def sql(self, template: str) -> str:
         """A statement as a string constant, for EXECUTE; the extension's schema is still to be put in."""
@@ -218,10 +270,15 @@ class Script:
             "concurrently": self.concurrently,
             "tries": TRIES,
             "lock_failed": LOCK_FAILED,
+            "rest": REST,
+            "wait": WAIT.format(lock_timeout=settings.lock_timeout_ms),
             "lock_timeout": settings.lock_timeout_ms,
             "accept_loss": settings.accept_loss,
             "batch": settings.backfill_batch,
             "pages": PAGES,
+            "places": PLACES,
+            "tid_of_place": TID.format(place="place", places=PLACES),
+            "tid_of_end": TID.format(place="(place + places)", places=PLACES),
             "extensions": EXTENSIONS_SCHEMA,
             "ext": literal(EXT),
             "quoted": QUOTED,
@@ -231,7 +288,11 @@ class Script:
             "fail": settings.on_bad_rows == "fail",
             "sync_trigger": settings.sync_trigger,
             "commit": "" if settings.single_transaction else "COMMIT;",
+            # or what they refuse would fail the COMMIT
+            "immediate": "" if settings.single_transaction else "\n      SET CONSTRAINTS ALL IMMEDIATE;",
+            "others_kept": "" if settings.single_transaction else " All others are converted.",
             "table_text": literal(own["table"]),
+            "sync_text": literal(target.sync),
             "source_text": literal(target.source),
             "vector_text": literal(target.vector),
             "vector_shown": literal(quote(target.vector)),
@@ -266,11 +327,10 @@ class Script:
             "remark": sql("COMMENT ON COLUMN {table}.{vector} IS {comment}"),
             "drop_column": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}"),
             "drop_adopted": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
-            "carry_over": sql(
-                "UPDATE {table} SET {vector} = {adopted}"
-                " WHERE {source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
+            "not_carried": sql(
+                "SELECT count(*) FROM {table} WHERE {source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
             ),
-            "convert_pages": sql(CONVERT_PAGES),
+            "would_go": literal(f" values of {quote(target.adopted)} have no source and are not carried over yet"),
             "create_convert": sql(synctrigger.CREATE_CONVERT),
             "drop_convert": "" if settings.sync_trigger else "\n  " + drop_convert,
             "drop_trigger": f"""DROP TRIGGER IF EXISTS {own["sync"]} ON {own["table"]};
@@ -293,6 +353,7 @@ class Script:
             "online_hint": literal(f"Scripts (--sql) are for ordinary tables of bytes. {self.online}"),
         }
         for name, part in (
+            ("begin", BEGIN + (BEGIN_TOGETHER if settings.single_transaction else "")),
             ("again", AGAIN),
             ("kept_exists", KEPT_EXISTS),
             ("reason", REASON),
@@ -305,6 +366,9 @@ class Script:
             ("ours", OURS),
         ):
             names[name] = part.format_map(names)
+        for which, pending, value in (("", PENDING, VALUE), ("_adopted", PENDING_ADOPTED, VALUE_ADOPTED)):
+            for name, text in (("count", COUNT_PENDING), ("convert_pages", CONVERT_PAGES), ("remaining", REMAINING)):
+                names[name + which] = sql(text.replace("{pending}", pending).replace("{value}", value))
         aside = {"own": literal(SET_ASIDE), "vector_text": names["adopted_text"]}
         names["find_aside"] = FIND_COLUMN.format_map(names | aside)
         return names

@@ -10,8 +10,61 @@ EXT = '"@extension@"'  # stands, quoted, for the extension's schema until the sc
 # always quoted, as the online steps write it: the text of a function is to be the same
 QUOTED = """'"' || replace(extension, '"', '""') || '"'"""
 TAG = "@tag@"  # the dollar quote of a DO block, chosen when its text is known
+PLACES = 2048  # that a row may have in a page, and more, whatever the size of a block
 PAGES = 64  # of heap, in one batch at most: some 14,000 of the smallest rows
+TID = "format('(%s,%s)', {place} / {places}, {place} % {places})::tid"
+# in a deadlock it is the script that gives way, as online
+WAIT = """(SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
+            FROM pg_settings WHERE name = 'deadlock_timeout')"""
 LOCK_FAILED = "lock_not_available OR deadlock_detected"
+
+# psql goes on after an error, to the stamp, unless it is told otherwise; and these may be set for whoever runs it
+PSQL = r"""
+\set ON_ERROR_STOP on
+\set ON_ERROR_ROLLBACK off
+\set AUTOCOMMIT on
+"""
+# before a DO block, since none can put off the statement_timeout that it has begun under. CONCURRENTLY waits for
+# others, and what has to be quick sets a lock_timeout of its own
+UNTIMED = "SET default_transaction_isolation = 'read committed'; SET lock_timeout = '1h'; SET statement_timeout = 0;"
+TIMED = "RESET default_transaction_isolation; RESET lock_timeout; RESET statement_timeout;"
+READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
+UNTIMED_HERE = "SET LOCAL statement_timeout = 0;"
+# fails outside a transaction. A runner that goes on has the blocks fail, and with them the stamp
+TOGETHER = "LOCK TABLE pg_catalog.pg_extension IN ACCESS SHARE MODE;"
+BEGUN = "SET LOCAL openmemory.step = 'begun';"
+
+# the first statements of every block. Whoever has waited for a lock has to see what its holder has committed
+BEGIN = """IF current_setting('transaction_isolation') NOT LIKE 'read %' THEN
+    RAISE EXCEPTION USING MESSAGE = 'the transaction is not READ COMMITTED, but '
+        || upper(current_setting('transaction_isolation')),
+      DETAIL = 'Rows that others commit while a statement waits for a lock would be missed.',
+      HINT = 'Begin it with BEGIN ISOLATION LEVEL READ COMMITTED, or set default_transaction_isolation before.';
+  END IF;
+  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);"""
+BEGIN_TOGETHER = """
+  IF current_setting('openmemory.step', true) IS DISTINCT FROM 'begun' THEN
+    RAISE EXCEPTION 'this script is not run in one transaction, as OM_SINGLE_TRANSACTION says'
+      USING HINT = 'With psql: psql -1 -v ON_ERROR_STOP=1 -f.';
+  END IF;
+  PERFORM set_config('openmemory.step', 'done', true);"""
+# what a step leaves for its stamp is gone where it has failed, and outside a transaction
+STAMP = """
+DO {tag}
+DECLARE
+  rows bigint;
+BEGIN
+  IF current_setting('openmemory.step', true) IS DISTINCT FROM 'done' THEN
+    RAISE EXCEPTION 'not stamped: the step has failed, or was in another transaction';
+  END IF;
+  EXECUTE {stamp};
+  GET DIAGNOSTICS rows = ROW_COUNT;
+  IF rows <> 1 OR (SELECT count(*) > 1 FROM {versions}) THEN
+    RAISE EXCEPTION 'not stamped: the version table is not as this script has to find it';
+  END IF;
+END
+{tag};
+"""
 
 EXPAND = """
 DO {tag}
@@ -21,7 +74,7 @@ DECLARE
   found record;
   lost bigint;
 BEGIN
-  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
+  {begin}
   {require_table}
   IF EXISTS (SELECT FROM {table} WHERE {source} IS NOT NULL)
      AND NOT EXISTS (SELECT FROM {table} WHERE octet_length({source}) = 4 * {size}) THEN
@@ -73,78 +126,149 @@ END
 {tag};
 """
 
+# In a pass each batch is tried by itself: one that fails is halved down to the row that can't be updated, which is
+# passed over. Rows that somebody has locked are left to the next pass. The passes end when nothing is left to convert,
+# or after two in a row that changed nothing although nobody held the rows.
 BACKFILL = """
 DO {tag}
 #variable_conflict use_column
 DECLARE
   extension text;
   found record;
+  adopted boolean;
   total bigint;
   done bigint := 0;
-  moved bigint;
-  page bigint;
-  last_page bigint;
-  pages integer := 1;
-  convertible bigint;
-  said timestamptz := clock_timestamp();
   passes integer := 0;
+  changed bigint;
+  moved bigint;
+  place bigint;
+  last_place bigint;
+  places bigint := {places};
+  attempt integer := 0;
+  refused tid[];
+  reasons text[];
+  remaining text;
+  convertible bigint;
+  before bigint;
+  keys text;
+  free bigint := 0;
+  were_free bigint;
+  stuck boolean;
+  said timestamptz := clock_timestamp();
   skipped text[];
   line text;
-  -- in a deadlock it is the batch that gives way, as online
-  wait text := (SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
-                FROM pg_settings WHERE name = 'deadlock_timeout');
+  wait text := {wait};
 BEGIN
-  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
+  {begin}
   {require_table}
   {find_extension}
   {require_column}
   {require_size}
+  {find_aside}
+  adopted := found.ours IS TRUE;
   EXECUTE replace({create_convert}, {ext}, {quoted});
-  SELECT count(*) INTO total FROM {table} WHERE {vector} IS NULL AND octet_length({source}) = 4 * {size};
+  EXECUTE CASE WHEN adopted THEN {count_adopted} ELSE {count} END INTO total;
+  before := total;
   LOOP
     passes := passes + 1;
-    page := 0;
-    last_page := pg_relation_size({table_text}::regclass) / current_setting('block_size')::integer;
-    WHILE page < last_page LOOP
+    changed := 0;
+    refused := '{{}}';
+    reasons := '{{}}';
+    stuck := false;
+    place := 0;
+    last_place := pg_relation_size({table_text}::regclass) / current_setting('block_size')::integer * {places};
+    WHILE place < last_place LOOP
       PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
               set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
               set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
               set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-              set_config('max_parallel_workers_per_gather', '0', true);
-      FOR attempt IN 1..{tries} LOOP
-        BEGIN
-          -- xmin: a row that changes between its conversion and its update gets nothing
-          EXECUTE {convert_pages} USING ('(' || page || ',0)')::tid, ('(' || page + pages || ',0)')::tid;
-          GET DIAGNOSTICS moved = ROW_COUNT;
-          EXIT;
-        EXCEPTION WHEN {lock_failed} THEN
+              set_config('max_parallel_workers_per_gather', '0', true);{immediate}
+      BEGIN
+        EXECUTE CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END
+          USING {tid_of_place}, {tid_of_end};
+        GET DIAGNOSTICS moved = ROW_COUNT;
+        changed := changed + moved;
+        attempt := CASE WHEN moved > 0 THEN 0 ELSE attempt END;
+        place := place + places;
+        places := CASE WHEN moved > {batch} THEN greatest(least(places, {places}), places / 2)
+                       ELSE least(places * 2, {pages} * {places}) END;
+      EXCEPTION
+        WHEN {lock_failed} THEN
           IF attempt = {tries} THEN
             RAISE;
           END IF;
-          PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
-        END;
-      END LOOP;
+          attempt := attempt + 1;
+          {rest}
+        WHEN OTHERS THEN
+          IF left(SQLSTATE, 2) IN ('25', '53', '57', '58') THEN
+            RAISE;  -- of the transaction or the server, not of a row
+          ELSIF places > 1 THEN
+            places := places / 2;
+          ELSE
+            -- not its message, which may show what is in the row
+            GET STACKED DIAGNOSTICS line = CONSTRAINT_NAME;
+            refused := refused || {tid_of_place};
+            reasons := reasons || concat('ctid=', {tid_of_place}, ': SQLSTATE ', SQLSTATE, ' ' || nullif(line, ''));
+            reasons := reasons[1:5];
+            place := place + 1;
+          END IF;
+      END;
       {commit}
-      page := page + pages;
-      done := done + moved;
-      pages := CASE WHEN moved > {batch} THEN greatest(1, pages / 2) ELSE least({pages}, pages * 2) END;
       IF clock_timestamp() - said > interval '5 seconds' THEN
         said := clock_timestamp();
-        RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
+        RAISE NOTICE USING MESSAGE = {label} || done + changed || ' of ' || total || ' rows';
       END IF;
     END LOOP;
+    done := done + changed;
     PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
-    SELECT count(*) INTO convertible FROM {table}
-     WHERE {vector} IS NULL AND octet_length({source}) = 4 * {size} AND {convert}({source}, {size}) IS NOT NULL;
-    EXIT WHEN convertible = 0 OR (passes > 1 AND NOT {sync_trigger});
+    remaining := CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END;
+    EXECUTE 'SELECT count(*), array_to_string((array_agg(''ctid='' || tid))[1:5], '', '') FROM ('
+            || remaining || ') AS rows' INTO convertible, keys USING refused;
+    EXIT WHEN convertible = 0;
+    stuck := changed = 0 OR ({sync_trigger} AND convertible >= before);
+    EXIT WHEN NOT stuck AND passes > 1 AND NOT {sync_trigger};
+    before := convertible;
+    were_free := free;
+    free := 0;
+    IF stuck THEN
+      EXECUTE 'SELECT count(*) FROM (' || remaining || ' FOR NO KEY UPDATE SKIP LOCKED) AS rows'
+        INTO free USING refused;
+      -- once may be chance: whoever had locked them is gone since
+      EXIT WHEN (free > 0 AND were_free > 0) OR attempt >= {tries};
+      attempt := attempt + 1;
+      {commit}
+      {rest}
+    END IF;
   END LOOP;
   RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
-  {find_aside}
+  IF stuck THEN
+    reasons := reasons || (keys || CASE WHEN free = 0 THEN ': locked by others' ELSE
+      ': not changed by an UPDATE' || coalesce((
+        SELECT ', perhaps because of ' || string_agg(name, ', ') FROM (
+          SELECT 'trigger ' || quote_ident(tgname) AS name FROM pg_trigger
+           WHERE tgrelid = {table_text}::regclass AND tgtype & 19 = 19 AND NOT tgisinternal AND tgname <> {sync_text}
+          UNION ALL
+          SELECT 'rule ' || quote_ident(rulename) FROM pg_rewrite
+           WHERE ev_class = {table_text}::regclass AND ev_type = '2') AS names), '') END);
+  END IF;
+  IF reasons <> '{{}}' THEN
+    {commit}
+    RAISE EXCEPTION USING
+      MESSAGE = {label} || cardinality(refused) + CASE WHEN stuck THEN convertible ELSE 0 END
+        || ' rows can''t be updated or read',
+      DETAIL = array_to_string(reasons, '; ') || '.{others_kept}',
+      HINT = 'Mend these rows or what keeps them, then run this step again.';
+  END IF;
   FOR attempt IN 1..{tries} LOOP
-    EXIT WHEN found.ours IS NOT TRUE;
+    EXIT WHEN NOT adopted;
     BEGIN
       PERFORM set_config('lock_timeout', wait, true);
-      EXECUTE {carry_over};
+      -- whoever writes waits while it is seen that nothing goes with the column that has not been carried over
+      LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
+      EXECUTE {not_carried} INTO moved;
+      IF moved > 0 THEN
+        RAISE EXCEPTION USING MESSAGE = moved || {would_go}, HINT = 'Run the rest of the chain again.';
+      END IF;
       EXECUTE {drop_adopted};
       EXIT;
     {again}
@@ -178,23 +302,37 @@ REASON = """CASE WHEN octet_length({source}) = 0 THEN 'empty'
                   WHEN {convert}({source}, {size}) IS NULL THEN '{not_finite}'
                   ELSE 'written meanwhile' END"""
 # the end of a try, in the loop over `attempt`
+REST = "PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));"
 AGAIN = """EXCEPTION WHEN {lock_failed} THEN
       IF attempt = {tries} THEN
         RAISE;
       END IF;
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
-      PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
+      {rest}
     END;"""
 # unless another table of the schema needs it
 DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN prosrc) > 0) THEN
         DROP FUNCTION IF EXISTS {function};
       END IF;"""
+# the vector of a row that has none, from its bytes, or from the column that was set aside if it has no bytes
+PENDING = "{vector} IS NULL AND octet_length({source}) = 4 * {size}"
+PENDING_ADOPTED = """{vector} IS NULL
+  AND CASE WHEN {source} IS NULL THEN {adopted} IS NOT NULL ELSE octet_length({source}) = 4 * {size} END"""
+COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
+VALUE = "{convert}({source}, {size})"
+VALUE_ADOPTED = "CASE WHEN {source} IS NULL THEN {adopted} ELSE {convert}({source}, {size}) END"
+# locked, a row doesn't change between its conversion and its update; xmin: nor before the lock
 CONVERT_PAGES = """
 WITH batch AS MATERIALIZED (
-  SELECT ctid AS tid, xmin AS version, {convert}({source}, {size}) AS vector FROM ONLY {table}
-  WHERE ctid >= $1 AND ctid < $2 AND {vector} IS NULL AND octet_length({source}) = 4 * {size})
+  SELECT ctid AS tid, xmin AS version, {value} AS vector FROM ONLY {table}
+  WHERE ctid >= $1 AND ctid < $2 AND {pending} FOR NO KEY UPDATE SKIP LOCKED)
 UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
 WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
+"""
+# without those that the server has refused: $1
+REMAINING = """
+SELECT ctid AS tid FROM ONLY {table}
+WHERE {pending} AND CASE WHEN ctid = ANY ($1) THEN false ELSE {value} IS NOT NULL END
 """
 
 DROP_EXPAND = """
@@ -205,25 +343,28 @@ DECLARE
   aside record;
   lost bigint;
 BEGIN
-  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
+  {begin}
   IF to_regclass({table_text}) IS NULL THEN
     RAISE WARNING USING MESSAGE = {no_table};
     RETURN;
   END IF;
   {require_ordinary}
-  {find_aside}
-  aside := found;
-  {find_column}
-  IF found.ours THEN
-    EXECUTE {count_sourceless} || CASE WHEN aside.ours THEN {not_kept} ELSE '' END INTO lost;
-    IF lost > {accept_loss} THEN
-      RAISE EXCEPTION USING MESSAGE = lost || ' values have no source and would be lost',
-        HINT = 'Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS=' || lost;
-    END IF;
-  END IF;
-  PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
+  PERFORM set_config('lock_timeout', {wait}, true);
   FOR attempt IN 1..{tries} LOOP
     BEGIN
+      -- whoever writes waits while it is counted what would be lost, readers don't. In each try anew, as others can
+      -- write between two of them
+      LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
+      {find_aside}
+      aside := found;
+      {find_column}
+      IF found.ours THEN
+        EXECUTE {count_sourceless} || CASE WHEN aside.ours THEN {not_kept} ELSE '' END INTO lost;
+        IF lost > {accept_loss} THEN
+          RAISE EXCEPTION USING MESSAGE = lost || ' values have no source and would be lost',
+            HINT = 'Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS=' || lost;
+        END IF;
+      END IF;
       {drop_trigger}
       -- of a cutover that was interrupted and never resumed; its other preparations go along
       IF {kept_exists} THEN
@@ -237,12 +378,7 @@ BEGIN
         END IF;
       END IF;
       EXIT;
-    EXCEPTION WHEN {lock_failed} THEN
-      IF attempt = {tries} THEN
-        RAISE;
-      END IF;
-      PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
-    END;
+    {again}
   END LOOP;
 END
 {tag};
@@ -275,19 +411,11 @@ REQUIRE_ORDINARY = """SELECT CASE attname WHEN {source_text} THEN {was_swapped} 
   IF found.what IS NOT NULL THEN
     RAISE EXCEPTION USING MESSAGE = found.what, HINT = {online_hint};
   END IF;"""
-REFUSE = """
-DO {tag}
-DECLARE
-  found record;
-BEGIN
-  {require_ordinary}
-END
-{tag};
-"""
 REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
     RAISE EXCEPTION USING MESSAGE = {no_table};
   END IF;
   {require_ordinary}
+  LOCK TABLE {table} IN ACCESS SHARE MODE;
   SELECT format_type(atttypid, NULL) AS type INTO found FROM pg_attribute
    WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
   IF found.type IS DISTINCT FROM 'bytea' THEN
@@ -309,42 +437,29 @@ FIND_COLUMN = """SELECT format_type(atttypid, atttypmod) AS type, typname AS nam
     INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = {table_text}::regclass AND attname = {vector_text} AND NOT attisdropped;"""
 
-REQUIRE = """
-DO {tag}
-DECLARE
-  found record;
-BEGIN
-  {require_table}
-  {require_column}
-END
-{tag};
-"""
-COUNT = """
+BLOCK = """
 DO {tag}
 #variable_conflict use_column
 DECLARE
   found record;
+  statement text;
 BEGIN
-  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
-  {require_table}
-  {require_column}
-  PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
+  {begin}
+  {body}
 END
 {tag};
 """
-BUILT = """
-DO {tag}
-BEGIN
-  IF EXISTS (SELECT FROM ({ours}) AS found WHERE indexrelid = to_regclass({index_text})) THEN
+REQUIRE = "{require_table}\n  {require_column}"
+COUNT = """{require_table}
+  {require_column}
+  PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});"""
+BUILT = """IF EXISTS (SELECT FROM ({ours}) AS found WHERE indexrelid = to_regclass({index_text})) THEN
     RAISE NOTICE USING MESSAGE = pg_get_indexdef(to_regclass({index_text}));
   ELSIF to_regclass({index_text}) IS NOT NULL THEN
     RAISE WARNING USING MESSAGE = {name_taken};
   ELSE
     RAISE NOTICE 'no index: too few rows for ivfflat, a pgvector that is too old for this one, or too little memory';
-  END IF;
-END
-{tag};
-"""
+  END IF;"""
 # what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
 SIZES = """
   (SELECT rows, lists, needed, CASE WHEN {lists_unused} THEN 4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 + 1048576
@@ -361,11 +476,11 @@ SIZES = """
 LISTS = (
     "least(CASE WHEN rows <= 1000000 THEN greatest(1, rows / 1000) ELSE floor(sqrt(rows))::bigint END, rows / {least})"
 )
-MEMORY = """
-SELECT set_config('maintenance_work_mem', greatest(given, least(memory, borne)) || 'kB', {local}) FROM {sizes} AS sizes,
-  (SELECT pg_size_bytes(current_setting('maintenance_work_mem')) / 1024 AS given,
-          pg_size_bytes(current_setting('shared_buffers')) / 1024 AS borne) AS server;
-"""
+MEMORY_GIVEN = "PERFORM set_config('maintenance_work_mem', '{given}', {local});"
+MEMORY = """PERFORM set_config('maintenance_work_mem', greatest(given, least(memory, borne)) || 'kB', {local})
+     FROM {sizes} AS sizes,
+          (SELECT pg_size_bytes(current_setting('maintenance_work_mem')) / 1024 AS given,
+                  pg_size_bytes(current_setting('shared_buffers')) / 1024 AS borne) AS server;"""
 CREATE = """
 SELECT replace(replace({statement}, {ext}, {quoted_name}), '@lists@', lists::text)
 FROM {sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
@@ -373,18 +488,10 @@ WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND lists > 0
   AND ({lists_unused} OR needed <= pg_size_bytes(current_setting('maintenance_work_mem')))
   AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
 """
-EACH = """
-DO {tag}
-#variable_conflict use_column
-DECLARE
-  statement text;
-BEGIN
-  FOREACH statement IN ARRAY ARRAY({query}) LOOP
+# all of them first: a query that is still being read keeps its table from CREATE INDEX
+EACH = """FOREACH statement IN ARRAY ARRAY({query}) LOOP
     EXECUTE statement;
-  END LOOP;
-END
-{tag};
-"""
+  END LOOP;"""
 # those that may be ours, under either name
 OURS = """
   SELECT indexrelid, indisvalid, indclass::text, indkey::text, pg_get_expr(indexprs, indrelid) AS expression, reloptions

@@ -132,6 +132,8 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
 def downgrade_backfill(**options: Unpack[Options]) -> None:
     """Nothing to undo: the vectors go with their column, or are in `v` and stay there."""
     if script := _script("downgrade", options):
+        with _outside_transaction(script):
+            pass  # each step down is a transaction of its own
         script.downgrade_backfill()
         return
     with _step("downgrade of backfill", options) as step:

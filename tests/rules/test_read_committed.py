@@ -1,0 +1,73 @@
+"""R3: READ COMMITTED, set by us: a statement that has waited for a lock sees what its holder has committed."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from demo.openmemory import TABLE
+from openmemory_migrations.embedded import Server
+from tests.support.openmemory import Database, create_table, load, random_rows
+from tests.support.scripts import DIM8, SINGLE, offline, psql, script, start_psql
+from tests.support.sessions import eventually
+from tests.support.states import EXPAND, HEAD, column_type, stamp
+
+DIM = 8
+NOTED = f"""
+CREATE TABLE levels (level text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN INSERT INTO levels VALUES (current_setting('transaction_isolation')); RETURN NEW; END $$;
+CREATE TRIGGER note BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
+
+@pytest.fixture
+def table(database: Database) -> Database:
+    """Whose sessions are not READ COMMITTED unless they say so."""
+    create_table(database)
+    load(database, random_rows(60, DIM))
+    database.run(f"ALTER DATABASE {database.name} SET default_transaction_isolation = 'repeatable read'")
+    return database
+
+
+@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
+def test_a_script_sets_it_whatever_the_default_is(server: Server, table: Database, single: dict[str, str]) -> None:
+    table.run(NOTED)
+    env = DIM8 | {"BACKFILL_BATCH": "10"} | single
+
+    offline(server, table, "upgrade", "head", env=env)
+    assert stamp(table) == [HEAD]
+    assert table.rows("SELECT DISTINCT level FROM levels") == [("read committed",)]
+
+    offline(server, table, "downgrade", "head:base", env=env)
+    assert stamp(table) == []
+
+
+def test_a_script_in_a_transaction_of_another_level_is_refused(server: Server, table: Database) -> None:
+    text = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;" + script("upgrade", "head", env=DIM8 | SINGLE) + "COMMIT;"
+
+    said = psql(server, table, text, "-v", "ON_ERROR_STOP=0", "-v", "ON_ERROR_ROLLBACK=1", check=False).stderr
+
+    assert "ERROR:  the transaction is not READ COMMITTED, but REPEATABLE READ\nDETAIL:  Rows that others" in said
+    assert column_type(table) is None
+    assert stamp(table) == []
+
+
+def test_a_script_down_sees_the_values_that_were_committed_while_it_waited(server: Server, table: Database) -> None:
+    offline(server, table, "upgrade", EXPAND)
+    with closing(table.connect()) as writer, writer.cursor() as cursor:
+        writer.autocommit = False
+        cursor.execute(f"INSERT INTO {TABLE} VALUES (gen_random_uuid(), 'own', 'u', NULL, {DIM})")
+        cursor.execute(f"UPDATE {TABLE} SET v_vector = '[1,2,3,4,5,6,7,8]' WHERE v IS NULL")
+        process = start_psql(server, table, script("downgrade", f"{EXPAND}:base", env=DIM8))
+        try:
+            eventually(lambda: table.rows("SELECT FROM pg_locks WHERE mode = 'ShareRowExclusiveLock' AND NOT granted"))
+            writer.commit()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+
+    assert process.returncode == 3
+    assert "1 values have no source and would be lost" in said
+    assert table.value(f"SELECT count(v_vector) FROM {TABLE}") == 1
