@@ -21,18 +21,32 @@ from . import log
 from .drivers import driver_of
 from .errors import MigrationError
 from .signals import Stop, listening
-from .sqlerrors import CANCELED, sqlstate
-from .target import quote
+from .sqlerrors import CANCELED, lost, sqlstate
+from .target import literal, quote
 
 APPLICATION_NAME = "openmemory-migrations"
 READ_COMMITTED: Any = "READ COMMITTED"
+LOCK_TIMEOUT = "10s"  # of whatever has no shorter one of its own: nothing waits for ever
+# CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
+PATIENT_LOCK_TIMEOUT = "1h"
+IDLE = "idle_session_timeout"
 
 
 @contextmanager
 def second_connection(engine: Engine) -> Iterator[Connection]:
     """A connection beside the one at work, from a pool of the same make: the engine's own may hold one only."""
     with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
+        connection = connection.execution_options(isolation_level="READ COMMITTED")
+        Database(connection, {}).stay_idle()
         yield connection
+
+
+def no_timeouts(connection: Connection) -> dict[str, str]:
+    """What keeps the timeouts of a role or database from ending a transaction of ours, or one of its statements."""
+    timeouts = ["idle_in_transaction_session_timeout", "statement_timeout"]
+    if (connection.dialect.server_version_info or (0,)) >= (17,):
+        timeouts.append("transaction_timeout")
+    return dict.fromkeys(timeouts, "0")
 
 
 def in_thread(engine: Engine, work: Callable[[], None]) -> None:
@@ -57,10 +71,17 @@ class Database:
         self._errors: tuple[Any, ...] = (*self.driver.errors, connection.dialect.loaded_dbapi.Error)
         self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
         self._isolation: Any = None  # to put back
+        self._session: dict[str, str] = {}  # settings of the session to put back, for all that `at` has made of this
 
     @property
     def _raw(self) -> Any:
+        self._require_connection()
         return self.connection.connection.dbapi_connection
+
+    def _require_connection(self) -> None:
+        """Or SQLAlchemy and the drivers have each an error of their own for what comes after the first."""
+        if not self.usable:
+            raise lost("database", "it is closed")
 
     @property
     def usable(self) -> bool:
@@ -82,7 +103,6 @@ class Database:
     def beside(self, stop: Stop) -> Iterator[Database]:
         """The same on a connection of its own, for another thread, which `stop` stops."""
         with second_connection(self.connection.engine) as connection:
-            connection = connection.execution_options(isolation_level="READ COMMITTED")
             other = type(self)(connection, self.names)
             other.stop, other._lent = stop, self._lent
             with other.driver.notices(log.server_message):
@@ -94,6 +114,7 @@ class Database:
         return template.format_map({**self.names, **more})
 
     def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
+        self._require_connection()
         # a colon inside a quoted name is not a parameter
         escaped = {name: value.replace(":", r"\:") for name, value in {**self.names, **names}.items()}
         with self._heeding_signals():
@@ -149,14 +170,29 @@ class Database:
         dialect = self.connection.dialect
         local = self._role_and_path()
         self.commit()
-        isolation = dialect.get_isolation_level(self._raw)
+        with self._wrapping_errors("SHOW transaction_isolation"):
+            isolation = dialect.get_isolation_level(self._raw)
         self.commit()
         if isolation != READ_COMMITTED:
-            dialect.set_isolation_level(self._raw, READ_COMMITTED)
+            self._set_isolation(READ_COMMITTED)
             self._isolation = self._isolation or isolation
         now = self._role_and_path()
         self._lent = {name: value for name, value in local.items() if now[name] != value}
+        self.stay_idle()
+
+    def stay_idle(self) -> None:
+        """Keeps the session, while others work or wait, from an idle_session_timeout of the role's.
+
+        Behind a pooler in transaction mode it isn't ours: there the pooler sees to it.
+        """
+        if IDLE not in self._session and not self.pooled:
+            self._session[IDLE] = self.value("SELECT current_setting(:name)", {"name": IDLE})
+            self.set_session(IDLE, "0")
         self.commit()
+
+    def _set_isolation(self, level: Any) -> None:
+        with self._wrapping_errors("SET SESSION CHARACTERISTICS"):
+            self.connection.dialect.set_isolation_level(self._raw, level)
 
     def _role_and_path(self) -> dict[str, str]:
         return {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in ("role", "search_path")}
@@ -173,7 +209,11 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Looks at rows inside the transaction that is open already, and leaves its settings as they were."""
-        with self.local("row_security", "off"), self.local("statement_timeout", "0"):
+        with (
+            self.local("row_security", "off"),
+            self.local("statement_timeout", "0"),
+            self.local("lock_timeout", LOCK_TIMEOUT),
+        ):
             yield
 
     @contextmanager
@@ -188,10 +228,11 @@ class Database:
         self.run("SELECT set_config(:name, :value, true)", {"name": name, "value": value})
 
     @contextmanager
-    def transaction(self, *, snapshot: bool = False, lock_timeout_ms: int = 0) -> Iterator[None]:
+    def transaction(self, *, snapshot: bool = False, batch: bool = False, lock_timeout_ms: int = 0) -> Iterator[None]:
         """Commits at the end, rolls back on any exception; what was open before must have been committed.
 
-        With `snapshot`: read-only, all statements see the same rows, and no statement_timeout of a role's ends them.
+        No timeout of the role's ends it; but the statements of a `batch` heed statement_timeout, by smaller batches.
+        With `snapshot`: read-only, all statements see the same rows.
         Nobody can drop or rewrite the table meanwhile: the snapshot is taken under a lock on it, since a table that
         was rewritten is empty to an older one. `lock_timeout_ms` is how long that is waited for, 0 what the role has.
         """
@@ -199,28 +240,35 @@ class Database:
         try:
             if snapshot:
                 self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                self.run("SET LOCAL statement_timeout = 0")
+            # row_security: an error instead of a partial result where a policy would hide rows from this role
+            own = {"lock_timeout": LOCK_TIMEOUT, "row_security": "off"}
+            self.outlive_timeouts(batch=batch, in_snapshot=snapshot, **own)
+            if snapshot:
                 # before anything that takes the snapshot, as the first SELECT does; by the role that may
                 if role := self._lent.get("role"):
                     self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
                 if lock_timeout_ms:
                     self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
                 self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
-                self.outlive_timeouts()
-            # an error instead of a partial result where a policy would hide rows from this role
-            self.run("SET LOCAL row_security = off")
             self.borrow()
             yield
             self.commit()
         except BaseException:
-            self.rollback()
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                self.rollback()
             raise
 
-    def outlive_timeouts(self) -> None:
-        """Not for the statements of a batch: a timeout of the role's on those is heeded, by smaller batches."""
-        self.run("SET LOCAL idle_in_transaction_session_timeout = 0")
-        if int(self.value("SELECT current_setting('server_version_num')")) >= 170_000:
-            self.run("SET LOCAL transaction_timeout = 0")
+    def outlive_timeouts(self, *, batch: bool = False, in_snapshot: bool = False, **more: str) -> None:
+        """Sets ours in place of the role's timeouts, and `more`; the first thing in each transaction that works."""
+        wanted = {**no_timeouts(self.connection), **more}
+        if batch:
+            del wanted["statement_timeout"]
+        if in_snapshot:  # which the SELECT would take
+            for name, value in wanted.items():
+                self.run("SET LOCAL {name} = {value}", name=name, value=literal(value))
+        else:
+            calls = [f"set_config({literal(name)}, {literal(value)}, true)" for name, value in wanted.items()]
+            self.run("SELECT {calls}", calls=", ".join(calls))
 
     def borrow(self) -> None:
         """Sets in this transaction what was local to the host's: role, search_path."""
@@ -228,20 +276,50 @@ class Database:
             self.set_local(name, value)
 
     @contextmanager
-    def autocommit(self) -> Iterator[None]:
-        """For statements that refuse a transaction; what was local to the host's transaction is set and reset."""
+    def autocommit(self, **settings: str) -> Iterator[None]:
+        """For statements that refuse a transaction: what it would have set locally, and `settings`, the session has.
+
+        Behind a pooler in transaction mode those would stay with a server process that other clients use: there the
+        statement runs with what the role has, and an error names the line that changes it.
+        """
+        own = {**no_timeouts(self.connection), "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
+        hint = self._through_pooler(own) if self.pooled else None
+        wanted = {**({} if self.pooled else own), **self._lent}
         self.commit()
-        self.connection.dialect.set_isolation_level(self._raw, "AUTOCOMMIT")
-        before = self._role_and_path() if self._lent else {}
+        self._set_isolation("AUTOCOMMIT")
+        before = {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
+
+        def put_back() -> None:
+            if self.usable:
+                for name, value in before.items():
+                    self.set_session(name, value)
+                self._set_isolation(READ_COMMITTED)
+
         try:
-            for name, value in self._lent.items():
+            for name, value in wanted.items():
                 self.set_session(name, value)
             yield
-        finally:
-            if self.usable:
-                for name in self._lent:
-                    self.set_session(name, before[name])
-                self.connection.dialect.set_isolation_level(self._raw, READ_COMMITTED)
+        except BaseException as error:
+            if hint and isinstance(error, DBAPIError):
+                error.add_detail(hint)
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                put_back()
+            raise
+        put_back()
+
+    def _through_pooler(self, wanted: Mapping[str, str]) -> str | None:
+        """What to say of an error, where the role has timeouts that CONCURRENTLY is going to run with."""
+        log.notice(
+            "a pooler such as PgBouncer is in between: CONCURRENTLY runs with the timeouts and memory of the role"
+        )
+        asked = {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
+        role, database = map(quote, self.rows("SELECT session_user, current_database()")[0])
+        lines = [
+            f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {literal(wanted[name])};"
+            for name, value in asked.items()
+            if name.endswith("_timeout") and not name.startswith("idle") and value != "0"
+        ]
+        return f"Connect directly, or: {' '.join(lines)} Then have the pooler connect anew." if lines else None
 
     def set_session(self, name: str, value: str) -> None:
         self.run("SELECT set_config(:name, :value, false)", {"name": name, "value": value})
@@ -252,27 +330,36 @@ class Database:
 
         Afterwards isolation level, autocommit, role and search_path are as they were.
         """
-        dialect = self.connection.dialect
         if self._raw.autocommit:
             self._isolation = "AUTOCOMMIT"
-            dialect.set_isolation_level(self._raw, READ_COMMITTED)
+            self._set_isolation(READ_COMMITTED)
 
         def cancel() -> None:
             with suppress(Exception):  # the connection may be gone already
                 self.driver.cancel()
 
-        # Alembic's transaction is idle while we wait for another run
-        self.outlive_timeouts()
+        # Alembic's transaction is idle while we wait for another run; its statements are its own
+        self.outlive_timeouts(batch=True)
         try:
             with self.driver.notices(log.server_message), listening(self.stop, cancel):
                 yield
-        finally:
-            if self.usable:
-                if self._isolation:
-                    self.rollback()
-                    dialect.set_isolation_level(self._raw, self._isolation)
-                if self._isolation != "AUTOCOMMIT":
-                    self.borrow()
+        except BaseException:
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                self._put_back()
+            raise
+        # also asks whether the connection is still there, before Alembic stamps through it
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if self._isolation or self._session:
+            self.rollback()
+        while self._session:
+            self.set_session(*self._session.popitem())
+            self.commit()
+        if self._isolation:
+            self._set_isolation(self._isolation)
+        if self._isolation != "AUTOCOMMIT":
+            self.borrow()
 
 
 def refuse_foreign_transaction(connection: Connection) -> None:

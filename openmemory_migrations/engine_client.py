@@ -106,9 +106,10 @@ class _Writer:
         while first < len(found.rows):
             end = min(first + self.most_rows, len(found.rows))
             try:
-                with self.db.transaction():
+                with self.db.transaction(batch=True):
                     name = self.progress.application_name
                     self.db.run(PLAN, {"name": name, "lock_timeout": self.lock_timeout})
+                    tries.heed(self.db)
                     stage.write(found.some(first, end))
                 stage.committed()
             except DBAPIError as error:

@@ -101,8 +101,6 @@ def _catalogs(step: Step) -> Iterator[None]:
     db = step.db
     with db.transaction():
         db.run("SET TRANSACTION READ ONLY")
-        db.run("SET LOCAL statement_timeout = 0")
-        db.outlive_timeouts()
         locks.set_timeout(db, f"{step.settings.lock_timeout_ms}ms")
         yield
 

@@ -195,7 +195,7 @@ class _Walk:
         tries = locks.Tries(self.db.stop.sleep)
         while page < last_page:
             try:
-                moved = self._batch(page, page + pages)
+                moved = self._batch(page, page + pages, tries)
             except DBAPIError as error:
                 if self.part.gone(error):
                     log.notice(f"{self.progress.what}: partition {self.part} is gone")
@@ -214,7 +214,8 @@ class _Walk:
                 self.progress.add(self.db, moved, 0)
                 self.pace.rest(self.progress.what)
 
-    def _batch(self, page: int, end: int) -> int:
-        with self.db.transaction():
+    def _batch(self, page: int, end: int, tries: locks.Tries) -> int:
+        with self.db.transaction(batch=True):
             self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
+            tries.heed(self.db)
             return int(self.part.at(self.db).run(FILL, page=str(page), end=str(end)).rowcount)

@@ -160,7 +160,7 @@ class Reader:
             if self.held >= MOST_HELD:
                 db.commit()
                 self.held = 0
-            db.outlive_timeouts()
+            db.outlive_timeouts(batch=True)
             claimed = self.claims.take(db, space, range(first, min(first + at_once, units)))
             self.held += len(claimed)
             for start, end in runs(claimed):
@@ -189,6 +189,7 @@ class Reader:
             try:
                 db.borrow()
                 db.run(PLAN, {"name": f"{APPLICATION_NAME} reading ahead", "lock_timeout": self.lock_timeout})
+                tries.heed(db)
                 rows = scan.read(db)
                 # while the lock of the read is held: nobody can have rewritten the table since
                 filenode = db.value(FILENODE, {"table": db.names["table"]})

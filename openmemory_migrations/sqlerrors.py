@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from .errors import ConnectionLost, MigrationError
+from .errors import ConnectionLost, MigrationError, TryAgain, UsageError
 
-# SQLSTATE: connection exceptions, no such role or database, the server is going down or on its way up
-NO_CONNECTION = ("08", "28", "3D", "57P")
+# SQLSTATE: connection exceptions, too many connections, the server is going down or on its way up
+UNREACHABLE = ("08", "53300", "57P")
+REFUSED = ("28", "3D")  # no such role or database, a wrong password
 LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
 UNDEFINED_TABLE = "42P01"
+# what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
+PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
+ON_ITS_WAY = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # the server
 
 
 def sqlstate(error: DBAPIError) -> str | None:
@@ -23,17 +27,29 @@ def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
     own = error.orig if hasattr(error.orig, "detail") else getattr(error.orig, "__cause__", None)
     message = getattr(diagnostics, "message_primary", None) or getattr(own, "message", None)
     message = message or " ".join(str(error.orig).split())
+    ours = " ".join(error.detail) or None  # a hint, from whoever knows what it needs
     if error.connection_invalidated:
-        return ConnectionLost(
-            f"{doing}: the connection was lost: {message}",
-            hint="Run the same command again to continue; what is committed is kept.",
-        )
+        return lost(doing, message, ours)
     state = sqlstate(error)
     problem = MigrationError(
         f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
         detail=getattr(diagnostics, "message_detail", None) or getattr(own, "detail", None),
-        hint=getattr(diagnostics, "message_hint", None) or getattr(own, "hint", None),
+        hint=ours or getattr(diagnostics, "message_hint", None) or getattr(own, "hint", None),
     )
-    if state is None or state.startswith(NO_CONNECTION):
-        problem.exit_code = ConnectionLost.exit_code
+    # psycopg2 has no SQLSTATE of a connection that was refused: what the server refuses for good it calls FATAL
+    if state is None:
+        away = "FATAL:" not in message or any(word in message for word in ON_ITS_WAY)
+        away = away and isinstance(error, OperationalError)
+        problem.exit_code = TryAgain.exit_code if away else UsageError.exit_code
+    elif state.startswith(UNREACHABLE) or state in PASSING:
+        problem.exit_code = TryAgain.exit_code
+    elif state.startswith(REFUSED):
+        problem.exit_code = UsageError.exit_code
     return problem
+
+
+def lost(doing: str, message: str, hint: str | None = None) -> ConnectionLost:
+    return ConnectionLost(
+        f"{doing}: the connection was lost: {message}",
+        hint=hint or "Run the same command again to continue; what is committed is kept.",
+    )

@@ -1,0 +1,87 @@
+"""R10: no timeout of a role's keeps a run from getting further, and a lost connection is that, whenever it is lost."""
+
+from __future__ import annotations
+
+import time
+
+import sqlalchemy as sa
+
+from demo.openmemory import TABLE
+from openmemory_migrations.connecting import engine_for
+from openmemory_migrations.database import Database as PackageDatabase
+from tests.support.commands import alembic
+from tests.support.openmemory import Database, mismatches, random_rows
+from tests.support.running import expanded, filled, running, slow_rows, transaction
+from tests.support.states import BACKFILL, EXPAND, HEAD, indexes, stamp
+
+SNAPSHOT = ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT FROM pg_class LIMIT 1"]
+
+
+def shorten(database: Database, *timeouts: str, to: str = "300ms") -> None:
+    """Have the role end whatever takes longer, those of the timeouts that the server knows."""
+    for (name,) in database.rows("SELECT name FROM pg_settings WHERE name = ANY (%s)", list(timeouts)):
+        database.run(f"ALTER ROLE postgres IN DATABASE {database.name} SET {name} = '{to}'")
+
+
+def test_rests_and_waits_outlive_the_timeouts_of_the_role(database: Database) -> None:
+    filled(database, random_rows(60, 8))
+    with transaction(database, *SNAPSHOT) as reader:
+        shorten(database, "idle_session_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+        settings = {"BACKFILL_BATCH": "30", "OM_BACKFILL_PAUSE_MS": "400"}
+        with running(database, "upgrade", "head", env=settings) as run:
+            # CREATE INDEX CONCURRENTLY waits for the other transaction
+            run.says("building index")
+            time.sleep(0.5)
+            reader.rollback()
+            assert run.ends() == 0, run.log
+
+    assert "lost" not in run.log
+    assert stamp(database) == [HEAD]
+    assert len(indexes(database)) == 1
+    assert mismatches(database) == []
+
+
+def test_a_batch_that_cannot_be_smaller_has_no_statement_timeout(database: Database) -> None:
+    expanded(database, random_rows(2, 8))
+    slow_rows(database, 0.4)
+    shorten(database, "statement_timeout")
+
+    done = alembic(database, "upgrade", BACKFILL)
+
+    assert "due to statement timeout (SQLSTATE 57014), try 1 of 30, again with 1 rows" in done.stderr
+    assert "try 2" not in done.stderr
+    assert mismatches(database) == []
+
+
+def test_what_a_step_changes_no_statement_timeout_ends(database: Database) -> None:
+    """Its locks have a timeout of their own."""
+    filled(database, random_rows(2, 8))
+    database.run(
+        "CREATE FUNCTION rest() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.4); END';"
+        "CREATE EVENT TRIGGER rest ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION rest()"
+    )
+    shorten(database, "statement_timeout")
+
+    done = alembic(database, "upgrade", EXPAND)
+
+    assert "timeout" not in done.log
+
+
+def test_the_hosts_session_gets_its_idle_session_timeout_back(database: Database) -> None:
+    filled(database, random_rows(1, 8))
+    shorten(database, "idle_session_timeout", to="1min")
+    engine = engine_for(sa.make_url(database.url).set(drivername="postgresql+psycopg2"))
+    with engine.connect() as connection:
+        asked = sa.text("SELECT current_setting('idle_session_timeout')")
+        db = PackageDatabase(connection, {"table": TABLE})
+        for fails in (False, True):
+            try:
+                with db.session():
+                    db.take_over()
+                    assert connection.scalar(asked) == "0"
+                    1 / (not fails)
+            except ZeroDivisionError:
+                pass
+            connection.rollback()
+            assert connection.scalar(asked) == "1min"
+            connection.rollback()
