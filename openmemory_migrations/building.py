@@ -16,7 +16,7 @@ from .database import PATIENT_LOCK_TIMEOUT, Database
 from .errors import INDEX_ANEW, MigrationError
 from .indexes import DEFAULTS, Plan
 from .settings import Settings
-from .sqlerrors import PASSING, as_migration_error, sqlstate
+from .sqlerrors import LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from .target import Target, quote
 
 # SQLSTATE classes of a server that can't build this index: insufficient resources, limit exceeded, not supported.
@@ -74,7 +74,8 @@ def drop_ours(
             return dropped
         except DBAPIError as error:
             problem = as_migration_error(error, f"index {quote(index.name)} can't be dropped")
-            if sqlstate(error) not in (*PASSING, RACED) or lock_timeout != PATIENT_LOCK_TIMEOUT:
+            waited = sqlstate(error) == LOCK_NOT_AVAILABLE and not db.pooled
+            if waited or sqlstate(error) not in (*PASSING, RACED) or lock_timeout != PATIENT_LOCK_TIMEOUT:
                 raise problem from error
         log.notice(f"{problem.message}, again in {pause:.1f} s")
         db.stop.sleep(pause)
@@ -131,6 +132,11 @@ def duplicate_of(db: Database, target: Target, table_oid: int, wanted: Plan) -> 
 
 def drop(db: Database, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
     """DROP INDEX CONCURRENTLY; does nothing if it isn't there."""
+    with db.transaction():
+        holders = db.holders(seconds=1)
+    if holders and lock_timeout == PATIENT_LOCK_TIMEOUT:
+        what = f"dropping index {quote(name)}: has to wait until transactions that have locked the table are over"
+        log.notice(what, detail="; ".join(holders) + ".")
     with db.autocommit(lock_timeout=lock_timeout):
         db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
 

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, CursorResult, Engine
@@ -21,7 +21,7 @@ from . import log
 from .drivers import driver_of
 from .errors import MigrationError
 from .signals import Stop, listening
-from .sqlerrors import CANCELED, lost, sqlstate
+from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, as_migration_error, lost, sqlstate
 from .target import literal, quote
 
 APPLICATION_NAME = "openmemory-migrations"
@@ -30,6 +30,26 @@ LOCK_TIMEOUT = "10s"  # of whatever has no shorter one of its own: nothing waits
 # CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
 PATIENT_LOCK_TIMEOUT = "1h"
 IDLE = "idle_session_timeout"
+
+T = TypeVar("T")
+TRIES = 30  # of a snapshot, to get its lock on the table
+
+# who has locked a table, or one of those below it, oldest statement first
+HOLDERS = """
+WITH RECURSIVE tree (oid) AS (
+  SELECT coalesce(CAST(:oid AS oid), to_regclass(:table))
+  UNION
+  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid), coalesce(a.usename, p.owner),
+       coalesce(a.query_start, a.xact_start, p.prepared), a.state
+FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+     LEFT JOIN pg_catalog.pg_prepared_xacts p
+     ON l.pid IS NULL AND l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
+WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
+ORDER BY 4 NULLS LAST LIMIT 5
+"""
 
 
 @contextmanager
@@ -214,7 +234,29 @@ class Database:
             self.local("statement_timeout", "0"),
             self.local("lock_timeout", LOCK_TIMEOUT),
         ):
+            self._wait_for_table()
             yield
+
+    def _wait_for_table(self) -> None:
+        """For who can't begin the transaction again: waits until nobody keeps the table from its readers, and lets go.
+
+        Where there is no such table, or no right, whoever looks at it next says so.
+        """
+
+        def undo() -> None:
+            self.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+
+        def lock() -> None:
+            self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+
+        self.run("SAVEPOINT openmemory_migrations")
+        try:
+            self._patiently(lock, TRIES, undo)
+        except DBAPIError as error:
+            if sqlstate(error) in (None, LOCK_NOT_AVAILABLE, CANCELED):
+                raise
+        undo()
+        self.run("RELEASE SAVEPOINT openmemory_migrations")
 
     @contextmanager
     def local(self, name: str, value: str) -> Iterator[None]:
@@ -234,33 +276,100 @@ class Database:
         No timeout of the role's ends it; but the statements of a `batch` heed statement_timeout, by smaller batches.
         With `snapshot`: read-only, all statements see the same rows.
         Nobody can drop or rewrite the table meanwhile: the snapshot is taken under a lock on it, since a table that
-        was rewritten is empty to an older one. `lock_timeout_ms` is how long that is waited for, 0 what the role has.
+        was rewritten is empty to an older one. It is waited for in one try of `lock_timeout_ms`, else in longer ones.
         """
         self.stop.check()
-        try:
+        # row_security: an error instead of a partial result where a policy would hide rows from this role
+        own = {"lock_timeout": LOCK_TIMEOUT, "row_security": "off"}
+
+        def begin() -> None:
             if snapshot:
-                self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            # row_security: an error instead of a partial result where a policy would hide rows from this role
-            own = {"lock_timeout": LOCK_TIMEOUT, "row_security": "off"}
-            self.outlive_timeouts(batch=batch, in_snapshot=snapshot, **own)
-            if snapshot:
-                # before anything that takes the snapshot, as the first SELECT does; by the role that may
-                if role := self._lent.get("role"):
-                    self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
-                if lock_timeout_ms:
-                    self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
-                self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+                self._take_snapshot(lock_timeout_ms, own)
+            else:
+                self.outlive_timeouts(own, batch=batch)
             self.borrow()
+
+        begun = False
+        try:
+            self._patiently(begin, 1 if lock_timeout_ms else TRIES, self.rollback)
+            begun = True
             yield
             self.commit()
-        except BaseException:
+        except BaseException as error:
             with suppress(DBAPIError, MigrationError):  # that one says more
+                self.rollback()
+                self._explain(error)
+                if snapshot and not begun and isinstance(error, DBAPIError) and sqlstate(error) == DENIED:
+                    error.add_detail(f"HINT:  {self.grant}")
                 self.rollback()
             raise
 
-    def outlive_timeouts(self, *, batch: bool = False, in_snapshot: bool = False, **more: str) -> None:
+    def _take_snapshot(self, lock_timeout_ms: int, own: Mapping[str, str]) -> None:
+        self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        self.outlive_timeouts(own, in_snapshot=True)
+        # before anything that takes the snapshot, as the first SELECT does; by the role that may
+        if role := self._lent.get("role"):
+            self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
+        if lock_timeout_ms:
+            self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
+        self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+
+    def _patiently(self, begin: Callable[[], T], tries: int, undo: Callable[[], None]) -> T:
+        """Begins a transaction, again where its lock on the table can't be had yet; nobody waits behind a reader's."""
+        while True:
+            try:
+                return begin()
+            except DBAPIError as error:
+                if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                    raise
+                undo()
+                self._explain(error)
+                undo()
+                tries -= 1
+                if not tries:
+                    raise
+                problem = as_migration_error(error, f"waiting for {self.names['table']}")
+            log.notice(problem.message, detail=problem.detail)
+            self.stop.check()
+
+    def _explain(self, error: BaseException) -> None:
+        """Has a lock_timeout say who was in the way."""
+        if isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE and not error.detail:
+            error.add_detail(f"DETAIL:  {self.in_the_way()}")
+
+    @property
+    def grant(self) -> str:
+        """The line that lets this role read the table, whichever of the two rights it lacks."""
+        role = quote(self.value("SELECT current_user"))
+        return self.sql("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {table} TO {role};", role=role)
+
+    def holders(self, table_oid: int | None = None, seconds: int = 0) -> list[str]:
+        """Who has held a lock on the table, that of this name if not another, for so long; never the text of a query.
+
+        What is said of each: process, application and since when.
+        """
+        asked = {"oid": table_oid, "table": self.names["table"], "seconds": seconds}
+        return [
+            (
+                f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
+                if pid
+                else f'the prepared transaction "{name}" (role {user}'
+            )
+            + (f", {'query started' if pid else 'since'} {since:%H:%M:%S %Z})" if since else ")")
+            for pid, name, user, since, state in self.rows(HOLDERS, asked)
+        ]
+
+    def in_the_way(self, table_oid: int | None = None) -> str:
+        found = self.holders(table_oid)
+        return (
+            "Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished"
+        ) + "."
+
+    def outlive_timeouts(
+        self, more: Mapping[str, str] | None = None, *, batch: bool = False, in_snapshot: bool = False
+    ) -> None:
         """Sets ours in place of the role's timeouts, and `more`; the first thing in each transaction that works."""
-        wanted = {**no_timeouts(self.connection), **more}
+        wanted = {**no_timeouts(self.connection), **(more or {})}
         if batch:
             del wanted["statement_timeout"]
         if in_snapshot:  # which the SELECT would take
@@ -301,9 +410,11 @@ class Database:
             yield
         except BaseException as error:
             if hint and isinstance(error, DBAPIError):
-                error.add_detail(hint)
+                error.add_detail(f"HINT:  {hint}")
             with suppress(DBAPIError, MigrationError):  # that one says more
                 put_back()
+                self._explain(error)
+                self.rollback()
             raise
         put_back()
 

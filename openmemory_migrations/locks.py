@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from . import log, partitions
+from . import log
 from .database import Database, no_timeouts, second_connection
 from .errors import MigrationError, TryAgain
 from .settings import Settings
@@ -172,7 +172,7 @@ class Tries:
             return
         raise TryAgain(
             f"a batch has failed {TRIES} times; what is committed is kept",
-            detail=f"The last time: {problem.message}.",
+            detail=f"The last time: {problem.message}. {problem.detail or ''}".rstrip(),
             hint="Run the same command again to continue.",
         )
 
@@ -182,28 +182,6 @@ class Tries:
             db.set_local("statement_timeout", "0")
 
 
-def holders(db: Database, table_oid: int) -> list[str]:
-    """Who holds a lock on the table: process, application and since when; never the text of its query."""
-    rows = db.rows(
-        """
-        SELECT DISTINCT a.pid, a.application_name, a.usename, coalesce(a.query_start, a.xact_start), a.state
-        FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
-        WHERE l.relation = ANY (:tables) AND l.granted AND l.pid <> pg_backend_pid()
-          AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        ORDER BY 4 NULLS LAST LIMIT 5
-        """,
-        {"tables": [part.oid for part in partitions.parts(db, table_oid)]},
-    )
-    return [
-        f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
-        + (f", query started {since:%H:%M:%S %Z})" if since else ")")
-        for pid, name, user, since, state in rows
-    ]
-
-
 def _table_holders(db: Database, table_oid: int) -> str:
     with db.transaction():
-        found = holders(db, table_oid)
-    return (
-        "Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished"
-    ) + "."
+        return db.in_the_way(table_oid)

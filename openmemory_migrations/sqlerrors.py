@@ -10,9 +10,10 @@ from .errors import ConnectionLost, MigrationError, TryAgain, UsageError
 UNREACHABLE = ("08", "53300", "57P")
 REFUSED = ("28", "3D")  # no such role or database, a wrong password
 LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
-UNDEFINED_TABLE = "42P01"
+UNDEFINED_TABLE, DENIED = "42P01", "42501"
 # what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
 PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
+LOCKED = "Run the same command again when whoever has locked it is done."
 ON_ITS_WAY = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # the server
 
 
@@ -27,14 +28,18 @@ def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
     own = error.orig if hasattr(error.orig, "detail") else getattr(error.orig, "__cause__", None)
     message = getattr(diagnostics, "message_primary", None) or getattr(own, "message", None)
     message = message or " ".join(str(error.orig).split())
-    ours = " ".join(error.detail) or None  # a hint, from whoever knows what it needs
+    # from whoever knows more: "HINT:  …"
+    ours = dict(line.split(":  ", 1) for line in error.detail)
     if error.connection_invalidated:
-        return lost(doing, message, ours)
+        return lost(doing, message, ours.get("HINT"))
     state = sqlstate(error)
     problem = MigrationError(
         f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
-        detail=getattr(diagnostics, "message_detail", None) or getattr(own, "detail", None),
-        hint=ours or getattr(diagnostics, "message_hint", None) or getattr(own, "hint", None),
+        detail=ours.get("DETAIL") or getattr(diagnostics, "message_detail", None) or getattr(own, "detail", None),
+        hint=ours.get("HINT")
+        or (LOCKED if state == LOCK_NOT_AVAILABLE else None)
+        or getattr(diagnostics, "message_hint", None)
+        or getattr(own, "hint", None),
     )
     # psycopg2 has no SQLSTATE of a connection that was refused: what the server refuses for good it calls FATAL
     if state is None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import sqlalchemy as sa
 
 from demo.openmemory import TABLE
+from openmemory_migrations import embedded
 from openmemory_migrations.connecting import engine_for
 from openmemory_migrations.database import Database as PackageDatabase
-from tests.support.commands import alembic
+from openmemory_migrations.facts import Facts, part
+from openmemory_migrations.settings import Settings
+from openmemory_migrations.steps import Step
+from tests.support.commands import alembic, om, result, start_alembic, start_om
 from tests.support.openmemory import Database, mismatches, random_rows
+from tests.support.package import TARGET, package
 from tests.support.running import expanded, filled, running, slow_rows, transaction
 from tests.support.states import BACKFILL, EXPAND, HEAD, indexes, stamp
 
@@ -85,3 +91,48 @@ def test_the_hosts_session_gets_its_idle_session_timeout_back(database: Database
             connection.rollback()
             assert connection.scalar(asked) == "1min"
             connection.rollback()
+
+
+@pytest.mark.parametrize("command", ["upgrade", "backfill", "status"])
+def test_a_reader_waits_for_a_lock_in_tries_and_then_names_its_holder(database: Database, command: str) -> None:
+    (filled if command == "upgrade" else expanded)(database, random_rows(2, 8))
+    short = "database.LOCK_TIMEOUT, database.TRIES, connecting.RECONNECT_PAUSES = '100ms', 2, ()"
+
+    with transaction(database, f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE") as holder:
+        if command == "upgrade":
+            done = result(start_alembic(database, command, "head", patch=short))
+            failed = done.stdout
+            assert done.returncode > 0
+        else:
+            done = result(start_om(database, command, patch=short))
+            failed = done.stderr.partition("ERROR:  ")[2]
+            assert done.returncode == 3, done.log
+        named = f'Locks on the table are held by process {holder.info.backend_pid} ("nightly report", role postgres'
+        assert f"DETAIL:  {named}" in failed
+        assert "HINT:  Run the same command again" in failed
+        assert done.stderr.count(f'NOTICE:  waiting for "public"."{TABLE}"') == 1
+        assert "Traceback" not in done.log
+
+
+def test_a_reader_that_lacks_a_right_on_the_table_is_given_the_line(
+    server: embedded.Server, database: Database
+) -> None:
+    expanded(database, random_rows(2, 8))
+    reader = f"reader of {database.name}"
+    database.run(f'CREATE ROLE "{reader}" LOGIN; GRANT SELECT (id, v) ON {TABLE} TO "{reader}"')
+    try:
+        done = om(Database(database.name, server.url(database.name, user=reader)), "status")
+    finally:
+        database.run(f'DROP OWNED BY "{reader}"; DROP ROLE "{reader}"')
+
+    assert done.returncode == 1
+    assert f'GRANT SELECT ON "public"."{TABLE}" TO "{reader}";' in done.stderr
+
+
+def test_a_part_of_the_check_that_cannot_begin_is_a_finding(database: Database) -> None:
+    with package(database, PackageDatabase) as db:
+        db._lent = {"role": "nobody of this name"}
+        facts = Facts()
+        part(Step(db, TARGET, Settings.load({}, {})), facts, "server", lambda: None)
+        db._lent = {}
+    assert [finding.code for finding in facts.findings] == ["server"]
