@@ -102,21 +102,26 @@ def _given_back(db: Database, parts: set[Claim], progress: Progress) -> bool:
 
 def carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """Moves the values without source from the adopted column to ours, then drops the adopted column."""
+    locks.decided(lambda: _carry_over(db, target, settings, table))
+
+
+def _carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
     moved = 0
     with db.transaction():
         spread = citus.shards(db, table.oid)
-    if spread:  # no place to go by; rows without source are few
 
-        def at_once() -> int:
-            return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
+    def at_once() -> int:
+        return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
 
-        moved = locks.retried(db, settings.lock_timeout_ms, table.oid, "carrying values over", at_once)
-    while not spread:
-        with db.transaction(snapshot=True):
+    while True:
+        with db.transaction(snapshot=True) as seen:
             if not db.value("SELECT EXISTS (SELECT FROM {table} WHERE " + ADOPTED_ONLY + ")"):
                 break
             lock_timeout = locks.batch_timeout(db, settings)
             walks = [(part.at(db), pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
+        if spread:  # no place to go by; rows without source are few
+            moved += locks.retried(db, settings.lock_timeout_ms, table.oid, "carrying values over", at_once)
+            continue
         for at, last_page in walks:
             for page in range(0, last_page, PAGES_A_CARRY):
                 with db.transaction():
@@ -133,6 +138,7 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
         table.oid,
         f"dropping {quote(target.adopted)} of {target}",
         lambda: db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
+        seen,
     )
 
 

@@ -8,7 +8,7 @@ from . import catalog, log, partitions
 from .catalog import Column, Table
 from .cutover.mark import Mark
 from .database import Database
-from .errors import ANEW, MigrationError
+from .errors import ANEW, Changed, MigrationError
 from .partitions import Part
 from .settings import Settings
 from .target import Target, quote
@@ -21,6 +21,14 @@ def require_server(db: Database) -> None:
         raise MigrationError(f"PostgreSQL {version // 10_000} is too old", hint="PostgreSQL 14 or newer is needed.")
 
 
+def lock(db: Database, target: Target, table: Table) -> None:
+    """Locks the table alone, and raises Changed unless it is still what the step has found in the catalogs."""
+    # the root first, as writers do: a trigger that goes is taken off the partitions before
+    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+    if catalog.table(db, target.schema, target.table) != table:
+        raise Changed(f"{target} was changed just now")
+
+
 def require_table(db: Database, target: Target) -> Table:
     """The table, fit to be migrated. Raises MigrationError naming what is missing or different."""
     require_server(db)
@@ -30,6 +38,7 @@ def require_table(db: Database, target: Target) -> Table:
             f"table {target} does not exist",
             hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them; it creates the table when it starts.",
         )
+    db.expect(table.oid)
     if table.is_partition:
         raise MigrationError(
             f"{target} is a partition", hint="Set OM_VECTOR_TABLE to the table that it is a partition of."

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import log
 from .drivers import driver_of
-from .errors import MigrationError
+from .errors import Changed, MigrationError
 from .signals import Stop, listening
 from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, as_migration_error, lost, sqlstate
 from .target import literal, quote
@@ -30,8 +30,6 @@ LOCK_TIMEOUT = "10s"  # of whatever has no shorter one of its own: nothing waits
 # CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
 PATIENT_LOCK_TIMEOUT = "1h"
 IDLE = "idle_session_timeout"
-
-T = TypeVar("T")
 TRIES = 30  # of a snapshot, to get its lock on the table
 
 # who has locked a table, or one of those below it, oldest statement first
@@ -49,6 +47,32 @@ WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT F
   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
   AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
 ORDER BY 4 NULLS LAST LIMIT 5
+"""
+LOOKS = 10  # at a tree that others attach tables to
+
+T = TypeVar("T")
+Seen = tuple[Any, ...]  # the tables that were looked at: their files, places in the tree, columns and triggers
+
+SEEN = """
+WITH RECURSIVE tree (oid, link) AS (
+  SELECT CAST(pg_catalog.to_regclass(:table) AS oid), CAST(NULL AS xid)
+  UNION ALL
+  SELECT i.inhrelid, i.xmin
+  FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)
+SELECT CAST(tree.oid AS bigint), CAST(tree.link AS text), CAST(pg_catalog.pg_relation_filenode(tree.oid) AS bigint),
+       ARRAY(SELECT CAST(ROW(a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull) AS text)
+             FROM pg_catalog.pg_attribute a WHERE a.attrelid = tree.oid AND a.attnum > 0 AND NOT a.attisdropped
+             ORDER BY a.attnum),
+       ARRAY(SELECT CAST(ROW(t.oid, t.xmin, p.oid, p.xmin) AS text)
+             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+             WHERE t.tgrelid = tree.oid AND NOT t.tgisinternal ORDER BY t.oid)
+FROM tree
+ORDER BY tree.link IS NULL DESC, tree.oid
+"""
+UNLOCKED = """
+SELECT EXISTS (SELECT FROM unnest(CAST(:tables AS bigint[])) AS seen (oid)
+               WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.relation = seen.oid AND l.granted
+                                 AND l.locktype = 'relation' AND l.pid = pg_catalog.pg_backend_pid()))
 """
 
 
@@ -92,6 +116,7 @@ class Database:
         self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
         self._isolation: Any = None  # to put back
         self._session: dict[str, str] = {}  # settings of the session to put back, for all that `at` has made of this
+        self._oids: dict[str, int] = {}  # of the tables that have been looked at, by their names
 
     @property
     def _raw(self) -> Any:
@@ -190,12 +215,12 @@ class Database:
         dialect = self.connection.dialect
         local = self._role_and_path()
         self.commit()
-        with self._wrapping_errors("SHOW transaction_isolation"):
-            isolation = dialect.get_isolation_level(self._raw)
-        self.commit()
-        if isolation != READ_COMMITTED:
-            self._set_isolation(READ_COMMITTED)
-            self._isolation = self._isolation or isolation
+        if self._isolation is None:
+            with self._wrapping_errors("SHOW transaction_isolation"):
+                self._isolation = dialect.get_isolation_level(self._raw)
+            self.commit()
+        # also where it is that already: behind a pooler the next transaction may be on a connection where it isn't
+        self._set_isolation(READ_COMMITTED)
         now = self._role_and_path()
         self._lent = {name: value for name, value in local.items() if now[name] != value}
         self.stay_idle()
@@ -213,6 +238,11 @@ class Database:
     def _set_isolation(self, level: Any) -> None:
         with self._wrapping_errors("SET SESSION CHARACTERISTICS"):
             self.connection.dialect.set_isolation_level(self._raw, level)
+
+    def renew(self) -> None:
+        """Takes over a transaction whose snapshot may be older than what has been waited for since it began."""
+        if self.value("SELECT current_setting('transaction_isolation')") != "read committed":
+            self.take_over()
 
     def _role_and_path(self) -> dict[str, str]:
         return {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in ("role", "search_path")}
@@ -270,30 +300,33 @@ class Database:
         self.run("SELECT set_config(:name, :value, true)", {"name": name, "value": value})
 
     @contextmanager
-    def transaction(self, *, snapshot: bool = False, batch: bool = False, lock_timeout_ms: int = 0) -> Iterator[None]:
+    def transaction(self, *, snapshot: bool = False, batch: bool = False, lock_timeout_ms: int = 0) -> Iterator[Seen]:
         """Commits at the end, rolls back on any exception; what was open before must have been committed.
 
         No timeout of the role's ends it; but the statements of a `batch` heed statement_timeout, by smaller batches.
         With `snapshot`: read-only, all statements see the same rows.
         Nobody can drop or rewrite the table meanwhile: the snapshot is taken under a lock on it, since a table that
         was rewritten is empty to an older one. It is waited for in one try of `lock_timeout_ms`, else in longer ones.
+        Yields what was looked at, for whoever decides by it in a later transaction (`require_seen`).
         """
         self.stop.check()
         # row_security: an error instead of a partial result where a policy would hide rows from this role
         own = {"lock_timeout": LOCK_TIMEOUT, "row_security": "off"}
 
-        def begin() -> None:
+        def begin() -> Seen:
+            seen: Seen = ()
             if snapshot:
-                self._take_snapshot(lock_timeout_ms, own)
+                seen = self._take_snapshot(lock_timeout_ms, own)
             else:
                 self.outlive_timeouts(own, batch=batch)
             self.borrow()
+            return seen
 
         begun = False
         try:
-            self._patiently(begin, 1 if lock_timeout_ms else TRIES, self.rollback)
+            seen = self._patiently(begin, 1 if lock_timeout_ms else TRIES, self.rollback)
             begun = True
-            yield
+            yield seen
             self.commit()
         except BaseException as error:
             with suppress(DBAPIError, MigrationError):  # that one says more
@@ -304,15 +337,42 @@ class Database:
                 self.rollback()
             raise
 
-    def _take_snapshot(self, lock_timeout_ms: int, own: Mapping[str, str]) -> None:
-        self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        self.outlive_timeouts(own, in_snapshot=True)
-        # before anything that takes the snapshot, as the first SELECT does; by the role that may
-        if role := self._lent.get("role"):
-            self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
-        if lock_timeout_ms:
-            self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
-        self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+    def _take_snapshot(self, lock_timeout_ms: int, own: Mapping[str, str]) -> Seen:
+        """Locks the whole tree, then looks: a table that is attached while the lock is waited for isn't locked."""
+        for _ in range(LOOKS):
+            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            self.outlive_timeouts(own, in_snapshot=True)
+            # before anything that takes the snapshot, as the first SELECT does; by the role that may
+            if role := self._lent.get("role"):
+                self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
+            if lock_timeout_ms:
+                self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
+            self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+            seen = self._seen()
+            self.expect(seen[0][0])
+            if not self.value(UNLOCKED, {"tables": [table[0] for table in seen]}):
+                return seen
+            self.rollback()
+        raise MigrationError(
+            f"{self.names['table']} gets new partitions all the time", hint="Run the same command again."
+        )
+
+    def _seen(self) -> Seen:
+        return tuple(self.rows(SEEN, {"table": self.names["table"]}))
+
+    def expect(self, table_oid: int) -> None:
+        """Raises Changed where the table's name has been another's; what is known of that isn't true of this one."""
+        if self._oids.setdefault(self.names["table"], table_oid) != table_oid:
+            raise Changed(f"another table has got the name {self.names['table']}")
+
+    def require_seen(self, seen: Seen) -> None:
+        """Raises Changed unless the tables are those that were seen, under a lock that keeps them so.
+
+        With a rewrite, another tree, other columns, or a trigger that was disabled for a while, what was found in the
+        rows may not be so any more.
+        """
+        if self._seen() != seen:
+            raise Changed(f"{self.names['table']} was changed since its rows were looked at")
 
     def _patiently(self, begin: Callable[[], T], tries: int, undo: Callable[[], None]) -> T:
         """Begins a transaction, again where its lock on the table can't be had yet; nobody waits behind a reader's."""

@@ -42,3 +42,10 @@ class UsageError(MigrationError):
     """Something in the command line or the configuration that leaves nothing to work with."""
 
     exit_code = 2
+
+
+class Changed(MigrationError):
+    """The table isn't what it was when it was looked at."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="Run the same command again.")

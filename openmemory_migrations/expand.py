@@ -39,6 +39,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
     what = f"adding {quote(target.vector)} to {target}"
 
     def change() -> None:
+        checks.lock(db, target, table)
         if column is not None and not column.ours:
             db.run("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}")
             _comment(db, SET_ASIDE + column.comment)
@@ -71,18 +72,22 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
 def downgrade(db: Database, target: Target, settings: Settings) -> None:
     """Takes trigger, functions and column away; `v` and the extension stay. Refused where values would be lost."""
     with db.reading():
-        table = catalog.table(db, target.schema, target.table)
-        if table is None:
+        if catalog.table(db, target.schema, target.table) is None:
             log.warning(f"table {target} does not exist, nothing to take away")
             return
+    db.take_over()
+    locks.decided(lambda: _take_away(db, target, settings))
+
+
+def _take_away(db: Database, target: Target, settings: Settings) -> None:
+    # not in Alembic's transaction: its snapshot may be older than values that would be lost
+    with db.transaction(snapshot=True) as seen:
+        table = checks.require_table(db, target)
         column = table.columns.get(target.vector)
         aside = table.columns.get(target.adopted)
         if aside is not None and not aside.set_aside:
             aside = None  # somebody else's
-    db.take_over()
-    if column is not None and column.ours:
-        # not in Alembic's transaction: its snapshot may be older than values that would be lost
-        with db.transaction(snapshot=True):
+        if column is not None and column.ours:
             _refuse_loss(db, column, aside, target, settings)
     if column is None:
         log.notice(f"column {quote(target.vector)} of {target} does not exist, skipping")
@@ -90,9 +95,6 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         log.warning(f"column {quote(target.vector)} of {target} is not this package's, leaving it")
 
     def change() -> None:
-        if table.kind == "p":
-            # the root first, as writers do: the trigger would be taken off the partitions before
-            db.run("LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")
         synctrigger.drop_trigger(db)
         kept.drop(db, target)  # of a cutover that was interrupted and never resumed; its other preparations go along
         if column is not None and column.ours:
@@ -101,7 +103,9 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
                 _comment(db, aside.comment.removeprefix(SET_ASIDE))
                 db.run("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}")
 
-    locks.retried(db, settings.lock_timeout_ms, table.oid, f"removing {quote(target.vector)} from {target}", change)
+    locks.retried(
+        db, settings.lock_timeout_ms, table.oid, f"removing {quote(target.vector)} from {target}", change, seen
+    )
     if column is not None and column.ours:
         what = "as the upgrade found it, is back" if aside else f"dropped, {quote(target.source)} is as it was"
         log.notice(f"column {quote(target.vector)} of {target}{',' if aside else ''} {what}")

@@ -8,7 +8,7 @@ from . import building, building_tree, catalog, citus, indexes, log, partitions,
 from .building import CannotBuild
 from .catalog import Extension, Table
 from .database import Database
-from .errors import ANEW
+from .errors import ANEW, Changed
 from .indexes import NoIndex, Plan
 from .leftovers import by_converting, by_reading, leftovers
 from .searching import listed
@@ -127,7 +127,7 @@ def advise(db: Database, target: Target, settings: Settings, table: Table, exten
     try:
         found = proof.glance(db, target, table, extension, WANTED_RECALL, settings.lock_timeout_ms)
     # the index is in place, and that is what this step is for
-    except (proof.Changed, proof.TooLong) as problem:
+    except (Changed, proof.TooLong) as problem:
         log.notice(f"what they find is not measured: {problem.message}", hint=MEASURE)
         return
     except DBAPIError as error:

@@ -19,8 +19,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from . import log
-from .database import Database, no_timeouts, second_connection
-from .errors import MigrationError, TryAgain
+from .database import Database, Seen, no_timeouts, second_connection
+from .errors import Changed, MigrationError, TryAgain
 from .settings import Settings
 from .sqlerrors import PASSING, as_migration_error, sqlstate
 from .target import literal
@@ -29,6 +29,7 @@ TRIES = 30
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
 POLL = 0.5  # seconds between two looks at an advisory lock
 REMIND = 30.0  # seconds between two lines of a waiter
+LOOKS = 5  # at a table that others change, before giving up
 
 T = TypeVar("T")
 Sleep = Callable[[float], None]
@@ -95,11 +96,22 @@ def _holders(connection: Connection, key: int) -> str:
     return ("Held by " + ", ".join(found) if found else "Its holder has just finished") + "."
 
 
-def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Callable[[], T]) -> T:
+def decided(work: Callable[[], T]) -> T:
+    """Runs `work`, which looks and then changes by what it saw, again where somebody changed the table in between."""
+    for _ in range(LOOKS - 1):
+        try:
+            return work()
+        except Changed as changed:
+            log.notice(f"{changed.message}; looking again")
+    return work()
+
+
+def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Callable[[], T], seen: Seen = ()) -> T:
     """Runs `change` in a transaction of its own under a short lock_timeout, up to 30 tries with growing pauses.
 
     Whoever queues behind a waiting ACCESS EXCLUSIVE lock waits no longer than that timeout. Raises MigrationError,
-    naming who holds the table, when no try got its locks.
+    naming who holds the table, when no try got its locks. A change that was decided by what was `seen` before is made
+    under that lock, unless the table isn't what it was: Changed.
     """
     for attempt, pause in enumerate(pauses(), 1):
         try:
@@ -107,6 +119,9 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
                 # or Citus refuses functions beside a change of its tables
                 db.run("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
                 set_timeout(db, f"{timeout_ms}ms")
+                if seen:
+                    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+                    db.require_seen(seen)
                 return change()
         except DBAPIError as error:
             problem = passing(error, what)

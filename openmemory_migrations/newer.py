@@ -76,9 +76,15 @@ def upgrade_expand(db: Database, target: Target, settings: Settings) -> Look:
 def upgrade_backfill(db: Database, target: Target, settings: Settings) -> None:
     """Fills the column with dimensions, and puts it in the place of `v` once each row has been compared."""
     found = upgrade_expand(db, target, settings)
-    if found.pending:
-        leaves = newer_column.fill(db, target, settings, found.table, found.extension, found.pending)
-        newer_column.take_place(db, target, settings, found.table, leaves)
+    size = found.pending
+    if not size:
+        return
+
+    def fill_and_put() -> None:
+        newer_column.fill(db, target, settings, found.table, size)
+        newer_column.take_place(db, target, settings, found.extension)
+
+    locks.decided(fill_and_put)
 
 
 def upgrade_finalize(db: Database, target: Target, settings: Settings) -> None:
@@ -134,7 +140,7 @@ def downgrade_expand(db: Database, target: Target, settings: Settings) -> None:
         log.notice(f"column {quote(target.source)} of {target} has its dimensions from elsewhere, leaving them")
 
     def change() -> None:
-        db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        checks.lock(db, target, table)
         if typed is not None and typed.typed:
             newer_column.drop_trigger(db)
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {typed}")
@@ -239,7 +245,7 @@ def _begun(db: Database, target: Target, found: Look) -> bool:
 
 def _at_once(db: Database, target: Target, settings: Settings, found: Look, size: int) -> None:
     def change() -> bool:
-        db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        checks.lock(db, target, found.table)
         if db.value("SELECT EXISTS (SELECT FROM {table})"):
             return False
         was = switching.attributes(db, target.source)
@@ -259,7 +265,7 @@ def _at_once(db: Database, target: Target, settings: Settings, found: Look, size
 
 def _beside(db: Database, target: Target, settings: Settings, found: Look, size: int) -> None:
     def change() -> None:
-        db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        checks.lock(db, target, found.table)
         if found.typed:  # whose trigger somebody has disabled or dropped
             newer_column.drop_trigger(db)
         newer_column.create(db, target, size, **found.extension.names())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, locks, log, partitions, switching
+from . import catalog, checks, locks, log, partitions, switching
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW, MigrationError
@@ -93,11 +93,8 @@ def refuse_dependents(db: Database, target: Target, table: Table, *ours: str) ->
         raise problem
 
 
-def fill(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, size: int) -> list[Part]:
-    """Goes over the rows until none is left, then compares all of them in one snapshot; returns where they are.
-
-    Raises MigrationError.
-    """
+def fill(db: Database, target: Target, settings: Settings, table: Table, size: int) -> None:
+    """Goes over the rows until none is left. Raises MigrationError."""
     what = f"dimensions of {target.table}"
     with db.transaction():
         pace = Pace(db, settings)
@@ -110,8 +107,7 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
             pending = _pending(db)
             walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
             if not pending:
-                _compare(db, target, extension)
-                return [part for part, _ in walks]
+                return
         progress = Progress(what, pending, _pending, doing="dimensions", told=told)
         with progress.shown():
             for part, last_page in walks:
@@ -125,22 +121,26 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
     )
 
 
-def take_place(db: Database, target: Target, settings: Settings, table: Table, compared: list[Part]) -> None:
-    """Drops `v` and gives the column its name, NOT NULL, default, comment and privileges. Raises MigrationError."""
+def take_place(db: Database, target: Target, settings: Settings, extension: Extension) -> None:
+    """Compares all rows, then drops `v` and gives the column its name, NOT NULL, default, comment and privileges.
+
+    Raises MigrationError.
+    """
     with db.transaction():
         not_null = switching.attributes(db, target.source).not_null
+        table = checks.require_table(db, target)
     if not_null:
         switching.prove_not_null(db, target, settings, table, target.typed)
+    with db.transaction(snapshot=True) as seen:
+        _compare(db, target, extension)
 
     def change() -> None:
-        db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
         if not catalog.trigger_enabled(db, table.oid, target.typing):
             raise MigrationError(
                 f"trigger {quote(target.typing)} of {target} has been disabled or dropped meanwhile",
                 detail=f"Nothing has kept {quote(target.typed)} equal to {quote(target.source)} since.",
                 hint=f"Begin anew: {ANEW}.",
             )
-        partitions.refuse_others(db, target, table.oid, compared)
         refuse_dependents(db, target, table)
         was = switching.attributes(db, target.source)
         parts = [part.at(db) for part in partitions.parts(db, table.oid)]
@@ -157,7 +157,7 @@ def take_place(db: Database, target: Target, settings: Settings, table: Table, c
         mark(db, target, was)
 
     what = f"putting {quote(target.typed)} of {target} in the place of {quote(target.source)}"
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, change, seen)
     log.notice(
         f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
         detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",

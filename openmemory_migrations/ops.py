@@ -7,7 +7,8 @@
 
 Each takes its connection from Alembic's `op`. What isn't given as an argument comes from `-x` over OM_* over the
 default, so the same ones belong in each of the calls. A step commits on the driver's connection before its first
-change, and with that whatever the same Alembic run has done before; all its checks come before that.
+change, and with that whatever the same Alembic run has done before; all its checks come before that, unless that
+transaction isn't READ COMMITTED: then its snapshot may be old, and the commit comes first.
 """
 
 from __future__ import annotations

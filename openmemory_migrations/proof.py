@@ -12,7 +12,7 @@ from . import catalog, citus, console, indexes, log, partitions, verification
 from .asking import Asked, Choice
 from .catalog import Extension, Index, Table
 from .database import Database
-from .errors import MigrationError
+from .errors import Changed, MigrationError
 from .pairs import Batch, Groups, batches
 from .quality import Measurement, Quality, Tried, fastest
 from .reading import Window, planned, windows
@@ -30,10 +30,6 @@ FROM pg_catalog.pg_partition_tree(CAST(:index AS regclass)) AS t JOIN pg_catalog
      unnest(c.reloptions) AS option
 WHERE t.isleaf AND option LIKE 'lists=%'
 """
-
-
-class Changed(MigrationError):
-    """The table isn't what it was when it was looked up."""
 
 
 class TooLong(MigrationError):
@@ -163,7 +159,7 @@ def _snapshot(
     """One for all statements, with all pages of the table, which nobody can drop or rewrite meanwhile."""
     with db.transaction(snapshot=True, lock_timeout_ms=lock_timeout_ms):
         if catalog.table(db, target.schema, target.table) != table:
-            raise Changed(f"{target} was changed just now", hint="Run the same command again.")
+            raise Changed(f"{target} was changed just now")
         yield windows(db, partitions.leaves(db, table.oid))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from . import backfill, catalog, checks, locks, log, newer
@@ -23,14 +23,17 @@ class Step:
     settings: Settings
 
     def alone(self) -> AbstractContextManager[None]:
-        return locks.exclusive(self.db.connection.engine, str(self.target), *self._lock, sleep=self.db.stop.sleep)
+        return self._held(locks.exclusive)
 
     def beside_others(self) -> AbstractContextManager[None]:
-        return locks.shared(self.db.connection.engine, str(self.target), *self._lock, sleep=self.db.stop.sleep)
+        return self._held(locks.shared)
 
-    @property
-    def _lock(self) -> tuple[str, str, str]:
-        return "table", self.target.schema, self.target.table
+    @contextmanager
+    def _held(self, lock: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+        key = ("table", self.target.schema, self.target.table)
+        with lock(self.db.connection.engine, str(self.target), *key, sleep=self.db.stop.sleep):
+            self.db.renew()
+            yield
 
     @property
     def newer(self) -> bool:

@@ -1,0 +1,170 @@
+"""R2: a change that was decided by what the rows hold is made only where nobody has touched the table in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from demo.openmemory import TABLE
+from openmemory_migrations import embedded
+from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.errors import Changed
+from tests.support.commands import alembic
+from tests.support.native import create_newer
+from tests.support.openmemory import Database, checksum, create_table, load, mismatches, random_rows
+from tests.support.package import package
+from tests.support.proxy import Verdict, proxy
+from tests.support.states import EXPAND, column_type
+
+DIM = 8
+ROWS = random_rows(60, DIM)
+ALONE = "IN ACCESS EXCLUSIVE MODE"
+REWRITE = f"ALTER TABLE {TABLE} ALTER user_id TYPE text USING user_id || ''"
+VALUE = f"INSERT INTO {TABLE} (id, sector, dim, v_vector) VALUES (gen_random_uuid(), 'own', {DIM}, '[1,2,3,4,5,6,7,8]')"
+
+
+@contextmanager
+def changed_before_the_lock(server: embedded.Server, database: Database, *changes: str) -> Iterator[Database]:
+    """Between what a run has read and its lock, somebody makes one change each time that it comes so far."""
+    left = list(changes)
+
+    def watch(statement: str) -> Verdict:
+        if statement.endswith(ALONE) and left:
+            database.run(left.pop(0))
+        return None
+
+    with proxy(server, watch) as between:
+        yield between.to(database)
+    assert not left
+
+
+def test_a_downgrade_counts_again_what_came_with_a_rewrite(server: embedded.Server, database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", EXPAND)
+
+    with changed_before_the_lock(server, database, f"{VALUE}; {REWRITE}") as between:
+        done = alembic(between, "downgrade", "base", check=False)
+
+    assert done.returncode != 0
+    assert "looking again" in done.log
+    assert "1 values of" in done.log
+    assert database.value(f"SELECT count(*) FROM {TABLE} WHERE v_vector IS NOT NULL AND v IS NULL") == 1
+
+
+def test_values_that_came_with_a_rewrite_are_carried_over(server: embedded.Server, database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(f"CREATE EXTENSION vector; ALTER TABLE {TABLE} ADD v_vector vector({DIM})")
+    alembic(database, "upgrade", EXPAND)
+    adopted = VALUE.replace("v_vector", "v_vector_adopted")
+
+    with changed_before_the_lock(server, database, f"{adopted}; {REWRITE}") as between:
+        alembic(between, "upgrade", "head")
+
+    assert column_type(database, "v_vector_adopted") is None
+    assert database.value(f"SELECT count(*) FROM {TABLE} WHERE v_vector IS NOT NULL AND v IS NULL") == 1
+
+
+def test_vectors_that_were_written_past_a_disabled_trigger_are_found(
+    server: embedded.Server, database: Database
+) -> None:
+    """The trigger is back when the column is to take the place of `v`: that it is there proves nothing."""
+    create_newer(database, ROWS)
+    trigger = f"ALTER TABLE {TABLE} {{}} TRIGGER ALL;"
+    past = f"{trigger.format('DISABLE')} UPDATE {TABLE} SET v = '[8,7,6,5,4,3,2,1]'; {trigger.format('ENABLE')}"
+
+    # the first two give it its column
+    with changed_before_the_lock(server, database, "SELECT", past) as between:
+        done = alembic(between, "upgrade", "head", check=False)
+
+    assert done.returncode != 0
+    assert f'{len(ROWS)} rows of "public.openmemory_vectors" have another' in done.log
+    assert database.value(f"SELECT DISTINCT v::text FROM {TABLE}") == "[8,7,6,5,4,3,2,1]"
+
+
+def test_a_partition_that_was_away_is_looked_at_again(server: embedded.Server, database: Database) -> None:
+    part = "semantic"
+    database.run(
+        f"CREATE EXTENSION vector; CREATE TABLE {TABLE} (id uuid, sector text, user_id text, project_id text, v vector,"
+        f" dim integer NOT NULL, PRIMARY KEY (id, sector)) PARTITION BY LIST (sector);"
+        f"CREATE TABLE {part} PARTITION OF {TABLE} FOR VALUES IN ('semantic');"
+        f"CREATE TABLE others PARTITION OF {TABLE} DEFAULT"
+    )
+    create_newer(database, ROWS, sql="")
+    away = (
+        f"ALTER TABLE {TABLE} DETACH PARTITION {part}; UPDATE {part} SET v = '[8,7,6,5,4,3,2,1]';"
+        f"ALTER TABLE {TABLE} ATTACH PARTITION {part} FOR VALUES IN ('semantic')"
+    )
+
+    with changed_before_the_lock(server, database, "SELECT", away) as between:
+        done = alembic(between, "upgrade", "head", check=False)
+
+    # its values were written while it had no trigger
+    assert done.returncode != 0, done.log
+    assert "have another" in done.log
+    assert set(database.rows(f"SELECT v::text FROM {part}")) == {("[8,7,6,5,4,3,2,1]",)}
+
+
+def test_a_partition_that_is_attached_while_the_lock_is_waited_for_is_locked_too(database: Database) -> None:
+    database.run(
+        f"CREATE TABLE {TABLE} (id integer, v bytea) PARTITION BY LIST (id);"
+        f"CREATE TABLE one PARTITION OF {TABLE} FOR VALUES IN (1); CREATE TABLE two (id integer, v bytea)"
+    )
+    with package(database, PackageDatabase) as db, closing(database.connect()) as other:
+        other.autocommit = False
+        cursor = other.cursor()
+        db.take_over()
+        statements: list[str] = []
+        run = db.run
+
+        def attaching(template: str, *values: object, **names: str) -> object:
+            statements.append(template)
+            found = run(template, *values, **names)  # type: ignore[arg-type]
+            if template.startswith("LOCK TABLE") and len(statements) < 10:
+                cursor.execute(f"ALTER TABLE {TABLE} ATTACH PARTITION two FOR VALUES IN (2)")
+                other.commit()
+            return found
+
+        db.run = attaching  # type: ignore[method-assign, assignment]
+        with db.transaction(snapshot=True) as seen:
+            locked = db.value(
+                "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()"
+                " AND relation IN ('one'::regclass, 'two'::regclass)"
+            )
+    assert len(seen) == 3
+    assert locked == 2
+
+
+def test_a_table_in_the_place_of_another_is_not_taken_for_it(database: Database) -> None:
+    create_table(database)
+    with package(database, PackageDatabase) as db:
+        db.take_over()
+        with db.transaction(snapshot=True) as seen:
+            pass
+        database.run(f"ALTER TABLE {TABLE} RENAME TO before; CREATE TABLE {TABLE} (LIKE before INCLUDING ALL)")
+        with pytest.raises(Changed, match="another table"), db.transaction(snapshot=True):
+            pass
+        with pytest.raises(Changed), db.transaction():
+            db.require_seen(seen)
+
+
+def test_what_is_as_it_was_is_not_looked_at_again(database: Database) -> None:
+    """Neither writes nor a vacuum or statistics make a look stale."""
+    create_table(database)
+    load(database, ROWS)
+    v = checksum(database)
+    alembic(database, "upgrade", "head")
+    with package(database, PackageDatabase) as db:
+        db.take_over()
+        with db.transaction(snapshot=True) as seen:
+            pass
+        database.run(f"UPDATE {TABLE} SET user_id = 'other'")
+        for statement in ("VACUUM", "ANALYZE", "CREATE INDEX ON"):
+            database.run(f"{statement} {TABLE}" + (" (user_id)" if "INDEX" in statement else ""))
+        with db.transaction():
+            db.require_seen(seen)
+    assert checksum(database) == v
+    assert mismatches(database) == []
