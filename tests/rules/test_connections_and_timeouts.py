@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
@@ -14,9 +17,11 @@ from openmemory_migrations.database import Database as PackageDatabase
 from openmemory_migrations.facts import Facts, part
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.steps import Step
-from tests.support.commands import alembic, om, result, start_alembic, start_om
+from tests.support.commands import Result, alembic, om, result, start_alembic, start_om
+from tests.support.databases import Databases
 from tests.support.openmemory import Database, mismatches, random_rows
 from tests.support.package import TARGET, package
+from tests.support.proxy import Verdict, proxy
 from tests.support.running import expanded, filled, running, slow_rows, transaction
 from tests.support.states import BACKFILL, EXPAND, HEAD, indexes, stamp
 
@@ -136,3 +141,81 @@ def test_a_part_of_the_check_that_cannot_begin_is_a_finding(database: Database) 
         part(Step(db, TARGET, Settings.load({}, {})), facts, "server", lambda: None)
         db._lent = {}
     assert [finding.code for finding in facts.findings] == ["server"]
+
+
+def at_head(database: Database) -> None:
+    filled(database, random_rows(60, 8))
+    alembic(database, "upgrade", "head")
+
+
+COMMANDS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
+    "upgrade": (lambda database: filled(database, random_rows(60, 8)), ("alembic", "upgrade", "head")),
+    "downgrade": (at_head, ("alembic", "downgrade", "base")),
+    "cutover": (at_head, ("alembic", "-n", "cutover", "upgrade", "head")),
+    "index": (at_head, ("om", "index", "--rebuild")),
+    "verify": (at_head, ("om", "verify", "--queries", "2")),
+    "check": (at_head, ("om", "check")),
+    "status": (at_head, ("om", "status")),
+}
+
+
+def cut_off(databases: Databases, name: str, watch: Callable[[str], Verdict]) -> tuple[Result, list[str]]:
+    """Run the command, which may not connect again, until `watch` takes its connections; also what it has sent."""
+    make, (program, *args) = COMMANDS[name]
+    start = start_alembic if program == "alembic" else start_om
+    with databases.copy(make) as database, proxy(databases.server, watch) as between:
+        patch = "connecting.RECONNECT_PAUSES = ()"
+        done = result(start(between.to(database), *args, env={"OM_CUTOVER": "swap"}, patch=patch))
+    return done, between.statements
+
+
+def assert_lost(name: str, done: Result) -> None:
+    assert "Traceback" not in done.log
+    assert done.returncode > 0, done.log
+    if COMMANDS[name][1][0] == "om":
+        assert done.returncode == 3, done.log
+    assert re.search(
+        "^(FAILED|ERROR): .*(the connection was lost|server closed the connection)", done.log, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "statement"),
+    [
+        ("upgrade", "ADD COLUMN"),
+        ("upgrade", "COPY pg_temp"),
+        ("upgrade", "CREATE INDEX CONCURRENTLY"),
+        ("upgrade", "UPDATE public.openmemory_alembic_version"),
+        ("downgrade", "DROP INDEX CONCURRENTLY"),
+        ("cutover", "RENAME COLUMN"),
+        ("status", "IN ACCESS SHARE MODE"),
+    ],
+)
+def test_a_lost_connection_is_said_to_be_lost(databases: Databases, name: str, statement: str) -> None:
+    done, _ = cut_off(databases, name, lambda text: "before" if statement in text else None)
+
+    assert_lost(name, done)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_lost_connection_is_said_to_be_lost_at_each_kind_of_statement(databases: Databases, name: str) -> None:
+    def kind(text: str) -> str:
+        return re.sub(r"'[^']*'|\d+", "?", text)
+
+    done, statements = cut_off(databases, name, lambda _: None)
+    assert done.returncode == 0, done.log
+    for wanted, last in Counter(map(kind, statements)).items():
+        for number in {1, last}:
+            seen: Counter[str] = Counter()
+
+            def watch(text: str, wanted: str = wanted, number: int = number, seen: Counter[str] = seen) -> Verdict:
+                seen[kind(text)] += 1
+                return "before" if kind(text) == wanted and seen[wanted] == number else None
+
+            done, _ = cut_off(databases, name, watch)
+            # what comes last may be of a connection whose loss nobody meets any more
+            if seen[wanted] >= number and done.returncode:
+                assert_lost(name, done)
