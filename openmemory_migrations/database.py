@@ -21,7 +21,7 @@ from . import log
 from .drivers import driver_of
 from .errors import Changed, MigrationError
 from .signals import Stop, listening
-from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, as_migration_error, lost, sqlstate
+from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, lost, sqlstate
 from .target import literal, quote
 
 APPLICATION_NAME = "openmemory-migrations"
@@ -281,7 +281,7 @@ class Database:
 
         self.run("SAVEPOINT openmemory_migrations")
         try:
-            self._patiently(lock, TRIES, undo)
+            self.patiently(lock, undo)
         except DBAPIError as error:
             if sqlstate(error) in (None, LOCK_NOT_AVAILABLE, CANCELED):
                 raise
@@ -324,7 +324,7 @@ class Database:
 
         begun = False
         try:
-            seen = self._patiently(begin, 1 if lock_timeout_ms else TRIES, self.rollback)
+            seen = self.patiently(begin, self.rollback, 1 if lock_timeout_ms else None)
             begun = True
             yield seen
             self.commit()
@@ -374,8 +374,9 @@ class Database:
         if self._seen() != seen:
             raise Changed(f"{self.names['table']} was changed since its rows were looked at")
 
-    def _patiently(self, begin: Callable[[], T], tries: int, undo: Callable[[], None]) -> T:
+    def patiently(self, begin: Callable[[], T], undo: Callable[[], None], tries: int | None = None) -> T:
         """Begins a transaction, again where its lock on the table can't be had yet; nobody waits behind a reader's."""
+        tries = tries or TRIES
         while True:
             try:
                 return begin()
@@ -394,7 +395,11 @@ class Database:
 
     def _explain(self, error: BaseException) -> None:
         """Has a lock_timeout say who was in the way."""
-        if isinstance(error, DBAPIError) and sqlstate(error) == LOCK_NOT_AVAILABLE and not error.detail:
+        if (
+            isinstance(error, DBAPIError)
+            and sqlstate(error) == LOCK_NOT_AVAILABLE
+            and not any(line.startswith("DETAIL") for line in error.detail)
+        ):
             error.add_detail(f"DETAIL:  {self.in_the_way()}")
 
     @property
@@ -469,7 +474,7 @@ class Database:
                 self.set_session(name, value)
             yield
         except BaseException as error:
-            if hint and isinstance(error, DBAPIError):
+            if hint and isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in PASSING):
                 error.add_detail(f"HINT:  {hint}")
             with suppress(DBAPIError, MigrationError):  # that one says more
                 put_back()

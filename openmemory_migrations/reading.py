@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from . import codec, locks, log
 from .claims import Claims, space_of
 from .codec import Rows
-from .database import APPLICATION_NAME, Database
+from .database import APPLICATION_NAME, LOCK_TIMEOUT, Database
 from .errors import MigrationError
 from .partitions import Part
 
@@ -174,8 +174,17 @@ class Reader:
 
     def _pages(self, db: Database, part: Part) -> int:
         """Of the table as it is now: what is added behind them is the next pass's."""
-        try:
+
+        def look() -> int:
+            db.outlive_timeouts({"lock_timeout": LOCK_TIMEOUT}, batch=True)
             return pages_of(db)
+
+        def undo() -> None:
+            db.rollback()
+            self.held = 0
+
+        try:
+            return db.patiently(look, undo)
         except DBAPIError as error:
             if part.gone(error):
                 raise Gone(f"{self.what}: partition {part} is gone") from error
