@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 
 from sqlalchemy.exc import DBAPIError
 
 from . import building_progress, catalog, citus, locks, log
 from .catalog import Index
-from .database import Database
+from .database import PATIENT_LOCK_TIMEOUT, Database
 from .errors import INDEX_ANEW, MigrationError
 from .indexes import DEFAULTS, Plan
 from .settings import Settings
-from .sqlerrors import as_migration_error, sqlstate
+from .sqlerrors import LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from .target import Target, quote
 
 # SQLSTATE classes of a server that can't build this index: insufficient resources, limit exceeded, not supported.
 # Anything else (a lock, a cancel, a lost connection) is an error of the run.
 CANNOT_BUILD = ("53", "54", "0A")
-# CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
-LOCK_TIMEOUT = "1h"
 CLEAN_UP_TIMEOUT = "5s"
 RACED = "XX000"  # "tuple concurrently updated": the build whose index was to be dropped has just come to its end
 
@@ -44,14 +40,20 @@ def say(problem: CannotBuild) -> None:
     level(problem.message, detail=problem.detail, hint=problem.hint)
 
 
-def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = LOCK_TIMEOUT) -> None:
+def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
     """Takes away what an interrupted build has left: it costs every write and serves no search."""
     why = "is invalid, left by a build that was interrupted"
     drop_ours(db, target, table_oid, why, lock_timeout, valid=False)
 
 
 def drop_ours(
-    db: Database, target: Target, table_oid: int, why: str, lock_timeout: str = LOCK_TIMEOUT, *, valid: bool = True
+    db: Database,
+    target: Target,
+    table_oid: int,
+    why: str,
+    lock_timeout: str = PATIENT_LOCK_TIMEOUT,
+    *,
+    valid: bool = True,
 ) -> bool:
     """Takes away what the target's two names stand for, valid or not; says whether there was anything.
 
@@ -72,7 +74,8 @@ def drop_ours(
             return dropped
         except DBAPIError as error:
             problem = as_migration_error(error, f"index {quote(index.name)} can't be dropped")
-            if sqlstate(error) not in (*locks.PASSING, RACED) or lock_timeout != LOCK_TIMEOUT:
+            waited = sqlstate(error) == LOCK_NOT_AVAILABLE and not db.pooled
+            if waited or sqlstate(error) not in (*PASSING, RACED) or lock_timeout != PATIENT_LOCK_TIMEOUT:
                 raise problem from error
         log.notice(f"{problem.message}, again in {pause:.1f} s")
         db.stop.sleep(pause)
@@ -127,9 +130,14 @@ def duplicate_of(db: Database, target: Target, table_oid: int, wanted: Plan) -> 
     return found.name
 
 
-def drop(db: Database, name: str, lock_timeout: str = LOCK_TIMEOUT) -> None:
+def drop(db: Database, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
     """DROP INDEX CONCURRENTLY; does nothing if it isn't there."""
-    with db.autocommit(), session_settings(db, {"lock_timeout": lock_timeout}):
+    with db.transaction():
+        holders = db.holders(seconds=1)
+    if holders and lock_timeout == PATIENT_LOCK_TIMEOUT:
+        what = f"dropping index {quote(name)}: has to wait until transactions that have locked the table are over"
+        log.notice(what, detail="; ".join(holders) + ".")
+    with db.autocommit(lock_timeout=lock_timeout):
         db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
 
 
@@ -140,10 +148,10 @@ def _build(db: Database, target: Target, settings: Settings, table_oid: int, wan
     )
     started = time.monotonic()
     try:
-        with ExitStack() as stack:
-            stack.enter_context(building_progress.shown(db, table_oid, f"index {quote(target.index)}"))
-            stack.enter_context(db.autocommit())
-            stack.enter_context(session_settings(db, {"maintenance_work_mem": f"{memory_kb}kB"}))
+        with (
+            building_progress.shown(db, table_oid, f"index {quote(target.index)}"),
+            db.autocommit(maintenance_work_mem=f"{memory_kb}kB"),
+        ):
             # no IF NOT EXISTS: it would keep an invalid index and say nothing
             db.run(
                 "CREATE INDEX CONCURRENTLY {index} ON {table} USING {method} ({expression}) WITH ({options})",
@@ -186,8 +194,9 @@ def _clean_up(db: Database, target: Target, table_oid: int) -> None:
     """After a build that failed or was stopped: not at the price of waiting for whoever has read the table."""
     try:
         drop_invalid(db, target, table_oid, CLEAN_UP_TIMEOUT)
-    except MigrationError as error:
-        log.warning(error.message, detail="The next run drops it.")
+    except (MigrationError, DBAPIError) as error:
+        problem = as_migration_error(error, "cleaning up") if isinstance(error, DBAPIError) else error
+        log.warning(problem.message, detail="The next run drops it.")
 
 
 def memory_for(db: Database, settings: Settings, wanted: Plan) -> int:
@@ -197,8 +206,8 @@ def memory_for(db: Database, settings: Settings, wanted: Plan) -> int:
     """
     if settings.index_memory:
         return settings.index_memory
-    given, bearable = memory(db)
-    db.commit()
+    with db.transaction():
+        given, bearable = memory(db)
     if wanted.memory_kb > bearable:
         message, hint = too_little(wanted, bearable)
         log.notice(message, hint=hint)
@@ -222,29 +231,3 @@ def too_little(wanted: Plan, memory_kb: int) -> tuple[str, str]:
 
 def _size(kilobytes: int) -> str:
     return f"{kilobytes / 1024:,.0f} MB"
-
-
-@contextmanager
-def session_settings(db: Database, more: Mapping[str, str]) -> Iterator[None]:
-    """Settings of the session for one statement that has no transaction to set them in; put back afterwards.
-
-    Behind a pooler in transaction mode they would stay with a server process that other clients use: there the
-    statement runs with what the role has.
-    """
-    if db.pooled:
-        log.notice(
-            "a pooler such as PgBouncer is in between: CONCURRENTLY runs with the timeouts and memory of the role",
-            hint="A short lock_timeout or statement_timeout of the role's may cancel it; better connect directly.",
-        )
-        yield
-        return
-    wanted = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": "0", **more}
-    before = {name: db.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
-    for name, value in wanted.items():
-        db.set_session(name, value)
-    try:
-        yield
-    finally:
-        if db.usable:
-            for name, value in before.items():
-                db.set_session(name, value)

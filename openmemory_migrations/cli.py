@@ -1,6 +1,7 @@
 """The console script `openmemory-migrations`.
 
-Data on stdout, messages on stderr. Exit codes: 0 fine, 1 not fine, 2 usage, configuration or connection.
+Data on stdout, messages on stderr. Exit codes: 0 done and right, 1 not right or refused, 2 usage or configuration,
+3 try again: the database can't be reached, a lock was in the way for too long, ended by a signal.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ERROR:  {error}", file=sys.stderr)
         return error.exit_code
     except DBAPIError as error:
-        print(f"ERROR:  {as_migration_error(error, 'database')}", file=sys.stderr)
-        return 2
+        problem = as_migration_error(error, "database")
+        print(f"ERROR:  {problem}", file=sys.stderr)
+        return problem.exit_code
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.pool import NullPool
 
 from . import log
@@ -20,7 +20,7 @@ from .drivers import DRIVERS
 from .errors import ConnectionLost, MigrationError
 from .settings import Settings
 from .signals import Interrupted
-from .sqlerrors import as_migration_error
+from .sqlerrors import as_migration_error, lost
 
 NO_VERIFICATION = "/nonexistent/openmemory-migrations"
 # Debian, Red Hat, Alpine and macOS
@@ -102,25 +102,31 @@ def engine_of(url: URL) -> Iterator[Engine]:
     engine = engine_for(url)
     try:
         yield engine
-    except DBAPIError as error:
-        raise as_migration_error(error, "database") from error
+    except (DBAPIError, PendingRollbackError) as error:
+        raise _as_ours(error) from error
     except KeyboardInterrupt:
         raise Interrupted("SIGINT") from None
     finally:
         engine.dispose()
 
 
+def _as_ours(error: MigrationError | DBAPIError | PendingRollbackError) -> MigrationError:
+    if isinstance(error, PendingRollbackError):  # what Alembic gets for its next statement
+        return lost("database", "it is closed")
+    return as_migration_error(error, "database") if isinstance(error, DBAPIError) else error
+
+
 def reconnecting(work: Callable[[], T]) -> T:
     """Does the work again, on new connections, when the server or the network took them away; all of it continues."""
-    lost = False
+    reached = False
     for pause in RECONNECT_PAUSES:
         try:
             return work()
-        except (ConnectionLost, DBAPIError) as error:
-            problem = error if isinstance(error, ConnectionLost) else as_migration_error(error, "database")
+        except (ConnectionLost, DBAPIError, PendingRollbackError) as error:
+            problem = _as_ours(error)
             # a database that was never reached is not lost; one that is on its way up refuses for a while
-            lost = lost or isinstance(problem, ConnectionLost)
-            if not lost:
+            reached = reached or isinstance(problem, ConnectionLost)
+            if not reached:
                 raise problem from error
         log.warning(problem.message, hint=f"Connecting again in {pause} s; what is committed is kept.")
         time.sleep(pause)

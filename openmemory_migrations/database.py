@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, CursorResult, Engine
@@ -21,13 +21,36 @@ from . import log
 from .drivers import driver_of
 from .errors import Changed, MigrationError
 from .signals import Stop, listening
-from .sqlerrors import CANCELED, sqlstate
-from .target import quote
+from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, lost, sqlstate
+from .target import literal, quote
 
 APPLICATION_NAME = "openmemory-migrations"
 READ_COMMITTED: Any = "READ COMMITTED"
+LOCK_TIMEOUT = "10s"  # of whatever has no shorter one of its own: nothing waits for ever
+# CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
+PATIENT_LOCK_TIMEOUT = "1h"
+IDLE = "idle_session_timeout"
+TRIES = 30  # of a snapshot, to get its lock on the table
+
+# who has locked a table, or one of those below it, oldest statement first
+HOLDERS = """
+WITH RECURSIVE tree (oid) AS (
+  SELECT coalesce(CAST(:oid AS oid), to_regclass(:table))
+  UNION
+  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid), coalesce(a.usename, p.owner),
+       coalesce(a.query_start, a.xact_start, p.prepared), a.state
+FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+     LEFT JOIN pg_catalog.pg_prepared_xacts p
+     ON l.pid IS NULL AND l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
+WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
+ORDER BY 4 NULLS LAST LIMIT 5
+"""
 LOOKS = 10  # at a tree that others attach tables to
 
+T = TypeVar("T")
 Seen = tuple[Any, ...]  # the tables that were looked at: their files, places in the tree, columns and triggers
 
 SEEN = """
@@ -57,7 +80,17 @@ SELECT EXISTS (SELECT FROM unnest(CAST(:tables AS bigint[])) AS seen (oid)
 def second_connection(engine: Engine) -> Iterator[Connection]:
     """A connection beside the one at work, from a pool of the same make: the engine's own may hold one only."""
     with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
+        connection = connection.execution_options(isolation_level="READ COMMITTED")
+        Database(connection, {}).stay_idle()
         yield connection
+
+
+def no_timeouts(connection: Connection) -> dict[str, str]:
+    """What keeps the timeouts of a role or database from ending a transaction of ours, or one of its statements."""
+    timeouts = ["idle_in_transaction_session_timeout", "statement_timeout"]
+    if (connection.dialect.server_version_info or (0,)) >= (17,):
+        timeouts.append("transaction_timeout")
+    return dict.fromkeys(timeouts, "0")
 
 
 def in_thread(engine: Engine, work: Callable[[], None]) -> None:
@@ -82,11 +115,18 @@ class Database:
         self._errors: tuple[Any, ...] = (*self.driver.errors, connection.dialect.loaded_dbapi.Error)
         self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
         self._isolation: Any = None  # to put back
+        self._session: dict[str, str] = {}  # settings of the session to put back, for all that `at` has made of this
         self._oids: dict[str, int] = {}  # of the tables that have been looked at, by their names
 
     @property
     def _raw(self) -> Any:
+        self._require_connection()
         return self.connection.connection.dbapi_connection
+
+    def _require_connection(self) -> None:
+        """Or SQLAlchemy and the drivers have each an error of their own for what comes after the first."""
+        if not self.usable:
+            raise lost("database", "it is closed")
 
     @property
     def usable(self) -> bool:
@@ -108,7 +148,6 @@ class Database:
     def beside(self, stop: Stop) -> Iterator[Database]:
         """The same on a connection of its own, for another thread, which `stop` stops."""
         with second_connection(self.connection.engine) as connection:
-            connection = connection.execution_options(isolation_level="READ COMMITTED")
             other = type(self)(connection, self.names)
             other.stop, other._lent = stop, self._lent
             with other.driver.notices(log.server_message):
@@ -120,6 +159,7 @@ class Database:
         return template.format_map({**self.names, **more})
 
     def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
+        self._require_connection()
         # a colon inside a quoted name is not a parameter
         escaped = {name: value.replace(":", r"\:") for name, value in {**self.names, **names}.items()}
         with self._heeding_signals():
@@ -176,13 +216,28 @@ class Database:
         local = self._role_and_path()
         self.commit()
         if self._isolation is None:
-            self._isolation = dialect.get_isolation_level(self._raw)
+            with self._wrapping_errors("SHOW transaction_isolation"):
+                self._isolation = dialect.get_isolation_level(self._raw)
             self.commit()
         # also where it is that already: behind a pooler the next transaction may be on a connection where it isn't
-        dialect.set_isolation_level(self._raw, READ_COMMITTED)
+        self._set_isolation(READ_COMMITTED)
         now = self._role_and_path()
         self._lent = {name: value for name, value in local.items() if now[name] != value}
+        self.stay_idle()
+
+    def stay_idle(self) -> None:
+        """Keeps the session, while others work or wait, from an idle_session_timeout of the role's.
+
+        Behind a pooler in transaction mode it isn't ours: there the pooler sees to it.
+        """
+        if IDLE not in self._session and not self.pooled:
+            self._session[IDLE] = self.value("SELECT current_setting(:name)", {"name": IDLE})
+            self.set_session(IDLE, "0")
         self.commit()
+
+    def _set_isolation(self, level: Any) -> None:
+        with self._wrapping_errors("SET SESSION CHARACTERISTICS"):
+            self.connection.dialect.set_isolation_level(self._raw, level)
 
     def renew(self) -> None:
         """Takes over a transaction whose snapshot may be older than what has been waited for since it began."""
@@ -204,8 +259,34 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Looks at rows inside the transaction that is open already, and leaves its settings as they were."""
-        with self.local("row_security", "off"), self.local("statement_timeout", "0"):
+        with (
+            self.local("row_security", "off"),
+            self.local("statement_timeout", "0"),
+            self.local("lock_timeout", LOCK_TIMEOUT),
+        ):
+            self._wait_for_table()
             yield
+
+    def _wait_for_table(self) -> None:
+        """For who can't begin the transaction again: waits until nobody keeps the table from its readers, and lets go.
+
+        Where there is no such table, or no right, whoever looks at it next says so.
+        """
+
+        def undo() -> None:
+            self.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+
+        def lock() -> None:
+            self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+
+        self.run("SAVEPOINT openmemory_migrations")
+        try:
+            self.patiently(lock, undo)
+        except DBAPIError as error:
+            if sqlstate(error) in (None, LOCK_NOT_AVAILABLE, CANCELED):
+                raise
+        undo()
+        self.run("RELEASE SAVEPOINT openmemory_migrations")
 
     @contextmanager
     def local(self, name: str, value: str) -> Iterator[None]:
@@ -219,38 +300,54 @@ class Database:
         self.run("SELECT set_config(:name, :value, true)", {"name": name, "value": value})
 
     @contextmanager
-    def transaction(self, *, snapshot: bool = False, lock_timeout_ms: int = 0) -> Iterator[Seen]:
+    def transaction(self, *, snapshot: bool = False, batch: bool = False, lock_timeout_ms: int = 0) -> Iterator[Seen]:
         """Commits at the end, rolls back on any exception; what was open before must have been committed.
 
-        With `snapshot`: read-only, all statements see the same rows, and no statement_timeout of a role's ends them.
+        No timeout of the role's ends it; but the statements of a `batch` heed statement_timeout, by smaller batches.
+        With `snapshot`: read-only, all statements see the same rows.
         Nobody can drop or rewrite the table meanwhile: the snapshot is taken under a lock on it, since a table that
-        was rewritten is empty to an older one. `lock_timeout_ms` is how long that is waited for, 0 what the role has.
+        was rewritten is empty to an older one. It is waited for in one try of `lock_timeout_ms`, else in longer ones.
         Yields what was looked at, for whoever decides by it in a later transaction (`require_seen`).
         """
         self.stop.check()
-        try:
-            seen = self._take_snapshot(lock_timeout_ms) if snapshot else ()
-            # an error instead of a partial result where a policy would hide rows from this role
-            self.run("SET LOCAL row_security = off")
+        # row_security: an error instead of a partial result where a policy would hide rows from this role
+        own = {"lock_timeout": LOCK_TIMEOUT, "row_security": "off"}
+
+        def begin() -> Seen:
+            seen: Seen = ()
+            if snapshot:
+                seen = self._take_snapshot(lock_timeout_ms, own)
+            else:
+                self.outlive_timeouts(own, batch=batch)
             self.borrow()
+            return seen
+
+        begun = False
+        try:
+            seen = self.patiently(begin, self.rollback, 1 if lock_timeout_ms else None)
+            begun = True
             yield seen
             self.commit()
-        except BaseException:
-            self.rollback()
+        except BaseException as error:
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                self.rollback()
+                self._explain(error)
+                if snapshot and not begun and isinstance(error, DBAPIError) and sqlstate(error) == DENIED:
+                    error.add_detail(f"HINT:  {self.grant}")
+                self.rollback()
             raise
 
-    def _take_snapshot(self, lock_timeout_ms: int) -> Seen:
+    def _take_snapshot(self, lock_timeout_ms: int, own: Mapping[str, str]) -> Seen:
         """Locks the whole tree, then looks: a table that is attached while the lock is waited for isn't locked."""
         for _ in range(LOOKS):
             self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            self.run("SET LOCAL statement_timeout = 0")
+            self.outlive_timeouts(own, in_snapshot=True)
             # before anything that takes the snapshot, as the first SELECT does; by the role that may
             if role := self._lent.get("role"):
                 self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
             if lock_timeout_ms:
                 self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
             self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
-            self.outlive_timeouts()
             seen = self._seen()
             self.expect(seen[0][0])
             if not self.value(UNLOCKED, {"tables": [table[0] for table in seen]}):
@@ -295,11 +392,75 @@ class Database:
                     self.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
                 self.run("RELEASE SAVEPOINT openmemory_migrations")
 
-    def outlive_timeouts(self) -> None:
-        """Not for the statements of a batch: a timeout of the role's on those is heeded, by smaller batches."""
-        self.run("SET LOCAL idle_in_transaction_session_timeout = 0")
-        if int(self.value("SELECT current_setting('server_version_num')")) >= 170_000:
-            self.run("SET LOCAL transaction_timeout = 0")
+    def patiently(self, begin: Callable[[], T], undo: Callable[[], None], tries: int | None = None) -> T:
+        """Begins a transaction, again where its lock on the table can't be had yet; nobody waits behind a reader's."""
+        tries = tries or TRIES
+        while True:
+            try:
+                return begin()
+            except DBAPIError as error:
+                if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                    raise
+                undo()
+                self._explain(error)
+                undo()
+                tries -= 1
+                if not tries:
+                    raise
+                problem = as_migration_error(error, f"waiting for {self.names['table']}")
+            log.notice(problem.message, detail=problem.detail)
+            self.stop.check()
+
+    def _explain(self, error: BaseException) -> None:
+        """Has a lock_timeout say who was in the way."""
+        if (
+            isinstance(error, DBAPIError)
+            and sqlstate(error) == LOCK_NOT_AVAILABLE
+            and not any(line.startswith("DETAIL") for line in error.detail)
+        ):
+            error.add_detail(f"DETAIL:  {self.in_the_way()}")
+
+    @property
+    def grant(self) -> str:
+        """The line that lets this role read the table, whichever of the two rights it lacks."""
+        role = quote(self.value("SELECT current_user"))
+        return self.sql("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {table} TO {role};", role=role)
+
+    def holders(self, table_oid: int | None = None, seconds: int = 0) -> list[str]:
+        """Who has held a lock on the table, that of this name if not another, for so long; never the text of a query.
+
+        What is said of each: process, application and since when.
+        """
+        asked = {"oid": table_oid, "table": self.names["table"], "seconds": seconds}
+        return [
+            (
+                f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
+                if pid
+                else f'the prepared transaction "{name}" (role {user}'
+            )
+            + (f", {'query started' if pid else 'since'} {since:%H:%M:%S %Z})" if since else ")")
+            for pid, name, user, since, state in self.rows(HOLDERS, asked)
+        ]
+
+    def in_the_way(self, table_oid: int | None = None) -> str:
+        found = self.holders(table_oid)
+        return (
+            "Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished"
+        ) + "."
+
+    def outlive_timeouts(
+        self, more: Mapping[str, str] | None = None, *, batch: bool = False, in_snapshot: bool = False
+    ) -> None:
+        """Sets ours in place of the role's timeouts, and `more`; the first thing in each transaction that works."""
+        wanted = {**no_timeouts(self.connection), **(more or {})}
+        if batch:
+            del wanted["statement_timeout"]
+        if in_snapshot:  # which the SELECT would take
+            for name, value in wanted.items():
+                self.run("SET LOCAL {name} = {value}", name=name, value=literal(value))
+        else:
+            calls = [f"set_config({literal(name)}, {literal(value)}, true)" for name, value in wanted.items()]
+            self.run("SELECT {calls}", calls=", ".join(calls))
 
     def borrow(self) -> None:
         """Sets in this transaction what was local to the host's: role, search_path."""
@@ -307,20 +468,52 @@ class Database:
             self.set_local(name, value)
 
     @contextmanager
-    def autocommit(self) -> Iterator[None]:
-        """For statements that refuse a transaction; what was local to the host's transaction is set and reset."""
+    def autocommit(self, **settings: str) -> Iterator[None]:
+        """For statements that refuse a transaction: what it would have set locally, and `settings`, the session has.
+
+        Behind a pooler in transaction mode those would stay with a server process that other clients use: there the
+        statement runs with what the role has, and an error names the line that changes it.
+        """
+        own = {**no_timeouts(self.connection), "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
+        hint = self._through_pooler(own) if self.pooled else None
+        wanted = {**({} if self.pooled else own), **self._lent}
         self.commit()
-        self.connection.dialect.set_isolation_level(self._raw, "AUTOCOMMIT")
-        before = self._role_and_path() if self._lent else {}
+        self._set_isolation("AUTOCOMMIT")
+        before = {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
+
+        def put_back() -> None:
+            if self.usable:
+                for name, value in before.items():
+                    self.set_session(name, value)
+                self._set_isolation(READ_COMMITTED)
+
         try:
-            for name, value in self._lent.items():
+            for name, value in wanted.items():
                 self.set_session(name, value)
             yield
-        finally:
-            if self.usable:
-                for name in self._lent:
-                    self.set_session(name, before[name])
-                self.connection.dialect.set_isolation_level(self._raw, READ_COMMITTED)
+        except BaseException as error:
+            if hint and isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in PASSING):
+                error.add_detail(f"HINT:  {hint}")
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                put_back()
+                self._explain(error)
+                self.rollback()
+            raise
+        put_back()
+
+    def _through_pooler(self, wanted: Mapping[str, str]) -> str | None:
+        """What to say of an error, where the role has timeouts that CONCURRENTLY is going to run with."""
+        log.notice(
+            "a pooler such as PgBouncer is in between: CONCURRENTLY runs with the timeouts and memory of the role"
+        )
+        asked = {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
+        role, database = map(quote, self.rows("SELECT session_user, current_database()")[0])
+        lines = [
+            f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {literal(wanted[name])};"
+            for name, value in asked.items()
+            if name.endswith("_timeout") and not name.startswith("idle") and value != "0"
+        ]
+        return f"Connect directly, or: {' '.join(lines)} Then have the pooler connect anew." if lines else None
 
     def set_session(self, name: str, value: str) -> None:
         self.run("SELECT set_config(:name, :value, false)", {"name": name, "value": value})
@@ -331,27 +524,36 @@ class Database:
 
         Afterwards isolation level, autocommit, role and search_path are as they were.
         """
-        dialect = self.connection.dialect
         if self._raw.autocommit:
             self._isolation = "AUTOCOMMIT"
-            dialect.set_isolation_level(self._raw, READ_COMMITTED)
+            self._set_isolation(READ_COMMITTED)
 
         def cancel() -> None:
             with suppress(Exception):  # the connection may be gone already
                 self.driver.cancel()
 
-        # Alembic's transaction is idle while we wait for another run
-        self.outlive_timeouts()
+        # Alembic's transaction is idle while we wait for another run; its statements are its own
+        self.outlive_timeouts(batch=True)
         try:
             with self.driver.notices(log.server_message), listening(self.stop, cancel):
                 yield
-        finally:
-            if self.usable:
-                if self._isolation:
-                    self.rollback()
-                    dialect.set_isolation_level(self._raw, self._isolation)
-                if self._isolation != "AUTOCOMMIT":
-                    self.borrow()
+        except BaseException:
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                self._put_back()
+            raise
+        # also asks whether the connection is still there, before Alembic stamps through it
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if self._isolation or self._session:
+            self.rollback()
+        while self._session:
+            self.set_session(*self._session.popitem())
+            self.commit()
+        if self._isolation:
+            self._set_isolation(self._isolation)
+        if self._isolation != "AUTOCOMMIT":
+            self.borrow()
 
 
 def refuse_foreign_transaction(connection: Connection) -> None:

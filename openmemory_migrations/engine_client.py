@@ -136,8 +136,9 @@ class _Writer:
         return written
 
     def _some(self, found: Found, first: int, end: int, stage: Stage) -> int:
-        with self.db.transaction():
+        with self.db.transaction(batch=True):
             self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
+            self.steps.heed()
             if self.steps.careful:
                 rows, payload = self._unlocked(found, first, end)
                 self.progress.obstacles.lock(end - first - rows)

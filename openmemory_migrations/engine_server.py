@@ -28,14 +28,13 @@ from .reading import BATCH_BYTES
 from .settings import Settings
 from .target import Target, quote
 
-# by the primary key whatever the planner believes about the table's size, and keys as text that is read back as it was;
-# a page may be far behind the one before it, so looking for its end may take longer than a statement of the role's may
+# by the primary key whatever the planner believes about the table's size, and keys as text that is read back as it was
 PLAN = """
 SELECT set_config('row_security', 'off', true),
        set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
        set_config('enable_sort', 'off', true), set_config('enable_incremental_sort', 'off', true),
        set_config('extra_float_digits', '1', true), set_config('datestyle', 'ISO', true),
-       set_config('intervalstyle', 'postgres', true), set_config('statement_timeout', '0', true),
+       set_config('intervalstyle', 'postgres', true),
        set_config('application_name', :name, true)
 """
 PENDING = "{vector} IS NULL AND octet_length({source}) = {octets}"
@@ -57,7 +56,7 @@ class ServerEngine:
         require_key(target, table)
         self.db, self.settings, self.table = db, settings, table
         self.space = space_of(target.schema, target.table, target.vector)
-        with db.transaction():
+        with db.transaction(batch=True):
             self.lock_timeout = locks.batch_timeout(db, settings)
             self.statement_timeout = str(db.value("SELECT current_setting('statement_timeout')"))
         synctrigger.ensure_convert(db, **extension.names())
@@ -130,9 +129,11 @@ class _Worker:
             if first is None:
                 return None
             until = self._key(">=", first, self.steps.size - 1)
+            # a page may be far behind the one before it; only what is converted heeds a statement_timeout of the role's
             ours = self.claims.take(self.db, self.engine.space, [_number(until)])
             if ours:
                 self.db.set_local("statement_timeout", self.engine.statement_timeout)
+                self.steps.heed()
                 self.db.run("SAVEPOINT openmemory_migrations")
                 found = self._convert(first, until)
                 if bad := sum(found):

@@ -28,16 +28,14 @@ class MigrationError(CommandError):
         super().__init__("\n".join(lines))
 
 
-class ConnectionLost(MigrationError):
-    """The server or the network took the connection away; what is committed is kept."""
-
-    exit_code = 2
-
-
 class TryAgain(MigrationError):
-    """Somebody's lock, or another run, stood in the way for too long; the same command can work later."""
+    """Something stood in the way that passes: the same command may work later."""
 
     exit_code = 3
+
+
+class ConnectionLost(TryAgain):
+    """The server or the network took the connection away; what is committed is kept."""
 
 
 class UsageError(MigrationError):

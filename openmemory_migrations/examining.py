@@ -43,19 +43,14 @@ SEVERITIES = ("error", "warning", "notice")
 
 def examine(step: Step, sample: int | None) -> Facts:
     facts = Facts()
-    with part(step, facts, "server"):
-        _server(step, facts)
-    with part(step, facts, "table"):
-        _table(step, facts)
-    with part(step, facts, "traffic"):
-        facts.findings += traffic.in_the_way(step.db, step.target, facts.table)
-    if facts.table is not None and not facts.has("table", "already-vector", "cut-over"):
-        with part(step, facts, "rows", rows=True):
-            _rows(step, facts, facts.table, sample)
-        with part(step, facts, "index"):
-            _cost(step, facts, facts.table)
-        with part(step, facts, "trial", rows=True):
-            _trial(step, facts, facts.table)
+    part(step, facts, "server", lambda: _server(step, facts))
+    part(step, facts, "table", lambda: _table(step, facts))
+    part(step, facts, "traffic", lambda: facts.findings.extend(traffic.in_the_way(step.db, step.target, facts.table)))
+    table = facts.table
+    if table is not None and not facts.has("table", "already-vector", "cut-over"):
+        part(step, facts, "rows", lambda: _rows(step, facts, table, sample), rows=True)
+        part(step, facts, "index", lambda: _cost(step, facts, table))
+        part(step, facts, "trial", lambda: _trial(step, facts, table), rows=True)
     facts.findings.sort(key=lambda one: SEVERITIES.index(one.severity))
     return facts
 

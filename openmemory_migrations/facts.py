@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -17,13 +17,10 @@ from .followers import Replication
 from .growth import Growth
 from .indexes import NoIndex, Plan
 from .signals import Interrupted
-from .sqlerrors import LOCK_NOT_AVAILABLE, as_migration_error, sqlstate
+from .sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from .steps import Step
-from .target import quote
 from .traffic import Connections
 from .trial import Trial
-
-DENIED = "42501"
 
 
 @dataclass
@@ -68,15 +65,14 @@ class Facts:
         return any(one.code in codes for one in self.findings)
 
 
-@contextmanager
-def part(step: Step, facts: Facts, code: str, *, rows: bool = False) -> Iterator[None]:
+def part(step: Step, facts: Facts, code: str, look: Callable[[], None], *, rows: bool = False) -> None:
     """One part of the check: what it refuses, or the server does, becomes a finding, and the next part goes on.
 
     What looks at `rows` has transactions of its own; the others look at catalogs, whether there is a table or not.
     """
     try:
         with nullcontext() if rows else _catalogs(step):
-            yield
+            look()
     except (Interrupted, ConnectionLost):
         raise
     except MigrationError as error:
@@ -84,13 +80,14 @@ def part(step: Step, facts: Facts, code: str, *, rows: bool = False) -> Iterator
     except DBAPIError as error:
         step.db.rollback()
         problem = as_migration_error(error, f"looking at {step.target}")
-        if problem.exit_code != MigrationError.exit_code:
+        if problem.exit_code != MigrationError.exit_code and sqlstate(error) not in PASSING:
             raise
         finding = Finding.of(code, problem)
         if sqlstate(error) == LOCK_NOT_AVAILABLE:
-            finding = replace(finding, code="locked", hint="Run this again when whoever locks it is done.")
+            finding = replace(finding, code="locked")
         elif sqlstate(error) == DENIED:
-            finding = replace(finding, code="rights", hint=_grant(step))
+            with step.db.transaction():
+                finding = replace(finding, code="rights", hint=step.db.grant)
         # without a trial a migration goes just as well
         facts.findings.append(replace(finding, severity="warning") if code == "trial" else finding)
 
@@ -101,15 +98,5 @@ def _catalogs(step: Step) -> Iterator[None]:
     db = step.db
     with db.transaction():
         db.run("SET TRANSACTION READ ONLY")
-        db.run("SET LOCAL statement_timeout = 0")
-        db.outlive_timeouts()
         locks.set_timeout(db, f"{step.settings.lock_timeout_ms}ms")
         yield
-
-
-def _grant(step: Step) -> str:
-    """What lets this role read the table, whichever of the two it lacks."""
-    with step.db.transaction():
-        role = quote(step.db.value("SELECT current_user"))
-    names = step.db.names
-    return f"GRANT USAGE ON SCHEMA {names['schema']} TO {role}; GRANT SELECT ON {names['table']} TO {role};"

@@ -18,11 +18,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from . import log, partitions
-from .database import Database, Seen, second_connection
+from . import log
+from .database import Database, Seen, no_timeouts, second_connection
 from .errors import Changed, MigrationError, TryAgain
 from .settings import Settings
-from .sqlerrors import CANCELED, DEADLOCK, LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE, as_migration_error, sqlstate
+from .sqlerrors import PASSING, as_migration_error, sqlstate
 from .target import literal
 
 TRIES = 30
@@ -30,8 +30,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
 POLL = 0.5  # seconds between two looks at an advisory lock
 REMIND = 30.0  # seconds between two lines of a waiter
 LOOKS = 5  # at a table that others change, before giving up
-# what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
-PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
 
 T = TypeVar("T")
 Sleep = Callable[[float], None]
@@ -61,13 +59,13 @@ def shared(engine: Engine, what: str, *parts: str, sleep: Sleep = time.sleep) ->
 def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], sleep: Sleep) -> Iterator[None]:
     key = key_of(*parts)
     with second_connection(engine) as connection:
-        connection = connection.execution_options(isolation_level="READ COMMITTED")
         said = None
         while True:
             if connection.execute(sa.text(f"SELECT {function}(:key)"), {"key": key}).scalar():
                 # last, as a statement without a snapshot: psycopg 3 leaves the portal of the one before open, whose
                 # snapshot CONCURRENTLY would wait for
-                _outlive_timeouts(connection)
+                for name, value in no_timeouts(connection).items():
+                    connection.execute(sa.text(f"SET LOCAL {name} = {value}"))
                 break
             if said is None or time.monotonic() - said >= REMIND:
                 said = time.monotonic()
@@ -79,12 +77,6 @@ def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], slee
         finally:
             with suppress(DBAPIError):  # its server process may be gone, and with it the lock
                 connection.rollback()
-
-
-def _outlive_timeouts(connection: Connection) -> None:
-    if connection.scalar(sa.text("SELECT current_setting('server_version_num')::integer")) >= 170_000:
-        connection.execute(sa.text("SET LOCAL transaction_timeout = 0"))
-    connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 def _holders(connection: Connection, key: int) -> str:
@@ -183,43 +175,28 @@ class Tries:
 
     def __init__(self, sleep: Sleep) -> None:
         self._sleep = sleep
+        self._smallest = False
         self._pauses = enumerate(pauses(), 1)
 
     def rest(self, problem: MigrationError, number: int, unit: str = "rows") -> None:
-        """Rests before the next try, which takes so many rows, or pages; raises MigrationError after the last one."""
+        """Rests before the next try, which takes so many rows, or pages; raises TryAgain after the last one."""
+        self._smallest = number == 1
         for attempt, pause in self._pauses:
             log.notice(f"{problem.message}, try {attempt} of {TRIES}, again with {number:,} {unit}")
             self._sleep(pause)
             return
         raise TryAgain(
             f"a batch has failed {TRIES} times; what is committed is kept",
-            detail=f"The last time: {problem.message}.",
+            detail=f"The last time: {problem.message}. {problem.detail or ''}".rstrip(),
             hint="Run the same command again to continue.",
         )
 
-
-def holders(db: Database, table_oid: int) -> list[str]:
-    """Who holds a lock on the table: process, application and since when; never the text of its query."""
-    rows = db.rows(
-        """
-        SELECT DISTINCT a.pid, a.application_name, a.usename, coalesce(a.query_start, a.xact_start), a.state
-        FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
-        WHERE l.relation = ANY (:tables) AND l.granted AND l.pid <> pg_backend_pid()
-          AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-        ORDER BY 4 NULLS LAST LIMIT 5
-        """,
-        {"tables": [part.oid for part in partitions.parts(db, table_oid)]},
-    )
-    return [
-        f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
-        + (f", query started {since:%H:%M:%S %Z})" if since else ")")
-        for pid, name, user, since, state in rows
-    ]
+    def heed(self, db: Database) -> None:
+        """Ends no statement of a batch that can't be smaller: with a statement_timeout no run would come past it."""
+        if self._smallest:
+            db.set_local("statement_timeout", "0")
 
 
 def table_holders(db: Database, table_oid: int) -> str:
     with db.transaction():
-        found = holders(db, table_oid)
-    return (
-        "Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished"
-    ) + "."
+        return db.in_the_way(table_oid)

@@ -100,6 +100,10 @@ class Steps:
         self.size = min(2 * self.size, self.most)
         self._begin()
 
+    def heed(self) -> None:
+        """Inside the transaction of a batch."""
+        self._tries.heed(self._db)
+
     def failed(self, error: DBAPIError, took: int, *, can_care: bool = False) -> Literal["again", "refused", "locked"]:
         """What becomes of the batch, which took so many: another try, smaller or with more care, or its one row is
         passed by. Raises MigrationError where no other try can help, or after the last one.

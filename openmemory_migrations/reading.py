@@ -18,7 +18,7 @@ from . import codec, locks, log
 from .catalog import Table
 from .claims import Claims, space_of
 from .codec import Rows
-from .database import APPLICATION_NAME, Database
+from .database import APPLICATION_NAME, LOCK_TIMEOUT, Database
 from .errors import MigrationError
 from .keys import keys_at
 from .partitions import Part
@@ -187,7 +187,7 @@ class Reader:
             if self.held >= MOST_HELD:
                 db.commit()
                 self.held = 0
-            db.outlive_timeouts()
+            db.outlive_timeouts(batch=True)
             claimed = self.claims.take(db, space, range(first, min(first + at_once, units)))
             self.held += len(claimed)
             for start, end in runs(claimed):
@@ -200,8 +200,17 @@ class Reader:
 
     def _pages(self, db: Database, part: Part) -> int:
         """Of the table as it is now: what is added behind them is the next pass's."""
-        try:
+
+        def look() -> int:
+            db.outlive_timeouts({"lock_timeout": LOCK_TIMEOUT}, batch=True)
             return pages_of(db)
+
+        def undo() -> None:
+            db.rollback()
+            self.held = 0
+
+        try:
+            return db.patiently(look, undo)
         except DBAPIError as error:
             if part.gone(error):
                 raise Gone(f"{self.what}: partition {part} is gone") from error
@@ -216,6 +225,7 @@ class Reader:
                 with db.attempt(keep=False):
                     db.borrow()
                     db.run(PLAN, {"name": f"{APPLICATION_NAME} reading ahead", "lock_timeout": self.lock_timeout})
+                    tries.heed(db)
                     # COPY takes its snapshot before its lock: behind a rewrite that it waited for it would see nothing
                     db.run("LOCK TABLE ONLY {table} IN ACCESS SHARE MODE")
                     rows, unreadable = scan.take(db)

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .errors import MigrationError
+from .errors import MigrationError, TryAgain
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CANCEL_AGAIN = 1.0  # seconds: a cancel that arrives between two statements has no effect
 
 
-class Interrupted(MigrationError):
+class Interrupted(TryAgain):
     """The run was told to stop; what is committed is kept."""
 
     def __init__(self, signal_name: str) -> None:

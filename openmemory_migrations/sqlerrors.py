@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from .errors import ConnectionLost, MigrationError
+from .errors import ConnectionLost, MigrationError, TryAgain, UsageError
 
-# SQLSTATE: connection exceptions, no such role or database, the server is going down or on its way up
-NO_CONNECTION = ("08", "28", "3D", "57P")
+# SQLSTATE: connection exceptions, too many connections, the server is going down or on its way up
+UNREACHABLE = ("08", "53300", "57P")
+REFUSED = ("28", "3D")  # no such role or database, a wrong password
 LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
-UNDEFINED_TABLE = "42P01"
+UNDEFINED_TABLE, DENIED = "42P01", "42501"
 SHOWS_A_ROW = ("22", "23", "44")  # classes of SQLSTATE whose DETAIL may print the row that is refused
+# what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
+PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
+LOCKED = "Run the same command again when whoever has locked it is done."
+ON_ITS_WAY = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # the server
 
 
 def sqlstate(error: DBAPIError) -> str | None:
@@ -37,19 +42,35 @@ def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
     """The server's or the driver's own words as our error, without the statement and its parameters."""
     message = _diagnostic(error, "message_primary") or _diagnostic(error, "message")
     message = message or " ".join(str(error.orig).split())
+    # from whoever knows more: "HINT:  …"
+    ours = dict(line.split(":  ", 1) for line in error.detail)
     if error.connection_invalidated:
-        return ConnectionLost(
-            f"{doing}: the connection was lost: {message}",
-            hint="Run the same command again to continue; what is committed is kept.",
-        )
+        return lost(doing, message, ours.get("HINT"))
     state = sqlstate(error)
+    shows_a_row = (state or "").startswith(SHOWS_A_ROW)
+    detail = None if shows_a_row else _diagnostic(error, "message_detail") or _diagnostic(error, "detail")
     problem = MigrationError(
         f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
-        detail=None
-        if (state or "").startswith(SHOWS_A_ROW)
-        else _diagnostic(error, "message_detail") or _diagnostic(error, "detail"),
-        hint=_diagnostic(error, "message_hint") or _diagnostic(error, "hint"),
+        detail=ours.get("DETAIL") or detail,
+        hint=ours.get("HINT")
+        or (LOCKED if state == LOCK_NOT_AVAILABLE else None)
+        or _diagnostic(error, "message_hint")
+        or _diagnostic(error, "hint"),
     )
-    if state is None or state.startswith(NO_CONNECTION):
-        problem.exit_code = ConnectionLost.exit_code
+    # psycopg2 has no SQLSTATE of a connection that was refused: what the server refuses for good it calls FATAL
+    if state is None:
+        away = "FATAL:" not in message or any(word in message for word in ON_ITS_WAY)
+        away = away and isinstance(error, OperationalError)
+        problem.exit_code = TryAgain.exit_code if away else UsageError.exit_code
+    elif state.startswith(UNREACHABLE) or state in PASSING:
+        problem.exit_code = TryAgain.exit_code
+    elif state.startswith(REFUSED):
+        problem.exit_code = UsageError.exit_code
     return problem
+
+
+def lost(doing: str, message: str, hint: str | None = None) -> ConnectionLost:
+    return ConnectionLost(
+        f"{doing}: the connection was lost: {message}",
+        hint=hint or "Run the same command again to continue; what is committed is kept.",
+    )

@@ -137,8 +137,6 @@ def prove_not_null(db: Database, target: Target, settings: Settings, table: Tabl
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, add)
     try:
         with db.transaction():
-            db.run("SET LOCAL statement_timeout = 0")
-            db.outlive_timeouts()
             db.run("ALTER TABLE {table} VALIDATE CONSTRAINT {left}")
     except BaseException as error:
         if db.usable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import building_progress, catalog, locks, partitions
+from . import building_progress, catalog, partitions
 from .catalog import Table
 from .database import APPLICATION_NAME, Database
 from .finding import Finding
@@ -86,7 +86,7 @@ def in_the_way(db: Database, target: Target, table: Table | None) -> Iterator[Fi
         )
     if table is None:
         return
-    if holders := locks.holders(db, table.oid):
+    if holders := db.holders(table.oid):
         yield Finding(
             "notice",
             "locks",

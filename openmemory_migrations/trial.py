@@ -77,8 +77,7 @@ def _copy(
     """Inside a transaction that it begins: the same connection, with the filled copy in the table's place."""
     column = table.columns.get(target.vector)
     copy = db.at({"table": f"pg_temp.{quote(COPY)}", "convert": CONVERT})
-    db.run("SET LOCAL row_security = off")
-    db.run("SET LOCAL statement_timeout = 0")
+    db.outlive_timeouts({"row_security": "off"})
     db.borrow()
     locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
     for statement in CREATE:

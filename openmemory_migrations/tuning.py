@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sqlalchemy.exc import DBAPIError
@@ -125,7 +124,7 @@ def tune(
     if rows < ROWS_A_LIST:
         raise MigrationError(f"{target} has {rows:,} vectors to learn from, at least {ROWS_A_LIST} are needed")
     at = copy.at(db)
-    with _untimed(at):
+    with at.transaction():
         asked = Choice(at, target, table, extension, size).ask(asking.queries, asking.k, of_users=False)
         gather(at, target, table, extension, windows(at, [copy]), size, asked)
 
@@ -145,12 +144,12 @@ def tune(
                 options = dict(option.split(" = ") for option in plan.options.split(", "))
                 numbers = {name: int(value) for name, value in options.items()}
                 searched = Searched(candidate.index_metric, plan.method, half, numbers)
-                with _untimed(at):
+                with at.transaction():
                     tried = measurement(searched).sweep(ways(searched, extension), asking.wanted)
                     at.run("DROP INDEX pg_temp.{index}", index=quote(INDEX))
                 found.append(Candidate(candidate, plan, half, *built, tried))
         shown.to(len(plans))
-    with _untimed(at):
+    with at.transaction():
         every_row = measurement(Searched(settings.index_metric)).one(EVERY_ROW, asked.names[ALL][:EXACT_QUERIES])
         at.run("DROP TABLE {table}")
     return Tuning(rows, of, asking.k, asking.wanted, found, every_row)
@@ -174,15 +173,6 @@ def candidates(
                 yield wanted, plan, half
 
 
-@contextmanager
-def _untimed(db: Database) -> Iterator[None]:
-    """A transaction that no timeout of a role's ends: a build, or a look at every row, takes its time."""
-    with db.transaction():
-        db.set_local("statement_timeout", "0")
-        db.outlive_timeouts()
-        yield
-
-
 def _copied(
     db: Database, target: Target, table: Table, extension: Extension, size: int, most: int
 ) -> tuple[int, int, Part]:
@@ -190,12 +180,12 @@ def _copied(
     wanted = [*table.key, "sector", "user_id", target.source, target.vector]
     columns = ", ".join(quote(name) for name in dict.fromkeys(wanted) if name in table.columns)
     eligible = with_values(db, target, table, extension, size)
-    with _untimed(db):
+    with db.transaction():
         of = int(db.value("SELECT count(*) FROM {table} WHERE {with_values}", with_values=eligible))
     # a little more than needed: how many come is chance
     percent = min(100.0, 100.0 * (1.05 * most + 100) / max(1, of))
     names = {"copy": quote(COPY), "columns": columns, "with_values": eligible, "rows": str(most)}
-    with _untimed(db):
+    with db.transaction():
         rows = int(db.run(CREATE, percent=f"{percent:.6f}", **names).rowcount)
         db.run("ANALYZE pg_temp.{copy}", copy=quote(COPY))
     return rows, of, Part(0, None, "pg_temp", COPY, "r", "", owned=True, rows_hidden=False)
@@ -206,7 +196,7 @@ def _build(at: Database, settings: Settings, plan: Plan) -> tuple[float, int] | 
     memory_kb = building.memory_for(at, settings, plan)
     began = time.monotonic()
     try:
-        with _untimed(at):
+        with at.transaction():
             at.set_local("maintenance_work_mem", f"{memory_kb}kB")
             at.run(
                 "CREATE INDEX {index} ON {table} USING {method} ({expression}) WITH ({options})",

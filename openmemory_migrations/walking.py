@@ -50,7 +50,7 @@ class Walk:
         while place < last_page * PLACES:
             end = place + steps.size
             try:
-                filled = self._batch(place, end, careful=steps.careful)
+                filled = self._batch(place, end, steps)
             except DBAPIError as error:
                 if self.part.gone(error):
                     log.notice(f"{self.progress.what}: partition {self.part} is gone")
@@ -71,16 +71,17 @@ class Walk:
                 if self.pace:
                     self.pace.rest(self.progress.what)
 
-    def _batch(self, place: int, end: int, *, careful: bool) -> int:
+    def _batch(self, place: int, end: int, steps: Steps) -> int:
         names = {"filled": self.filled, "value": self.value, "pending": self.pending}
         names = {name: self.db.sql(text) for name, text in names.items()}
         for prefix, number in (("", place), ("end_", end)):
             page, item = divmod(number, PLACES)
             names |= {f"{prefix}page": str(page), f"{prefix}item": str(item)}
         at = self.part.at(self.db)
-        with self.db.transaction():
+        with self.db.transaction(batch=True):
             self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
-            if not careful:
+            steps.heed()
+            if not steps.careful:
                 return int(at.run(FILL + INSIDE + "{pending}", **names).rowcount)
             tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
             self.progress.obstacles.lock(1)  # or it would not have come to this

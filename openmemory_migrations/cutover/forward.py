@@ -26,7 +26,7 @@ from .. import (
 )
 from ..building import CannotBuild
 from ..catalog import Extension, Index, Table
-from ..database import Database
+from ..database import PATIENT_LOCK_TIMEOUT, Database
 from ..errors import MigrationError
 from ..indexes import INDEX_DIMENSIONS, NoIndex
 from ..partitions import Part
@@ -141,7 +141,7 @@ def _index_left(db: Database, target: Target, part: Part) -> None:
         return  # of a run that was interrupted; to drop it would wait for whoever reads the table
     if found:
         _drop_index(db, part, name)
-    with at.autocommit(), building.session_settings(at, {}):
+    with at.autocommit():
         at.run(LEFT_INDEX, index=quote(name))
 
 
@@ -151,7 +151,7 @@ def _found_index(db: Database, part: Part, name: str) -> Index | None:
     return found if found and found.table_oid == part.oid else None
 
 
-def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = building.LOCK_TIMEOUT) -> None:
+def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
     building.drop(db.at({"schema": quote(part.schema)}), name, lock_timeout)
 
 

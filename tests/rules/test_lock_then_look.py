@@ -57,11 +57,14 @@ def test_a_snapshot_that_waited_for_a_rewrite_sees_the_rows(table: Database) -> 
     assert seen == [len(ROWS)]
 
 
-def test_the_lock_is_taken_by_the_role_that_the_hosts_transaction_had(server: embedded.Server, table: Database) -> None:
-    """And a role's lock_timeout counts: nobody waits for ever who did not before."""
+def test_the_lock_is_taken_by_the_role_that_the_hosts_transaction_had(
+    server: embedded.Server, table: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openmemory_migrations.database.TRIES", 2)
+    monkeypatch.setattr("openmemory_migrations.database.LOCK_TIMEOUT", "50ms")
     owner, login = f"owner of {table.name}", f"login of {table.name}"
     table.run(f'CREATE ROLE "{owner}"; ALTER TABLE {TABLE} OWNER TO "{owner}"')
-    table.run(f'CREATE ROLE "{login}" LOGIN NOINHERIT IN ROLE "{owner}"; ALTER ROLE "{login}" SET lock_timeout = 50')
+    table.run(f'CREATE ROLE "{login}" LOGIN NOINHERIT IN ROLE "{owner}"')
     try:
         with package(Database(table.name, server.url(table.name, user=login)), PackageDatabase) as db:
             db.run(f'SET LOCAL ROLE "{owner}"')

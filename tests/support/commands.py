@@ -49,9 +49,7 @@ def start_alembic(
     """
     program = ["-m", "alembic"]
     if patch is not None:
-        modules = "building_progress, connecting, locks, pace"
-        code = f"from openmemory_migrations import {modules}\n{patch}\nfrom alembic.config import main\nmain()"
-        program = ["-c", code]
+        program = ["-c", f"{_patched(patch)}\nfrom alembic.config import main\nmain()"]
     return forkserver.start([*program, *args], cwd=ROOT, env=environment(database, env))
 
 
@@ -60,10 +58,17 @@ def om(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) 
     return result(start_om(database, *args, env=env))
 
 
-def start_om(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> Process:
-    return forkserver.start(
-        ["-m", "openmemory_migrations", *args], cwd=tempfile.gettempdir(), env=environment(database, env)
-    )
+def start_om(
+    database: Database | None, *args: str, env: Mapping[str, str] = NOTHING, patch: str | None = None
+) -> Process:
+    program = ["-m", "openmemory_migrations"]
+    if patch is not None:
+        program = ["-c", f"{_patched(patch)}\nimport sys\nfrom openmemory_migrations.cli import main\nsys.exit(main())"]
+    return forkserver.start([*program, *args], cwd=tempfile.gettempdir(), env=environment(database, env))
+
+
+def _patched(patch: str) -> str:
+    return f"from openmemory_migrations import building_progress, connecting, database, locks, pace\n{patch}"
 
 
 def result(process: Process, timeout: float = 120) -> Result:

@@ -89,7 +89,7 @@ def test_columns_of_a_host(database: Database) -> None:
     ("args", "env", "code", "said"),
     [
         ((), {"OM_DATABASE_URL": ""}, 2, "no database is configured"),
-        ((), {"OM_DATABASE_URL": "postgresql://nobody@/nothing?host=/nowhere"}, 2, "nowhere"),
+        ((), {"OM_DATABASE_URL": "postgresql://nobody@/nothing?host=/nowhere"}, 3, "nowhere"),
         (("-x", "batch=5"), {}, 2, 'unknown setting "batch" after -x'),
         (("-x", "backfill_batch"), {}, 2, '-x "backfill_batch" is not NAME=VALUE'),
         (("-x", "backfill_batch=0"), {}, 2, "BACKFILL_BATCH must be a whole number"),
@@ -197,7 +197,7 @@ def test_stopped_by_a_signal_and_continued(table: Database) -> None:
     stopped = result(process)
     before = converted(table)
 
-    assert stopped.returncode == 1
+    assert stopped.returncode == 3
     assert "stopped by SIGTERM; what is committed is kept" in stopped.stderr
     assert before < ROWS
 

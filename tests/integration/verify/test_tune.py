@@ -149,7 +149,7 @@ def test_it_can_be_stopped(table: Database) -> None:
     process.send_signal(signal.SIGINT)
 
     done = result(process)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "stopped by SIGINT" in done.stderr
     assert "Traceback" not in done.stderr
     eventually(lambda: copies(table) == 0)
