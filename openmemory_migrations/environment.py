@@ -14,12 +14,13 @@ from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, locks, log
 from .connecting import engine_of, reconnecting, required_url
-from .cutover import backtrigger
+from .cutover import backtrigger, prepared, restore
 from .cutover.mark import UNDO, Mark
 from .database import Database
 from .errors import MigrationError
 from .settings import Settings, refuse_unknown
 from .signals import Stop, listening
+from .steps import Step
 from .target import Target, quote
 
 VERSION_TABLE, CUTOVER_VERSION_TABLE = "openmemory_alembic_version", "openmemory_cutover_version"
@@ -97,7 +98,7 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
         if not steps and direction == "upgrade":
             _check_stamp(db, target, settings)
         elif not steps and direction == "downgrade" and version_table() == CUTOVER_VERSION_TABLE:
-            _check_undone(db, target)
+            _check_undone(db, target, settings)
 
 
 def _migrate(connection: Connection, settings: Settings) -> int:
@@ -158,8 +159,9 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
     db.rollback()
 
 
-def _check_undone(db: Database, target: Target) -> None:
-    """Nothing is stamped: that must not hide that the configured table is still cut over."""
+def _check_undone(db: Database, target: Target, settings: Settings) -> None:
+    """Nothing is stamped: that must hide neither that the configured table is still cut over, nor what a cutover has
+    left that was killed before its switch."""
     table = catalog.table(db, target.schema, target.table)
     if table and (found := Mark.of(table, target)):
         raise MigrationError(
@@ -167,7 +169,13 @@ def _check_undone(db: Database, target: Target) -> None:
             detail="Another table of the schema had the same stamp, or it was taken away by hand.",
             hint=f"With OM_CUTOVER={found.mode}: alembic -n cutover upgrade head, which only stamps it; then {UNDO}.",
         )
+    left = table and prepared.left(db, target, table)
     db.rollback()
+    if left:
+        with db.session():
+            step = Step(db, target, settings)
+            with step.alone():
+                restore.downgrade(db, target, settings)
 
 
 __all__ = ["CUTOVER", "CUTOVER_VERSION_TABLE", "VERSION_TABLE", "run"]

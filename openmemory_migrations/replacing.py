@@ -55,7 +55,7 @@ def replace(
             log.notice(f"index {quote(target.new.index)} {LEFT}, is as wanted, and takes its place")
         else:
             _build(db, target.new, settings, table, extension, tree)
-        _drop(db, target.old, settings, table, LEFT)
+        drop(db, target.old, settings, table, LEFT)
         _swap(db, target, settings, table)
     drop_left(db, target, settings, table)
     _drop_left_of_detached(db, target, table, tree)
@@ -70,8 +70,8 @@ def replace(
 
 def drop_left(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """Takes away what replacing an index has left, or what a run has that was interrupted."""
-    _drop(db, target.new, settings, table, LEFT)
-    _drop(db, target.old, settings, table, REPLACED)
+    drop(db, target.new, settings, table, LEFT)
+    drop(db, target.old, settings, table, REPLACED)
 
 
 def _drop_left_of_detached(db: Database, target: Target, table: Table, tree: Tree) -> None:
@@ -145,7 +145,7 @@ def _ours(index: Index, table_oid: int) -> bool:
 def _build(db: Database, new: Target, settings: Settings, table: Table, extension: Extension, tree: Tree) -> None:
     """Builds under the new name, and goes on with what an interrupted run has left there if that is as wanted."""
     if any(index.valid and not wanted.suits(index) for wanted, index in list(_named(db, new, tree))):
-        _drop(db, new, settings, table, f"{LEFT} and isn't what is wanted now")
+        drop(db, new, settings, table, f"{LEFT} and isn't what is wanted now")
     if table.kind == "p":
         building_tree.ensure(db, new, settings, table, extension)
     else:
@@ -175,7 +175,8 @@ def _swap(db: Database, target: Target, settings: Settings, table: Table) -> Non
     log.notice(f"index {quote(target.index)} of {target} is the new one from now on")
 
 
-def _drop(db: Database, beside: Target, settings: Settings, table: Table, why: str) -> None:
+def drop(db: Database, beside: Target, settings: Settings, table: Table, why: str) -> None:
+    """Takes away the index of that target, with those of its partitions."""
     if table.kind != "p":
         building.drop_ours(db, beside, table.oid, why)
     elif building_tree.drop(db, beside, table, settings):

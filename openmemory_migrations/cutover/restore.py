@@ -13,17 +13,16 @@ from ..catalog import Extension, Table
 from ..claims import Claims
 from ..database import Database
 from ..engine_client import ClientEngine
-from ..errors import MigrationError
+from ..errors import Changed, MigrationError
 from ..indexes import DEFAULTS
 from ..pace import Pace
-from ..partitions import Part
 from ..progress import Progress
 from ..proof import Asking
 from ..reading import BACK
 from ..settings import Settings
 from ..target import Target, quote
 from ..verification import MEANING, shown
-from . import backtrigger, kept, mark
+from . import backtrigger, kept, mark, prepared
 from .mark import Mark
 
 PENDING = "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND {source} IS NULL"
@@ -40,6 +39,8 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     if found is None:
         db.take_over()
         replacing.drop_left(db, target, settings, table)  # by a run that was interrupted after its switch
+        if not table.columns[target.source].is_vector:
+            prepared.take_back(db, target, settings, table)  # by one that was before it, or of rows that had to stay
         log.notice(f"{target} is not cut over, nothing to undo")
         return
     with db.reading():
@@ -48,24 +49,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         extension = catalog.extension(db)
     db.take_over()
     assert extension is not None  # there is a column of its type
-    now = found.now(target)
-    at = db.at(mark.names(now))
-    table = _begin(at, target, settings, table, extension, found)
-    leaves = _rebuild(at, now, settings, table, extension, target)
-    if rows := kept.put_back(at, target, table, settings):
-        log.notice(f"{rows:,} rows of {target} have the bytes again that no vector can hold")
-    _verify(at, now, table, extension, target)
-    if found.source.not_null:
-        switching.prove_not_null(at, target, settings, table, now.source)
-    replacing.drop_left(db, target, settings, table)
-    what = f"undoing the cutover of {target}"
-    locks.retried(
-        db,
-        settings.lock_timeout_ms,
-        table.oid,
-        what,
-        lambda: _switch(db, at, target, settings, table, extension, found, leaves),
-    )
+    locks.decided(lambda: _undo(db, target, settings, extension, found))
     replacing.drop_left(db, target, settings, table)
     log.notice(
         f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
@@ -74,6 +58,29 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         if found.mode == "swap"
         else f"A writer that still sends vectors to {quote(target.vector)} gets no error, and its rows no bytes.",
     )
+    # where they fit again: after a swap their column is a vector, and after a drop it may have to be NOT NULL
+    kept.put_back(db, target, table, settings)
+
+
+def _undo(db: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> None:
+    """Rebuilds, compares and switches; raises Changed where the table isn't what it was, and that has to be done
+    again."""
+    now = found.now(target)
+    at = db.at(mark.names(now))
+    table = _begin(at, target, settings, extension, found)
+    _rebuild(at, now, settings, table, extension, target)
+    with db.transaction(snapshot=True) as seen:
+        pass  # what was there before the comparison, which the switch has to find again
+    _verify(at, now, table, extension, target)
+    if found.source.not_null:
+        switching.prove_not_null(at, target, settings, table, now.source)
+    replacing.drop_left(db, target, settings, table)
+    what = f"undoing the cutover of {target}"
+
+    def switch() -> None:
+        _switch(db, at, target, table, extension, found)
+
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch, seen)
 
 
 def _require_names(table: Table, target: Target, found: Mark) -> None:
@@ -90,8 +97,11 @@ def _require_names(table: Table, target: Target, found: Mark) -> None:
         )
 
 
-def _begin(at: Database, target: Target, settings: Settings, table: Table, extension: Extension, found: Mark) -> Table:
+def _begin(at: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> Table:
     """From here on what is written has its bytes; returns the table with its column for them."""
+    with at.transaction():
+        table = checks.require_table(at, target)
+    _require_names(table, target, found)
 
     def change() -> Table:
         if target.archive not in table.columns:
@@ -105,10 +115,8 @@ def _begin(at: Database, target: Target, settings: Settings, table: Table, exten
     return locks.retried(at, settings.lock_timeout_ms, table.oid, f"preparing {target} for its bytes", change)
 
 
-def _rebuild(
-    at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target
-) -> list[Part]:
-    """Passes, until one snapshot finds no row that has a vector and no bytes; returns where it has looked."""
+def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target) -> None:
+    """Passes, until one snapshot finds no row that has a vector and no bytes."""
     size = table.columns[now.vector].dimensions
     assert size is not None  # the gate has asked for it
     what = f"rebuilding {quote(target.source)} of {target.table}"
@@ -120,9 +128,8 @@ def _rebuild(
     while idle < MOST_IDLE:
         with at.transaction(snapshot=True):
             rows = _pending(at)
-            leaves = partitions.leaves(at, table.oid)
         if not rows:
-            return leaves
+            return
         idle = 0 if before is None or rows < before else idle + 1
         before = rows
         workers = [Claims(True) for _ in range(settings.backfill_workers)]
@@ -159,25 +166,9 @@ def _verify(at: Database, now: Target, table: Table, extension: Extension, targe
     )
 
 
-def _switch(
-    db: Database,
-    at: Database,
-    target: Target,
-    settings: Settings,
-    table: Table,
-    extension: Extension,
-    found: Mark,
-    rebuilt: list[Part],
-) -> None:
-    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-    now = catalog.table(db, target.schema, target.table)
-    if now != table:
-        raise MigrationError(f"{target} was changed meanwhile", hint="Run the same command again.")
+def _switch(db: Database, at: Database, target: Target, table: Table, extension: Extension, found: Mark) -> None:
     if not catalog.trigger_enabled(db, table.oid, target.back):
-        raise MigrationError(
-            f"trigger {quote(target.back)} of {target} is missing or disabled", hint="Run the same command again."
-        )
-    partitions.refuse_others(db, target, table.oid, rebuilt)
+        raise Changed(f"trigger {quote(target.back)} of {target} is missing or disabled")
     backtrigger.drop(at)
     if found.mode == "swap":
         parts = partitions.parts(db, table.oid)
@@ -207,7 +198,6 @@ def _switch(
     synctrigger.create_trigger(db, table.columns[found.now(target).vector].dimensions, **names)
     if found.mode == "swap":
         _rename_index(db, target, table, found)
-    kept.drop(db, target)
 
 
 def _rename_index(db: Database, target: Target, table: Table, found: Mark) -> None:
