@@ -30,6 +30,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
             log.notice(f"column {quote(target.source)} of {target} is of type vector already, nothing to cut over")
             return
         gate.require(db, target, settings, table)
+        gate.warn(db, target, table)
     db.take_over()
     try:
         done = locks.decided(lambda: _cut_over(db, target, settings, mode))

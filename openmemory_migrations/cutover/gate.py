@@ -136,8 +136,8 @@ def require_dependents(db: Database, target: Target, table: Table) -> None:
         )
 
 
-def _require_names(db: Database, target: Target, table: Table) -> None:
-    """No name that is needed is taken."""
+def warn(db: Database, target: Target, table: Table) -> None:
+    """Of those who hear of the table's columns, and can't be asked."""
     tables = [part.oid for part in partitions.parts(db, table.oid)]
     for (name,) in db.rows(followers.PUBLICATIONS, {"tables": tables}):
         log.warning(
@@ -145,6 +145,10 @@ def _require_names(db: Database, target: Target, table: Table) -> None:
             detail="One whose table has still the columns of before stops with an error at the first row after that.",
             hint="Cut its table over as well before its next row, or take the table out of the publication.",
         )
+
+
+def _require_names(db: Database, target: Target, table: Table) -> None:
+    """No name that is needed is taken."""
     if target.archive in table.columns:
         raise MigrationError(
             f"{target} has a column {quote(target.archive)} already",
@@ -251,4 +255,5 @@ __all__ = [
     "require_rows",
     "require_trigger",
     "verify",
+    "warn",
 ]

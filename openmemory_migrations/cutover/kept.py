@@ -49,15 +49,16 @@ SELECT CAST(ctid AS text) FROM ONLY {table} WHERE ctid >= '({first},0)' AND ctid
 """
 MOVE = """
 WITH gone AS (DELETE FROM {origin} WHERE {which} RETURNING {columns}),
-     come AS (INSERT INTO {to} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM gone RETURNING 1)
-SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM come)
+     come AS (INSERT INTO {to} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM gone RETURNING {columns})
+SELECT (SELECT count(*) FROM gone),
+       EXISTS (SELECT CAST(ROW({columns}) AS text) FROM gone EXCEPT ALL SELECT CAST(ROW({columns}) AS text) FROM come)
 """
 THESE = "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))"
 MOVE_THESE = MOVE.replace("{which}", "{which} AND " + THESE)
 
 
-class _Swallowed(Exception):
-    """A trigger or a rule has kept rows from their table without an error."""
+class _NotWhole(Exception):
+    """A trigger or a rule has kept rows from their table, or changed them, without an error."""
 
 
 def count_left(db: Database) -> int:
@@ -206,7 +207,7 @@ class _Moving:
             half = (len(some) + 1) // 2
             try:
                 self.moved += self._at_once(at, some, which)
-            except (DBAPIError, _Swallowed) as error:
+            except (DBAPIError, _NotWhole) as error:
                 if isinstance(error, DBAPIError) and self._passing(error):
                     tries.rest(as_migration_error(error, self.what), half)
                 elif self.strict:
@@ -222,9 +223,9 @@ class _Moving:
         with self.db.transaction():
             _settle(self.db, self.lock_timeout)
             names = {"origin": f"ONLY {at.names['table']}", "which": which, "to": self.to, "columns": self.columns}
-            ((gone, come),) = at.rows(MOVE_THESE, {"values": tids}, **names)
-            if gone != come:
-                raise _Swallowed
+            ((gone, lost),) = at.rows(MOVE_THESE, {"values": tids}, **names)
+            if lost:
+                raise _NotWhole
         return int(gone)
 
     def _passing(self, error: DBAPIError) -> bool:
@@ -291,10 +292,10 @@ def _stay(db: Database, target: Target, table: Table, rows: int) -> MigrationErr
     )
 
 
-def _why(error: DBAPIError | _Swallowed) -> str:
+def _why(error: DBAPIError | _NotWhole) -> str:
     """Without what the server says of the row's contents."""
-    if isinstance(error, _Swallowed):
-        return "a trigger or a rule of the table has kept them from it"
+    if isinstance(error, _NotWhole):
+        return "a trigger or a rule of the table keeps them out, or changes them"
     state = sqlstate(error) or ""
     if not state.startswith(INTEGRITY):
         return f"SQLSTATE {state}"

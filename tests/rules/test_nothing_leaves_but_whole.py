@@ -137,19 +137,23 @@ def test_rows_that_a_changed_table_would_not_hold_as_they_are_stay(table: Databa
 
 
 @pytest.mark.slow
-def test_rows_that_a_trigger_swallows_stay(table: Database) -> None:
+def test_rows_that_a_trigger_swallows_or_changes_stay(table: Database) -> None:
+    before = whole(table)
     cut_over(table, "drop", ACCEPTED)
     table.run(
         "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
         f"CREATE TRIGGER swallow BEFORE INSERT ON {TABLE} FOR EACH ROW WHEN (NEW.{where(BAD[2])})"
-        " EXECUTE FUNCTION swallow()"
+        " EXECUTE FUNCTION swallow();"
+        "CREATE FUNCTION alter() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.user_id := NULL; RETURN NEW; END';"
+        f"CREATE TRIGGER alter BEFORE INSERT ON {TABLE} FOR EACH ROW WHEN (NEW.{where(BAD[1])})"
+        " EXECUTE FUNCTION alter()"
     )
     done = alembic(table, *DOWN, check=False)
-    assert "a trigger or a rule of the table has kept them from it: 1" in done.log
-    assert (count(table), count(table, KEPT)) == (len(ROWS) + 2, 1)
-    table.run(f"DROP TRIGGER swallow ON {TABLE}")
+    assert "a trigger or a rule of the table keeps them out, or changes them: 2" in done.log
+    assert (count(table), count(table, KEPT)) == (len(ROWS) + 1, 2)
+    table.run("DROP FUNCTION swallow() CASCADE; DROP FUNCTION alter() CASCADE")
     undo(table)
-    assert count(table) == len(ROWS) + len(BAD)
+    assert not changed(before, whole(table))
 
 
 def test_nothing_under_the_lock_of_the_switch_grows_with_what_was_accepted(table: Database) -> None:
