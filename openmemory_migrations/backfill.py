@@ -7,32 +7,34 @@ converted: what another transaction moves past it is found by the next pass.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from . import catalog, citus, claims, dimensions, locks, log, partitions
 from .catalog import Extension, Table
 from .claims import Claim, Claims
-from .database import APPLICATION_NAME, Database
+from .database import Database, Seen
 from .engine_client import ClientEngine
 from .engine_server import ServerEngine
 from .errors import MigrationError
+from .keys import keys_where
 from .leftovers import Leftovers, by_converting, by_reading, leftovers
 from .pace import Pace
+from .passes import Obstacles, in_the_way, passes
 from .progress import Progress
-from .reading import PLAN, pages_of
+from .reading import pages_of
 from .settings import Settings
 from .target import Target, quote
+from .walking import Walk
 
-PAGES_A_CARRY = 64  # at most some 14,000 rows, as short a lock on them as a batch's
+MOST_CARRIED = 14_000  # rows in a batch
 PATIENCE = 60  # seconds in which what another run has claimed is left to it
 POLL = 0.1  # seconds between two looks at whether it has given that back
 
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
-CARRY_OVER = (
-    "UPDATE ONLY {table} SET {vector} = {adopted} WHERE ctid >= '({page},0)' AND ctid < '({end},0)' AND " + ADOPTED_ONLY
-)
 
 
 class Engine(Protocol):
@@ -53,38 +55,50 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
         in_server = citus.engine(db, target, settings, table) == "server"
     make: Callable[..., Engine] = ServerEngine if in_server else ClientEngine
     engine = make(db, target, settings, table, extension)
-    heeded = True
-    passes = 0
-    started: dict[int, Progress] = {}  # of the pass that is going on, with its waits for other runs
-    while passes < 1000:
-        waiting: set[Claim] = set()
-        for size in [fixed] if fixed else _sizes(db):
-            pending = partial(_pending, size=size)
-            workers = [Claims(heeded) for _ in range(settings.backfill_workers)]
-            with db.transaction(snapshot=True):
-                rows = pending(db)
-            progress = started.setdefault(size, Progress(what, rows, pending, told=(0, 0) if passes else None))
-            progress.others = partial(claims.of_others, workers)
-            if rows:
-                with progress.shown():
-                    engine.walk(size, workers, progress, pace)
-            progress.look(db)
-            progress.tell()
-            waiting |= claims.of_others(workers)
-        if waiting:
+    left = Leftovers(0, Counter(), {}, 0)
+    done = 0  # passes
+
+    def once(obstacles: Obstacles) -> tuple[int, int]:
+        nonlocal left, done
+        heeded = True
+        started: dict[int, Progress] = {}  # with its waits for other runs
+        while True:
+            waiting: set[Claim] = set()
+            for size in [fixed] if fixed else _sizes(db):
+                pending = partial(_pending, size=size)
+                workers = [Claims(heeded) for _ in range(settings.backfill_workers)]
+                with db.transaction(snapshot=True):
+                    rows = pending(db)
+                told = (0, 0) if done else None
+                progress = started.setdefault(size, Progress(what, rows, pending, told=told, obstacles=obstacles))
+                progress.others = partial(claims.of_others, workers)
+                if rows:
+                    with progress.shown():
+                        engine.walk(size, workers, progress, pace)
+                progress.look(db)
+                progress.tell()
+                waiting |= claims.of_others(workers)
+            if not waiting:
+                break
             log.notice(f"{what}: another run is at work on a part of the table; waiting for it")
             with progress.shown():
                 heeded = _given_back(db, waiting, progress)
-            continue
-        passes += 1
-        started.clear()
+        done += 1
         left = leftovers(db, target, table, by_converting if in_server else by_reading)
-        if not left.convertible or (passes >= 2 and not followed):
-            return left
-    raise MigrationError(
-        f"{left.convertible:,} rows of {target} are still not converted after {passes:,} passes",
-        hint="Something writes v past the sync trigger; run the same command again when it has stopped.",
-    )
+        enough = done >= 2 and not followed and not obstacles.rows
+        return sum(progress.converted for progress in started.values()), 0 if enough else left.convertible
+
+    obstacles, in_way = passes(db, table.oid, what, once)
+    if in_way:
+        left = replace(left, in_the_way=in_the_way(obstacles, in_way, partial(_names, db, table, fixed)))
+    return left
+
+
+def _names(db: Database, table: Table, fixed: int | None, most: int) -> list[str]:
+    """Of rows that are still without a vector, though they have the length of one."""
+    octets = [4 * fixed] if fixed else [4 * size for size in _sizes(db)]
+    with db.transaction():
+        return keys_where(db, table, "{vector} IS NULL AND octet_length({source}) = ANY (:values)", octets, most=most)
 
 
 def _given_back(db: Database, parts: set[Claim], progress: Progress) -> bool:
@@ -107,27 +121,45 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table) -
 
 def _carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
     moved = 0
+    seen: Seen = ()
+    what = "carrying values over"
     with db.transaction():
         spread = citus.shards(db, table.oid)
+        lock_timeout = locks.batch_timeout(db, settings)
 
     def at_once() -> int:
         return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
 
-    while True:
+    def count(db: Database) -> int:
+        return int(db.value("SELECT count(*) FROM {table} WHERE " + ADOPTED_ONLY))
+
+    def once(obstacles: Obstacles) -> tuple[int, int]:
+        nonlocal moved, seen
         with db.transaction(snapshot=True) as seen:
-            if not db.value("SELECT EXISTS (SELECT FROM {table} WHERE " + ADOPTED_ONLY + ")"):
-                break
-            lock_timeout = locks.batch_timeout(db, settings)
-            walks = [(part.at(db), pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
-        if spread:  # no place to go by; rows without source are few
-            moved += locks.retried(db, settings.lock_timeout_ms, table.oid, "carrying values over", at_once)
-            continue
-        for at, last_page in walks:
-            for page in range(0, last_page, PAGES_A_CARRY):
-                with db.transaction():
-                    db.run(PLAN, {"name": f"{APPLICATION_NAME} carrying values over", "lock_timeout": lock_timeout})
-                    end = min(page + PAGES_A_CARRY, last_page)
-                    moved += at.run(CARRY_OVER, page=str(page), end=str(end)).rowcount
+            pending = count(db)
+            walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
+        progress = Progress(what, pending, count, doing=what, obstacles=obstacles)
+        if pending and spread:  # no place to go by; rows without source are few
+            progress.converted = locks.retried(db, settings.lock_timeout_ms, table.oid, what, at_once)
+        elif pending:
+            for part, last_page in walks:
+                names = ("{vector}", "{adopted}", ADOPTED_ONLY)
+                Walk(db, table, part, *names, lock_timeout, MOST_CARRIED, progress).take(last_page)
+        moved += progress.converted
+        return progress.converted, pending
+
+    obstacles, left = passes(db, table.oid, what, once)
+    if left:
+
+        def names(most: int) -> list[str]:
+            with db.transaction():
+                return keys_where(db, table, ADOPTED_ONLY, most=most)
+
+        raise MigrationError(
+            f"{left:,} values of {quote(target.adopted)} of {target} can't be carried over, so it stays",
+            detail=in_the_way(obstacles, left, names),
+            hint="Mend what keeps them as they are, then run the same command again.",
+        )
     if moved:
         log.notice(
             f"{moved:,} values without source in {quote(target.source)} carried over from {quote(target.adopted)}"

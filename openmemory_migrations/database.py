@@ -277,6 +277,24 @@ class Database:
         if self._seen() != seen:
             raise Changed(f"{self.names['table']} was changed since its rows were looked at")
 
+    @contextmanager
+    def attempt(self, *, keep: bool = True) -> Iterator[None]:
+        """A part of the transaction that may fail; without `keep` it leaves nothing behind either way, locks included.
+
+        Nothing of it stays on the server: subtransactions that aren't released would be there to the end.
+        """
+        self.run("SAVEPOINT openmemory_migrations")
+        try:
+            yield
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            if self.usable:
+                if not keep:
+                    self.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+                self.run("RELEASE SAVEPOINT openmemory_migrations")
+
     def outlive_timeouts(self) -> None:
         """Not for the statements of a batch: a timeout of the role's on those is heeded, by smaller batches."""
         self.run("SET LOCAL idle_in_transaction_session_timeout = 0")

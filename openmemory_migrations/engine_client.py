@@ -14,6 +14,8 @@ import sys
 from contextlib import suppress
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
 from . import catalog, codec, locks, partitions
@@ -21,13 +23,20 @@ from .beside import ahead, side_by_side
 from .catalog import Extension, Table
 from .claims import Claims
 from .database import Database
+from .keys import keys_at
 from .pace import Pace
 from .partitions import Part
+from .passes import Steps
 from .progress import Progress
 from .reading import FORTH, PLAN, Found, Reader, Way
 from .settings import Settings
 from .target import Target
 from .writing import Stage
+
+UNLOCKED = """
+SELECT CAST(ctid AS text) FROM ONLY {table} WHERE ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))
+FOR NO KEY UPDATE SKIP LOCKED
+"""
 
 
 class ClientEngine:
@@ -63,8 +72,10 @@ class ClientEngine:
                 element_oid=self.element_oid,
                 lock_timeout=self.lock_timeout,
                 claims=claims,
+                table=self.table,
+                obstacles=progress.obstacles,
             )
-            _Writer(db, self.lock_timeout, self.extension, self.way, progress).take(reader, pace.on(db))
+            _Writer(db, self.table, self.lock_timeout, self.extension, self.way, progress).take(reader, pace.on(db))
 
         side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])
 
@@ -72,9 +83,12 @@ class ClientEngine:
 class _Writer:
     """Writes batch after batch, each in a transaction of its own, in smaller parts while something is in the way."""
 
-    def __init__(self, db: Database, lock_timeout: str, extension: Extension, way: Way, progress: Progress) -> None:
-        self.db, self.lock_timeout, self.extension, self.way, self.progress = db, lock_timeout, extension, way, progress
-        self.most_rows = sys.maxsize
+    def __init__(
+        self, db: Database, table: Table, lock_timeout: str, extension: Extension, way: Way, progress: Progress
+    ) -> None:
+        self.db, self.table, self.lock_timeout, self.extension = db, table, lock_timeout, extension
+        self.way, self.progress = way, progress
+        self.steps = Steps(db, progress.what, sys.maxsize)
         self.part: Part | None = None
         self.stage: Stage | None = None
 
@@ -82,8 +96,8 @@ class _Writer:
         try:
             with ahead(self.db, reader.batches) as batches:
                 for found in batches:
-                    self._write(found, self._stage(found.part))
-                    self.progress.add(self.db, len(found.rows), found.rows_bad)
+                    written = self._write(found, self._stage(found.part))
+                    self.progress.add(self.db, written, found.rows_bad)
                     pace.rest(self.progress.what)
         finally:
             self._drop()
@@ -101,21 +115,47 @@ class _Writer:
             with suppress(DBAPIError):  # a session that ends drops it as well
                 self.stage.drop()
 
-    def _write(self, found: Found, stage: Stage) -> None:
-        first, tries = 0, locks.Tries(self.db.stop.sleep)
+    def _write(self, found: Found, stage: Stage) -> int:
+        """How many rows have got their value."""
+        first = written = 0
         while first < len(found.rows):
-            end = min(first + self.most_rows, len(found.rows))
+            end = min(first + self.steps.size, len(found.rows))
             try:
-                with self.db.transaction():
-                    name = self.progress.application_name
-                    self.db.run(PLAN, {"name": name, "lock_timeout": self.lock_timeout})
-                    stage.write(found.some(first, end))
-                stage.committed()
+                written += self._some(found, first, end, stage)
             except DBAPIError as error:
                 if found.part.gone(error):
-                    return  # the partition is gone; its reader says so
-                problem = locks.passing(error, self.progress.what)
-                self.most_rows = max(1, (end - first) // 2)
-                tries.rest(problem, self.most_rows)
+                    break  # the partition is gone; its reader says so
+                if self.steps.failed(error, end - first, can_care=True) == "refused":
+                    with self.db.transaction():
+                        names = keys_at(found.part.at(self.db), self.table, tids_of(found.rows[first:end]))
+                    self.progress.obstacles.refuse(error, names)
+                    first = end
             else:
-                first, tries, self.most_rows = end, locks.Tries(self.db.stop.sleep), 2 * self.most_rows
+                first = end
+                self.steps.done()
+        return written
+
+    def _some(self, found: Found, first: int, end: int, stage: Stage) -> int:
+        with self.db.transaction():
+            self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
+            if self.steps.careful:
+                rows, payload = self._unlocked(found, first, end)
+                self.progress.obstacles.lock(end - first - rows)
+            else:
+                rows, payload = end - first, found.some(first, end)
+            written = stage.write(payload) if rows else 0
+        if rows:
+            stage.committed()
+        return written
+
+    def _unlocked(self, found: Found, first: int, end: int) -> tuple[int, bytes]:
+        """Those rows that nobody else has locked, which are ours now."""
+        some = found.rows[first:end]
+        tids = tids_of(some)
+        ours = {tid for (tid,) in found.part.at(self.db).rows(UNLOCKED, {"tids": tids})}
+        chosen = some[[tid in ours for tid in tids]]
+        return len(chosen), codec.encode(chosen, found.element_oid, found.filenode)
+
+
+def tids_of(rows: npt.NDArray[np.void]) -> list[str]:
+    return [codec.tid_text(tid) for tid in rows["tid"]]

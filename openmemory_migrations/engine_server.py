@@ -22,6 +22,7 @@ from .claims import Claims, space_of
 from .database import Database
 from .errors import MigrationError
 from .pace import Pace
+from .passes import Steps
 from .progress import Progress
 from .reading import BATCH_BYTES
 from .settings import Settings
@@ -86,29 +87,38 @@ class _Worker:
     claims: Claims
     progress: Progress
     pace: Pace
-    rows: int = field(init=False)  # of a page, fewer while something is in the way
+    steps: Steps = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = self._most_rows
-
-    @property
-    def _most_rows(self) -> int:
-        return max(1, min(self.engine.settings.backfill_batch, BATCH_BYTES // (4 * self.dimensions)))
+        most = min(self.engine.settings.backfill_batch, BATCH_BYTES // (4 * self.dimensions))
+        self.steps = Steps(self.db, self.progress.what, most)
 
     def take(self) -> None:
         after: Key | None = None
-        tries = locks.Tries(self.db.stop.sleep)
         over = False
         while not over:
             try:
                 until = self._page(after)
             except DBAPIError as error:
-                problem = locks.passing(error, self.progress.what)
-                self.rows = max(1, self.rows // 2)
-                tries.rest(problem, self.rows)
-                continue
-            after, over, tries = until, until is None, locks.Tries(self.db.stop.sleep)
-            self.rows = min(2 * self.rows, self._most_rows)
+                outcome = self.steps.failed(error, self.steps.size)
+                if outcome == "again":
+                    continue
+                until = self._passed_by(after)
+                if outcome == "locked":
+                    self.progress.obstacles.lock(1)
+                elif until:
+                    named = zip(self.engine.table.key, until, strict=True)
+                    name = ", ".join(f"{column}={value}" for column, value in named)
+                    self.progress.obstacles.refuse(error, [f"({name})"])
+            else:
+                self.steps.done()
+            after, over = until, until is None
+
+    def _passed_by(self, after: Key | None) -> Key | None:
+        """The one row that a page of one would have."""
+        with self.db.transaction():
+            self.db.run(PLAN, {"name": self.progress.application_name})
+            return self._key(">", after, 0)
 
     def _page(self, after: Key | None) -> Key | None:
         """Converts the page behind `after` unless somebody else is at it; returns its last key, None at the end."""
@@ -119,7 +129,7 @@ class _Worker:
             first = self._key(">", after, 0)
             if first is None:
                 return None
-            until = self._key(">=", first, self.rows - 1)
+            until = self._key(">=", first, self.steps.size - 1)
             ours = self.claims.take(self.db, self.engine.space, [_number(until)])
             if ours:
                 self.db.set_local("statement_timeout", self.engine.statement_timeout)

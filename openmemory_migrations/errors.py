@@ -34,6 +34,12 @@ class ConnectionLost(MigrationError):
     exit_code = 2
 
 
+class TryAgain(MigrationError):
+    """Somebody's lock, or another run, stood in the way for too long; the same command can work later."""
+
+    exit_code = 3
+
+
 class UsageError(MigrationError):
     """Something in the command line or the configuration that leaves nothing to work with."""
 

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+from sqlalchemy.exc import DBAPIError
+
 from . import dimensions, partitions
 from .catalog import Table
 from .database import APPLICATION_NAME, Database
+from .keys import AT, SHOWN_KEYS, keys_where
+from .passes import is_a_rows
 from .reading import PLAN, Scan, pages_of
-from .target import Target, literal, quote
+from .target import Target
 
 LOOK_ROWS = 1000  # at once, where nothing is written
-SHOWN_KEYS = 5
 NOT_FINITE = "NaN or infinite values"
 
 COUNT = """
@@ -27,7 +30,10 @@ NOT_CONVERTED = "octet_length({source}) = {octets} AND {convert}({source}, {dime
 
 @dataclass(frozen=True)
 class Found:
-    """Pending rows of one length: those that can be vectors, those that can't, and the first few keys of the latter."""
+    """Pending rows of one length: those that can be vectors, those that can't, and the first few keys of the latter.
+
+    A row that can't be read is among the first: nothing says that it is bad.
+    """
 
     good: int
     bad: int
@@ -45,6 +51,7 @@ class Leftovers:
     reasons: Counter[str]
     examples: dict[str, list[str]]  # reason -> the first few keys
     dim_differs: int  # rows whose column `dim` says something else than the bytes
+    in_the_way: str | None = None  # of the convertible ones, after passes that could not convert them
 
     @property
     def skipped(self) -> int:
@@ -112,25 +119,30 @@ def read(
     tids: list[str] = []
     while scan.more:
         with batch():
-            rows = scan.read(db)
-        scan.advance(rows.rows_read, rows.last_tid)
-        good += len(rows.good)
+            rows, unreadable = scan.take(db)
+        good += len(rows.good) + len(unreadable)
         bad += rows.rows_bad
         tids += rows.bad_tids[: SHOWN_KEYS - len(keys) - len(tids)]
     if tids:
         with batch():
-            keys += first_keys(db, table, "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))", tids)
+            keys += first_keys(db, table, AT, tids)
     return Found(good, bad, keys)
 
 
 def by_converting(db: Database, table: Table, size: int) -> Found:
     """Converts the values there: only numbers and keys travel."""
     names = {"octets": str(4 * size), "dimensions": str(size)}
-    all_rows, bad = db.rows(
-        "SELECT count(*), count(*) FILTER (WHERE " + NOT_CONVERTED + ") FROM {table}"
-        " WHERE {vector} IS NULL AND octet_length({source}) = {octets}",
-        **names,
-    )[0]
+    try:
+        with db.attempt():
+            ((all_rows, bad),) = db.rows(
+                "SELECT count(*), count(*) FILTER (WHERE " + NOT_CONVERTED + ") FROM {table}"
+                " WHERE {vector} IS NULL AND octet_length({source}) = {octets}",
+                **names,
+            )
+    except DBAPIError as error:
+        if not is_a_rows(error):
+            raise
+        return by_reading(db, table, size)  # past the row that can't be read
     return Found(all_rows - bad, bad, first_keys(db, table, NOT_CONVERTED, [], **names) if bad else [])
 
 
@@ -140,14 +152,5 @@ def has_dim(target: Target, table: Table) -> bool:
 
 
 def first_keys(db: Database, table: Table, condition: str, values: list[int] | list[str], **names: str) -> list[str]:
-    """The first few pending rows that meet `condition`, by their primary key, else by their place."""
-    columns = [f"concat({literal(name + '=')}, {quote(name)})" for name in table.key]
-    shown = f"concat_ws(', ', {', '.join(columns)})" if columns else "concat('ctid=', ctid)"
-    rows = db.rows(
-        "SELECT {shown} FROM {table} WHERE {vector} IS NULL AND " + condition + " LIMIT {most}",
-        {"values": values} if ":values" in condition else {},
-        shown=shown,
-        most=str(SHOWN_KEYS),
-        **names,
-    )
-    return [f"({row[0]})" for row in rows]
+    """The first few pending rows that meet `condition`."""
+    return keys_where(db, table, "{vector} IS NULL AND " + condition, values, SHOWN_KEYS, **names)

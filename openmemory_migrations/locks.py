@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import log, partitions
 from .database import Database, Seen, second_connection
-from .errors import Changed, MigrationError
+from .errors import Changed, MigrationError, TryAgain
 from .settings import Settings
 from .sqlerrors import CANCELED, DEADLOCK, LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE, as_migration_error, sqlstate
 from .target import literal
@@ -133,10 +133,10 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
                 return change()
         except DBAPIError as error:
             problem = passing(error, what)
-        holders = _table_holders(db, table_oid)
+        holders = table_holders(db, table_oid)
         log.notice(f"{problem.message}, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders)
         db.stop.sleep(pause)
-    raise MigrationError(
+    raise TryAgain(
         f"{what}: no success in {TRIES} tries of {timeout_ms:,} ms",
         detail=f"{problem.message}. {holders}",
         hint="Run the same command again when that transaction is over; nothing was changed by this step.",
@@ -191,7 +191,7 @@ class Tries:
             log.notice(f"{problem.message}, try {attempt} of {TRIES}, again with {number:,} {unit}")
             self._sleep(pause)
             return
-        raise MigrationError(
+        raise TryAgain(
             f"a batch has failed {TRIES} times; what is committed is kept",
             detail=f"The last time: {problem.message}.",
             hint="Run the same command again to continue.",
@@ -217,7 +217,7 @@ def holders(db: Database, table_oid: int) -> list[str]:
     ]
 
 
-def _table_holders(db: Database, table_oid: int) -> str:
+def table_holders(db: Database, table_oid: int) -> str:
     with db.transaction():
         found = holders(db, table_oid)
     return (

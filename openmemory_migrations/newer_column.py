@@ -6,26 +6,21 @@ All of it inside the database, in batches that are committed one by one, while t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, locks, log, partitions, switching
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW, MigrationError
+from .keys import keys_where
 from .pace import Pace
-from .partitions import Part
+from .passes import Obstacles, in_the_way, passes
 from .progress import Progress
-from .reading import BATCH_BYTES, PLAN, pages_of
+from .reading import BATCH_BYTES, pages_of
 from .settings import Settings
-from .sqlerrors import as_migration_error, sqlstate
 from .switching import Attributes
 from .synctrigger import ALLOW_TRIGGERS, REFUSE_TRIGGERS, tag
 from .target import GIVEN, TYPED, Target, literal, quote
-
-OTHER_DIMENSIONS = "22000"  # SQLSTATE of pgvector's "expected 3 dimensions, not 4"
-MOST_PAGES = 64  # in a batch: some 14,000 of the smallest rows
+from .walking import Walk
 
 # A value of other dimensions fails the write, with pgvector's own error. Frozen with the first release.
 CREATE_FUNCTION = """
@@ -43,8 +38,6 @@ FOR EACH ROW EXECUTE FUNCTION {typing_function}()
 """
 PENDING = "{typed} IS NULL AND {source} IS NOT NULL"
 COUNT_PENDING = "SELECT count(*) FROM {table} WHERE " + PENDING
-# a row that changes meanwhile is looked at again by the server: its vector is that of the version that is updated
-FILL = "UPDATE ONLY {table} SET {typed} = {source} WHERE ctid >= '({page},0)' AND ctid < '({end},0)' AND " + PENDING
 COUNT_DIFFERENT = """
 SELECT count(*) FROM {table} WHERE {ext}.vector_send({typed}) IS DISTINCT FROM {ext}.vector_send({source})
 """
@@ -101,24 +94,36 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, size: i
         lock_timeout = locks.batch_timeout(db, settings)
     most_rows = max(1, min(settings.backfill_batch, BATCH_BYTES // (4 * size)))
     told: tuple[int, int] | None = None
-    idle = 0  # passes in a row that have filled nothing
-    while idle < 3:
+
+    def once(obstacles: Obstacles) -> tuple[int, int]:
+        nonlocal told
         with db.transaction(snapshot=True):
             pending = _pending(db)
             walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
-            if not pending:
-                return
-        progress = Progress(what, pending, _pending, doing="dimensions", told=told)
-        with progress.shown():
-            for part, last_page in walks:
-                _Walk(db, part, lock_timeout, most_rows, progress, pace).take(last_page)
-        progress.tell()
-        told = (0, 0)
-        idle = 0 if progress.converted else idle + 1
-    raise MigrationError(
-        f"{pending:,} rows of {target} are still without a value in {quote(target.typed)}",
-        hint="A rule or trigger of the table keeps updates from them; disable it and run the same command again.",
-    )
+        progress = Progress(what, pending, _pending, doing="dimensions", told=told, obstacles=obstacles)
+        if pending:
+            with progress.shown():
+                for part, last_page in walks:
+                    Walk(db, table, part, "{typed}", "{source}", PENDING, lock_timeout, most_rows, progress, pace).take(
+                        last_page
+                    )
+            progress.tell()
+            told = (0, 0)
+        return progress.converted, pending
+
+    obstacles, left = passes(db, table.oid, what, once)
+    if left:
+
+        def names(most: int) -> list[str]:
+            with db.transaction():
+                return keys_where(db, table, PENDING, most=most)
+
+        raise MigrationError(
+            f"{left:,} rows of {target} are still without a value in {quote(target.typed)}",
+            detail=in_the_way(obstacles, left, names),
+            hint="Delete or mend those rows (22000: of other dimensions, from before the trigger), or mend what keeps"
+            " them as they are, then run the same command again.",
+        )
 
 
 def take_place(db: Database, target: Target, settings: Settings, extension: Extension) -> None:
@@ -177,44 +182,3 @@ def _compare(db: Database, target: Target, extension: Extension) -> None:
             detail=f"Something writes {quote(target.source)} past trigger {quote(target.typing)}, or changes it after.",
             hint=f"Have that ended, then begin anew: {ANEW}.",
         )
-
-
-@dataclass
-class _Walk:
-    """Goes over one table that holds rows, in physical order, a transaction for a few pages."""
-
-    db: Database
-    part: Part
-    lock_timeout: str
-    most_rows: int
-    progress: Progress
-    pace: Pace
-
-    def take(self, last_page: int) -> None:
-        page, pages = 0, 1
-        tries = locks.Tries(self.db.stop.sleep)
-        while page < last_page:
-            try:
-                moved = self._batch(page, page + pages)
-            except DBAPIError as error:
-                if self.part.gone(error):
-                    log.notice(f"{self.progress.what}: partition {self.part} is gone")
-                    return
-                if sqlstate(error) == OTHER_DIMENSIONS:
-                    problem = as_migration_error(error, self.progress.what)
-                    hint = "Delete or mend those rows, which came before the trigger, then run the same command again."
-                    raise MigrationError(problem.message, hint=hint) from error
-                problem = locks.passing(error, self.progress.what)
-                pages = max(1, pages // 2)
-                tries.rest(problem, pages, "pages")
-                continue
-            page, tries = page + pages, locks.Tries(self.db.stop.sleep)
-            pages = max(1, pages // 2) if moved > self.most_rows else min(2 * pages, MOST_PAGES)
-            if moved:
-                self.progress.add(self.db, moved, 0)
-                self.pace.rest(self.progress.what)
-
-    def _batch(self, page: int, end: int) -> int:
-        with self.db.transaction():
-            self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
-            return int(self.part.at(self.db).run(FILL, page=str(page), end=str(end)).rowcount)

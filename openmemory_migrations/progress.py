@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from . import console, log
 from .console import Shown
 from .database import APPLICATION_NAME, Database
+from .passes import Obstacles
 
 LOG_INTERVAL = 5.0  # seconds
 LOOK_SHARE = 0.05  # at most, of one worker's time, for looking at what is left
@@ -34,6 +35,7 @@ class Progress:
     others: Callable[[], object] = bool  # none
     doing: str = "backfill"  # in application_name
     told: tuple[int, int] | None = None  # done and skipped, when last said at the end of a pass
+    obstacles: Obstacles = field(default_factory=Obstacles)
     converted: int = 0  # by this run
     skipped: int = 0
     started: float = field(default_factory=time.monotonic)

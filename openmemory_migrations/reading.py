@@ -15,11 +15,14 @@ import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
 from . import codec, locks, log
+from .catalog import Table
 from .claims import Claims, space_of
 from .codec import Rows
 from .database import APPLICATION_NAME, Database
 from .errors import MigrationError
+from .keys import keys_at
 from .partitions import Part
+from .passes import Obstacles, is_a_rows
 
 BATCH_BYTES = 8 * 1024**2
 UNIT = 64  # pages of heap
@@ -35,16 +38,9 @@ SELECT set_config('row_security', 'off', true),
        set_config('max_parallel_workers_per_gather', '0', true),
        set_config('application_name', :name, true), set_config('lock_timeout', :lock_timeout, true)
 """
-READ = """
-SELECT ctid, xmin, {source} FROM ONLY {table}
-WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NULL AND octet_length({source}) = {octets}
-LIMIT {rows}
-"""
-READ_BACK = """
-SELECT ctid, xmin, {vector} FROM ONLY {table}
-WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {source} IS NULL AND {vector} IS NOT NULL
-LIMIT {rows}
-"""
+FROM = " FROM ONLY {table} WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND "
+READ = FROM + "{vector} IS NULL AND octet_length({source}) = {octets} LIMIT {rows}"
+READ_BACK = FROM + "{source} IS NULL AND {vector} IS NOT NULL LIMIT {rows}"
 FILENODE = "SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass))"
 
 
@@ -52,14 +48,23 @@ FILENODE = "SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass))"
 class Way:
     """Which column is filled from which: how rows are read, and in SQL what is written, as an array of which type."""
 
-    read: str
+    value: str
+    rows: str
     parse: Callable[[bytes | memoryview, int], Rows]
     written: str
     element: str
 
+    @property
+    def read(self) -> str:
+        return f"SELECT ctid, xmin, {self.value}{self.rows}"
 
-FORTH = Way(READ, codec.parse, "{vector}", "{ext}.vector")
-BACK = Way(READ_BACK, codec.parse_vectors, "{source}", "bytea")
+    @property
+    def place(self) -> str:
+        return f"SELECT CAST(ctid AS text){self.rows}"
+
+
+FORTH = Way("{source}", READ, codec.parse, "{vector}", "{ext}.vector")
+BACK = Way("{vector}", READ_BACK, codec.parse_vectors, "{source}", "bytea")
 
 
 class Scan:
@@ -87,6 +92,23 @@ class Scan:
         bounds = {"page": page, "item": item, "end": self._end, "octets": 4 * self.dimensions, "rows": self.rows}
         return {name: str(value) for name, value in bounds.items()}
 
+    def take(self, db: Database) -> tuple[Rows, list[tuple[str, DBAPIError]]]:
+        """The next rows, and the places of those before them that the server can't read."""
+        unreadable: list[tuple[str, DBAPIError]] = []
+        while True:
+            try:
+                with db.attempt():
+                    rows = self.read(db)
+                self.advance(rows.rows_read, rows.last_tid)
+                return rows, unreadable
+            except DBAPIError as error:
+                if not is_a_rows(error):
+                    raise
+                if self.rows > 1:
+                    self.rows //= 2
+                else:
+                    unreadable.append((self.pass_by(db), error))
+
     def read(self, db: Database) -> Rows:
         return self.way.parse(db.copy_out(self.way.read, **self.names), self.dimensions)
 
@@ -96,9 +118,12 @@ class Scan:
         self.position = last_tid if full and last_tid else (self._end, 0)
         self.rows = min(2 * self.rows, self.most_rows)
 
-    def shrink(self) -> None:
-        """A read has failed for a reason that may pass: half as many rows need half the time."""
-        self.rows = max(1, self.rows // 2)
+    def pass_by(self, db: Database) -> str:
+        """Goes past the next row, which can't be read; returns its place, which takes no look at its value."""
+        place = str(db.value(self.way.place, **self.names))
+        page, item = place.strip("()").split(",")
+        self.position = (int(page), int(item))
+        return place
 
 
 @dataclass(frozen=True)
@@ -139,6 +164,8 @@ class Reader:
     element_oid: int
     lock_timeout: str
     claims: Claims
+    table: Table
+    obstacles: Obstacles
     held: int = 0
 
     def batches(self, db: Database) -> Iterator[Found]:
@@ -167,7 +194,6 @@ class Reader:
                 scan = Scan(self.dimensions, self.most_rows, start * UNIT, min(end * UNIT, pages), self.way)
                 while scan.more:
                     rows, filenode = self._read(db, scan, part)
-                    scan.advance(rows.rows_read, rows.last_tid)
                     if rows.rows_read:
                         payload = codec.encode(rows.good, self.element_oid, filenode)
                         yield Found(part, rows.good, payload, self.element_oid, filenode, rows.rows_bad)
@@ -185,21 +211,23 @@ class Reader:
         """Tries again, with fewer rows, when a lock or a timeout of the role's was in the way."""
         tries = locks.Tries(db.stop.sleep)
         while True:
-            db.run("SAVEPOINT openmemory_migrations")
+            before = scan.position
             try:
-                db.borrow()
-                db.run(PLAN, {"name": f"{APPLICATION_NAME} reading ahead", "lock_timeout": self.lock_timeout})
-                rows = scan.read(db)
-                # while the lock of the read is held: nobody can have rewritten the table since
-                filenode = db.value(FILENODE, {"table": db.names["table"]})
-                db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
-                return rows, filenode
+                with db.attempt(keep=False):
+                    db.borrow()
+                    db.run(PLAN, {"name": f"{APPLICATION_NAME} reading ahead", "lock_timeout": self.lock_timeout})
+                    # COPY takes its snapshot before its lock: behind a rewrite that it waited for it would see nothing
+                    db.run("LOCK TABLE ONLY {table} IN ACCESS SHARE MODE")
+                    rows, unreadable = scan.take(db)
+                    for place, error in unreadable:
+                        self.obstacles.refuse(error, keys_at(db, self.table, [place]))
+                    # while the lock of the read is held: nobody can have rewritten the table since
+                    return rows, db.value(FILENODE, {"table": db.names["table"]})
             except DBAPIError as error:
                 if part.gone(error):
                     raise Gone(f"{self.what}: partition {part} is gone") from error
                 problem = locks.passing(error, self.what)
-            db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
-            scan.shrink()
+            scan.position, scan.rows = before, max(1, scan.rows // 2)
             tries.rest(problem, scan.rows)
 
 
@@ -220,11 +248,10 @@ def windows(db: Database, parts: Sequence[Part]) -> list[Window]:
 @contextmanager
 def planned(db: Database, doing: str) -> Iterator[None]:
     """Reads by ranges of tids inside a transaction that does other things as well; its settings are put back."""
-    db.run("SAVEPOINT openmemory_migrations")
-    timeout = db.value("SELECT current_setting('lock_timeout')")
-    db.run(PLAN, {"name": f"{APPLICATION_NAME} {doing}", "lock_timeout": timeout})
-    yield
-    db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+    with db.attempt(keep=False):
+        timeout = db.value("SELECT current_setting('lock_timeout')")
+        db.run(PLAN, {"name": f"{APPLICATION_NAME} {doing}", "lock_timeout": timeout})
+        yield
 
 
 def pages_of(db: Database) -> int:

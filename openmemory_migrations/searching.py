@@ -172,11 +172,10 @@ class Searcher:
     @contextmanager
     def way(self, way: Way) -> Iterator[None]:
         more = {"index": FORCED, "every row": EXACT, "planner": {}}[way.by]
-        self.db.run("SAVEPOINT openmemory_migrations")
-        for name, value in {**more, **way.settings}.items():
-            self.db.set_local(name, value)
-        yield
-        self.db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+        with self.db.attempt(keep=False):
+            for name, value in {**more, **way.settings}.items():
+                self.db.set_local(name, value)
+            yield
 
     def _where(self, template: str, query: Query, text: str) -> tuple[str, dict[str, str]]:
         conditions, parameters = [], {"query": text}

@@ -11,23 +11,31 @@ from .synctrigger import tag
 from .target import literal, quote
 
 STAGE = "openmemory_migrations_stage"
+COUNTER = "openmemory_migrations.written"  # of a transaction
 # (tid, xmin) names one version of one row as long as nobody rewrites the table, which then gets another file
 CREATE = (
     "CREATE TEMPORARY TABLE {stage} (filenode oid, tids tid[], versions xid[], elements {element}[])",
     """
     CREATE FUNCTION pg_temp.{stage}() RETURNS trigger LANGUAGE plpgsql AS {tag}
     #variable_conflict use_column
+    DECLARE
+      written bigint;
     BEGIN
       UPDATE ONLY {table} AS t SET {written} = s.element
       FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions), pg_catalog.unnest(NEW.elements))
            AS s (tid, version, element)
       WHERE t.ctid = s.tid AND t.xmin = s.version
         AND pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode;
+      GET DIAGNOSTICS written = ROW_COUNT;
+      PERFORM pg_catalog.set_config({counter}, (coalesce(nullif(pg_catalog.current_setting({counter}, true), ''), '0')
+                                                ::bigint + written)::text, true);
       RETURN NULL;
     END
     {tag}
     """,
     "CREATE TRIGGER {stage} BEFORE INSERT ON pg_temp.{stage} FOR EACH ROW EXECUTE FUNCTION pg_temp.{stage}()",
+    # or it would not fire where session_replication_role is replica
+    "ALTER TABLE pg_temp.{stage} ENABLE ALWAYS TRIGGER {stage}",
 )
 DROP = ("DROP TABLE pg_temp.{stage}", "DROP FUNCTION pg_temp.{stage}()")
 
@@ -41,16 +49,20 @@ class Stage:
         self._made = False
         names = {**db.names, **ext, "stage": quote(STAGE), "table_text": literal(db.names["table"])}
         names |= {"written": way.written.format_map(names), "element": way.element.format_map(names)}
-        own = ("stage", "table_text", "written", "element", *ext)
+        names["counter"] = literal(COUNTER)
+        own = ("stage", "counter", "table_text", "written", "element", *ext)
         self._names = {name: names[name] for name in own} | {"tag": tag(names.values())}
 
-    def write(self, payload: bytes) -> None:
-        """Writes what codec.encode() has made of rows, inside the transaction that is open."""
+    def write(self, payload: bytes) -> int:
+        """Writes what codec.encode() has made of rows, inside the transaction that is open; returns how many rows
+        have got their value: not those that were changed or deleted since, or that a trigger or rule kept as they are.
+        """
         if not self._made:
             self._run(CREATE)
         self._db.copy_in(STAGE, payload)
         if not self._lasting:
             self._run(DROP)
+        return int(self._db.value("SELECT current_setting(:name, true)", {"name": COUNTER}) or 0)
 
     def committed(self) -> None:
         self._made = self._lasting

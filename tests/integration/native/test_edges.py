@@ -146,7 +146,8 @@ def test_rows_that_came_before_the_trigger_are_named(database: Database) -> None
     done = alembic(database, "upgrade", "head", check=False)
 
     assert done.returncode != 0
-    assert "FAILED: dimensions of openmemory_vectors: expected 8 dimensions, not 9" in done.log
+    assert "FAILED: 3 rows of" in done.log
+    assert "refused with SQLSTATE 22000" in done.log
     assert "HINT:  Delete or mend those rows" in done.log
     database.run(f"DELETE FROM {TABLE} WHERE dim = 9")
     alembic(database, "upgrade", "head")

@@ -1,0 +1,174 @@
+"""Passes over a table until nothing is left to write, and what becomes of the rows that can't be written.
+
+A batch that fails is taken again in halves, down to the one row that is in the way: that is passed by and named at the
+end, and all others are done. A pass that changes nothing is the last one.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sqlalchemy.exc import DBAPIError
+
+from . import locks, log
+from .database import Database
+from .errors import MigrationError, TryAgain
+from .keys import SHOWN_KEYS
+from .sqlerrors import DEADLOCK, LOCK_NOT_AVAILABLE, constraint_of, context_of, sqlstate
+
+MOST_NAMED = 1000  # rows that are refused before a run gives up: that is no matter of single rows
+MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to be in the way: a row may move past one
+LOCK_TRIES = 3  # at one row, before the others are done
+LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
+# what isn't the fault of single rows: SQLSTATE classes of connections, rights, names, resources and the server itself
+NOT_A_ROWS = ("08", "0A", "25", "26", "28", "34", "3D", "3F", "40", "42", "53", "55", "57")
+
+
+def is_a_rows(error: DBAPIError) -> bool:
+    """Whether the server may refuse, or fail to read, some of the rows only: by a constraint, a trigger, a bad page."""
+    state = sqlstate(error)
+    return state is not None and not error.connection_invalidated and not state.startswith(NOT_A_ROWS)
+
+
+def reason_of(error: DBAPIError) -> str:
+    """What a row is refused with; never the server's own words, which may show what is in the row."""
+    text = f"SQLSTATE {sqlstate(error)}"
+    if constraint := constraint_of(error):
+        text += f', constraint "{constraint}"'
+    # the innermost function that isn't ours
+    functions = re.findall(r"PL/pgSQL function (\S+?\(.*?\)) line", context_of(error) or "")
+    if theirs := [name for name in functions if "openmemory_migrations" not in name]:
+        text += f", in function {theirs[0]}"
+    return text
+
+
+@dataclass
+class Obstacles:
+    """What a pass came upon, told by any of its workers: rows by the reason why they were passed by."""
+
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    locked: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def refuse(self, error: DBAPIError, names: Iterable[str]) -> None:
+        """Raises MigrationError where it has become too many."""
+        with self._lock:
+            self.refused.setdefault(reason_of(error), []).extend(names)
+            if self.rows > MOST_NAMED:
+                raise MigrationError(
+                    f"more than {MOST_NAMED:,} rows are refused; what is committed is kept",
+                    detail=f"{self.summary()}.",
+                    hint="Mend what refuses them, then run the same command again.",
+                )
+
+    def lock(self, rows: int) -> None:
+        with self._lock:
+            self.locked += rows
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.refused.values()))
+
+    def summary(self) -> str:
+        return "; ".join(f"{shown(names)} refused with {reason}" for reason, names in self.refused.items())
+
+
+def shown(names: Sequence[str], rows: int | None = None) -> str:
+    """How many rows, and the first few of them by name."""
+    rows = len(names) if rows is None else rows
+    few = ", ".join(names[:SHOWN_KEYS])
+    return f"{rows:,}" + (f" (such as {few})" if few else "")
+
+
+class Steps:
+    """How many rows, or places, are taken at once: half as many after a failure, twice as many after a success."""
+
+    def __init__(self, db: Database, doing: str, most: int, unit: str = "rows") -> None:
+        self.most = self.size = max(1, most)
+        self.careful = False  # what somebody has locked is to be left out
+        self._db, self._doing, self._unit = db, doing, unit
+        self._begin()
+
+    def _begin(self) -> None:
+        self._tries, self._failures, self.careful = locks.Tries(self._db.stop.sleep), 0, False
+
+    def done(self) -> None:
+        self.size = min(2 * self.size, self.most)
+        self._begin()
+
+    def failed(self, error: DBAPIError, took: int, *, can_care: bool = False) -> Literal["again", "refused", "locked"]:
+        """What becomes of the batch, which took so many: another try, smaller or with more care, or its one row is
+        passed by. Raises MigrationError where no other try can help, or after the last one.
+        """
+        if is_a_rows(error):
+            if took == 1:
+                self._begin()
+                return "refused"
+            self.size = took // 2
+            return "again"
+        problem = locks.passing(error, self._doing)
+        if sqlstate(error) in LOCKED:
+            if can_care and not self.careful:
+                self.careful = True
+                return "again"
+            if not can_care and took > 1:
+                self.size = took // 2
+                return "again"
+            self._failures += 1
+            if not can_care and self._failures > LOCK_TRIES:
+                self._begin()
+                return "locked"
+        self.size = max(1, took // 2)
+        self._tries.rest(problem, self.size, self._unit)
+        return "again"
+
+
+def passes(
+    db: Database, table_oid: int, what: str, once: Callable[[Obstacles], tuple[int, int]]
+) -> tuple[Obstacles, int]:
+    """Goes over the table by `once` until nothing is left, or a pass has changed nothing.
+
+    `once` returns how many rows it has changed, and how many are left to change, counted before it or after. Returns
+    what is in the way of so many rows. Raises TryAgain where that is somebody's lock, for too long.
+    """
+    pauses, idle = locks.pauses(), 0
+    while True:
+        obstacles = Obstacles()
+        changed, left = once(obstacles)
+        if not left:
+            return Obstacles(), 0
+        if changed:
+            pauses, idle = locks.pauses(), 0
+            continue
+        if obstacles.locked:
+            holders = locks.table_holders(db, table_oid)
+            if (pause := next(pauses, None)) is not None:
+                log.notice(f"{what}: rows are locked, another pass in {pause:.1f} s", detail=holders)
+                db.stop.sleep(pause)
+                continue
+            raise TryAgain(
+                f"{what}: {left:,} rows are left, and rows stay locked by somebody; what is committed is kept",
+                detail=" ".join(
+                    text for text in (f"{obstacles.summary()}." if obstacles.rows else "", holders) if text
+                ),
+                hint="Run the same command again when that transaction is over.",
+            )
+        idle += 1
+        if obstacles.rows >= left or idle == MOST_IDLE:
+            return obstacles, left
+
+
+def in_the_way(obstacles: Obstacles, left: int, names: Callable[[int], list[str]]) -> str:
+    """For a DETAIL: by reason, how many rows can't be written, and which; `names` gives some of all that are left."""
+    said = [obstacles.summary()] if obstacles.rows else []
+    if (others := left - obstacles.rows) > 0:
+        known = {name for refused in obstacles.refused.values() for name in refused}
+        some = [name for name in names(SHOWN_KEYS + len(known)) if name not in known]
+        said.append(
+            f"{shown(some, others)} not changed by an UPDATE, which a trigger or rule of the table's keeps from them"
+        )
+    return "; ".join(said) + "."

@@ -1,0 +1,115 @@
+"""R10: what the server refuses, can't read or has locked is passed by, named, and fails the run; all else is done."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from demo.openmemory import TABLE
+from tests.support.commands import alembic
+from tests.support.native import create_newer
+from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
+from tests.support.running import running
+from tests.support.sessions import eventually, logged_statements
+from tests.support.states import EXPAND
+
+DIM = 8
+ROWS = random_rows(300, DIM)
+SECRET = "somebody@example.org"
+ENGINES = ("client", "server", "native")
+CHECK = f"ALTER TABLE {TABLE} ADD CONSTRAINT named CHECK (user_id <> '{SECRET}') NOT VALID"
+RAISE = f"""
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN IF new.user_id = '{SECRET}' THEN
+ RAISE 'not %', new.user_id USING DETAIL = new::text; END IF; RETURN new; END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+DEFERRED = RAISE.replace("TRIGGER refuse BEFORE", "CONSTRAINT TRIGGER refuse AFTER").replace(
+    "FOR EACH", "DEFERRABLE INITIALLY DEFERRED FOR EACH"
+)
+LOCKED = f"SELECT FROM {TABLE} WHERE id IN ('{ROWS[2].id}', '{ROWS[200].id}') FOR UPDATE"
+SECRETS = f"UPDATE {TABLE} SET user_id = '{SECRET}' WHERE ctid IN ('(0,3)', '(1,1)', '(1,2)')"
+
+
+def table(database: Database, engine: str) -> str:
+    """Returns the column that is to be filled."""
+    if engine == "native":
+        create_newer(database, ROWS)
+    else:
+        create_table(database)
+        load(database, ROWS)
+    database.run(SECRETS)
+    alembic(database, "upgrade", EXPAND)
+    return "v_typed" if engine == "native" else "v_vector"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("refusal", [CHECK, RAISE, DEFERRED], ids=["check", "trigger", "deferred"])
+def test_rows_that_are_refused_are_named_and_all_others_done(database: Database, engine: str, refusal: str) -> None:
+    column = table(database, engine)
+    secrets = {str(id) for (id,) in database.rows(f"SELECT id FROM {TABLE} WHERE user_id = %s", SECRET)}
+    database.run(refusal)
+
+    env = {} if engine == "native" else {"OM_BACKFILL_ENGINE": engine}
+    done = alembic(database, "upgrade", "head", env=env, check=False)
+
+    assert done.returncode != 0
+    assert len(secrets) == 3
+    assert all(f"(id={id}, sector=" in done.log for id in secrets)
+    assert "3 (such as" in done.log
+    assert (
+        'SQLSTATE 23514, constraint "named"' if refusal == CHECK else "SQLSTATE P0001, in function refuse()"
+    ) in done.log
+    assert SECRET not in done.log
+    left = database.rows(f"SELECT id FROM {TABLE} WHERE {column} IS NULL")
+    assert {str(id) for (id,) in left} == secrets
+    if engine != "native":
+        alembic(database, "upgrade", "head", env={"OM_ON_BAD_ROWS": "skip"})
+    database.run(f"UPDATE {TABLE} SET user_id = 'else'" if refusal == CHECK else f"DROP TRIGGER refuse ON {TABLE}")
+    alembic(database, "downgrade", EXPAND)
+    alembic(database, "upgrade", "head", env=env)
+    if engine != "native":
+        assert mismatches(database) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_row_that_is_locked_is_waited_for_when_all_others_are_done(database: Database, engine: str) -> None:
+    column = table(database, engine)
+    env = {"OM_LOCK_TIMEOUT_MS": "50"} | ({} if engine == "native" else {"OM_BACKFILL_ENGINE": engine})
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = False
+        cursor.execute(LOCKED)
+        with running(database, "upgrade", "head", env=env) as run:
+            left = f"SELECT count(*) FROM {TABLE} WHERE {column} IS NULL"
+            eventually(lambda: database.value(left) == 2)
+            connection.commit()
+            assert run.ends() == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_row_that_stays_locked_ends_the_run(database: Database, engine: str) -> None:
+    column = table(database, engine)
+    env = {"OM_LOCK_TIMEOUT_MS": "20"} | ({} if engine == "native" else {"OM_BACKFILL_ENGINE": engine})
+    patch = "locks.TRIES, locks.FIRST_PAUSE = 4, 0.01"
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = False
+        cursor.execute(LOCKED)
+        with running(database, "upgrade", "head", env=env, patch=patch) as run:
+            run.ends()
+            log = run.log
+        pid = connection.info.backend_pid
+    assert "2 rows are left" in log
+    assert f"process {pid}" in log
+    assert database.value(f"SELECT count(*) FROM {TABLE} WHERE {column} IS NULL") == 2
+
+
+def test_the_server_keeps_nothing_of_a_read(database: Database) -> None:
+    """A subtransaction that isn't released takes 9 KB of the server's memory to the end of the transaction."""
+    table(database, "client")
+    with logged_statements(database) as statements:
+        alembic(database, "upgrade", "head", env={"BACKFILL_BATCH": "10"})
+    texts = [text for _, text in statements]
+    begun = [text for text in texts if text.startswith("SAVEPOINT openmemory_migrations")]
+    released = [text for text in texts if text.startswith("RELEASE SAVEPOINT openmemory_migrations")]
+    assert len(begun) == len(released) > len(ROWS) // 10
