@@ -93,6 +93,7 @@ def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Ma
         leaves = partitions.leaves(db, table.oid)
         not_null = switching.attributes(db, target.source).not_null
     assert extension is not None  # there is a column of its type
+    prepared.unprove(db, target, settings, table)  # of a run before, or the last look: not while all rows are compared
     to_leave = gate.require_rows(db, target, settings, table)
     renamed = _newer_index(db, target, settings, table, extension) if mode == "swap" else None
     if not to_leave:

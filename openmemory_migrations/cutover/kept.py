@@ -6,8 +6,7 @@ one of the two tables, whatever ends a run, and nothing has to find it again by 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
@@ -16,10 +15,10 @@ from .. import catalog, locks, log, partitions
 from ..catalog import Table
 from ..database import APPLICATION_NAME, Database
 from ..errors import MigrationError
-from ..leftovers import first_keys
+from ..keys import AT, keys_at, keys_where
+from ..passes import Obstacles, Steps, is_a_rows, passes, reason_of
 from ..reading import UNIT, pages_of
 from ..settings import Settings
-from ..sqlerrors import as_migration_error, sqlstate
 from ..target import Target, literal, quote
 from .mark import UNDO
 
@@ -29,8 +28,7 @@ LEFT = "{source} IS NOT NULL AND {vector} IS NULL"
 UNFIT = LEFT + " AND {convert}({source}, {size}) IS NULL"
 BATCH = 1000  # rows
 FEW = 100  # rows that may have come since the batches, and leave under the lock of the switch
-MOST_IDLE = 3
-INTEGRITY = "23"  # the class of SQLSTATE whose messages name constraints, and no values
+NOT_WHOLE = "no error, by a trigger or a rule that keeps rows out or changes them"
 
 COLUMNS = """
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
@@ -53,8 +51,7 @@ WITH gone AS (DELETE FROM {origin} WHERE {which} RETURNING {columns}),
 SELECT (SELECT count(*) FROM gone),
        EXISTS (SELECT CAST(ROW({columns}) AS text) FROM gone EXCEPT ALL SELECT CAST(ROW({columns}) AS text) FROM come)
 """
-THESE = "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))"
-MOVE_THESE = MOVE.replace("{which}", "{which} AND " + THESE)
+MOVE_THESE = MOVE.replace("{which}", "{which} AND " + AT)
 
 
 class _NotWhole(Exception):
@@ -78,27 +75,24 @@ def move_out(db: Database, target: Target, table: Table, settings: Settings) -> 
     """Passes, until no row is left that no vector can hold. Raises MigrationError where one doesn't leave."""
     what = f"moving rows of {target} that no vector can hold to {quote(target.kept)}"
     columns = locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: _ready(db, target))
-    which = db.sql(UNFIT, size=_size(target, table))
-    moving = _Moving(db, settings, what, db.names["kept"], columns)
-    idle = 0  # passes in a row that have moved nothing; one may have met rows that were just being updated
-    while idle < MOST_IDLE:
-        before, found = moving.moved, 0
+    moving = _Moving(db, table, settings, what, db.names["kept"], columns, db.sql(UNFIT, size=_size(target, table)))
+
+    def units() -> Iterator[tuple[Database, int]]:
         with db.transaction():
             leaves = [part.at(db) for part in partitions.leaves(db, table.oid)]
         for at in leaves:
             with db.transaction():
-                _settle(db, moving.lock_timeout)
                 db.run("SET LOCAL statement_timeout = 0")
                 db.outlive_timeouts()
-                units = [unit for (unit,) in at.rows(UNITS, unit=str(UNIT), which=which)]
-            found += moving.run(at, units, which)
-        if not found:
-            if moving.moved:
-                log.notice(f"{moving.moved:,} rows of {target} that no vector can hold are in {quote(target.kept)} now")
-            return
-        idle = 0 if moving.moved > before else idle + 1
-    with db.transaction():
-        raise _stay(db, target, table, found)
+                found = at.rows(UNITS, unit=str(UNIT), which=moving.which)
+            yield from ((at, first) for (first,) in found)
+
+    obstacles, left = moving.run(units)
+    if left:
+        with db.transaction():
+            raise _stay(db, target, table, left, obstacles.summary())
+    if moving.moved:
+        log.notice(f"{moving.moved:,} rows of {target} that no vector can hold are in {quote(target.kept)} now")
 
 
 def take_last(db: Database, target: Target, table: Table, left: int) -> None:
@@ -110,11 +104,13 @@ def take_last(db: Database, target: Target, table: Table, left: int) -> None:
     try:
         ((gone, _),) = db.rows(MOVE, origin=db.names["table"], which=which, to=db.names["kept"], columns=columns)
     except DBAPIError as error:
-        if error.connection_invalidated or sqlstate(error) in locks.PASSING:
+        if not is_a_rows(error):
             raise
-        raise MigrationError(f"moving rows of {target} that no vector can hold: {_why(error)}") from error
+        raise MigrationError(
+            f"{left:,} rows of {target} do not leave the table: refused with {reason_of(error)}"
+        ) from error
     if gone != left:
-        raise _stay(db, target, table, left - gone)
+        raise _stay(db, target, table, left - gone, "")
 
 
 def put_back(db: Database, target: Target, table: Table, settings: Settings) -> None:
@@ -123,26 +119,24 @@ def put_back(db: Database, target: Target, table: Table, settings: Settings) -> 
         kept = _oid(db)
         if kept is None:
             return
-        at = db.at({"table": db.names["kept"], "vector": "NULL"})
+        at = db.at({"table": db.names["kept"]})
         pages = pages_of(at)
         columns = _columns(db, target, db.names["kept"], db.names["table"]) if count(db) else {}
-    moving = _Moving(db, settings, f"putting rows back into {target}", db.names["table"], _sql(columns), strict=False)
+    obstacles = Obstacles()
     if columns:
-        moving.run(at, range(0, pages, UNIT), "true")
-    if moving.moved:
-        log.notice(f"{moving.moved:,} rows that no vector can hold are back in {target}")
+        known = replace(table, key=tuple(name for name in table.key if name in columns))
+        what = f"putting rows back into {target}"
+        moving = _Moving(db, known, settings, what, db.names["table"], _sql(columns), "true")
+        obstacles, _ = moving.run(lambda: ((at, first) for first in range(0, pages, UNIT)))
+        if moving.moved:
+            log.notice(f"{moving.moved:,} rows that no vector can hold are back in {target}")
     if locks.retried(db, settings.lock_timeout_ms, kept, f"dropping {quote(target.kept)}", lambda: drop(db)):
         return
-    known = replace(table, key=tuple(name for name in table.key if name in columns))
     with db.transaction():
         rows = count(db)
-        details = [
-            f"{why}: {len(tids):,} (such as {', '.join(first_keys(at, known, THESE, tids))})"
-            for why, tids in moving.refused.items()
-        ]
     raise MigrationError(
         f"{rows:,} rows of {target} are still in table {quote(target.kept)}",
-        detail=f"{'; '.join(details)}." if details else None,
+        detail=f"{obstacles.summary()}." if obstacles.rows else None,
         hint=f"Mend what keeps them out, or delete them there if nobody needs them, then again: {UNDO}.",
     )
 
@@ -174,73 +168,73 @@ def _oid(db: Database) -> int | None:
 
 
 class _Moving:
-    """Moves rows from one table to another, in smaller batches where something is in the way.
-
-    A row that the other table refuses is an error if `strict`, and else noted in `refused`, by the reason.
-    """
+    """Moves rows from one table to another, in smaller batches where something is in the way."""
 
     def __init__(
-        self, db: Database, settings: Settings, what: str, to: str, columns: str, *, strict: bool = True
+        self, db: Database, table: Table, settings: Settings, what: str, to: str, columns: str, which: str
     ) -> None:
-        self.db, self.what, self.to, self.columns, self.strict = db, what, to, columns, strict
+        self.db, self.table, self.what, self.to, self.columns, self.which = db, table, what, to, columns, which
         self.moved = 0
-        self.refused: dict[str, list[str]] = defaultdict(list)
         with db.transaction():
             self.lock_timeout = locks.batch_timeout(db, settings)
 
-    def run(self, at: Database, units: Iterable[int], which: str) -> int:
-        """Moves what is in these units of pages; returns how many rows there were."""
-        found = 0
-        for first in units:
-            with self.db.transaction():
-                _settle(self.db, self.lock_timeout)
-                tids = [tid for (tid,) in at.rows(ROWS, first=str(first), end=str(first + UNIT), which=which)]
-            found += len(tids)
-            for begin in range(0, len(tids), BATCH):
-                self._move(at, tids[begin : begin + BATCH], which)
-        return found
+    def run(self, units: Callable[[], Iterable[tuple[Database, int]]]) -> tuple[Obstacles, int]:
+        """Passes over units of pages, each of a table that holds rows; returns what keeps how many where they are."""
 
-    def _move(self, at: Database, tids: list[str], which: str) -> None:
-        waiting, tries = [tids], locks.Tries(self.db.stop.sleep)
-        while waiting:
-            some = waiting.pop()
-            half = (len(some) + 1) // 2
+        def once(obstacles: Obstacles) -> tuple[int, int]:
+            before, found = self.moved, 0
+            for at, first in units():
+                with self.db.transaction():
+                    self._settle()
+                    rows = at.rows(ROWS, first=str(first), end=str(first + UNIT), which=self.which)
+                found += len(rows)
+                self._move(at, [tid for (tid,) in rows], obstacles)
+            return self.moved - before, found
+
+        return passes(self.db, self.table.oid, self.what, once)
+
+    def _move(self, at: Database, tids: list[str], obstacles: Obstacles) -> None:
+        steps = Steps(self.db, self.what, BATCH)
+        while tids:
+            some = tids[: steps.size]
             try:
-                self.moved += self._at_once(at, some, which)
-            except (DBAPIError, _NotWhole) as error:
-                if isinstance(error, DBAPIError) and self._passing(error):
-                    tries.rest(as_migration_error(error, self.what), half)
-                elif self.strict:
-                    raise MigrationError(f"{self.what}: {_why(error)}") from error
-                elif len(some) == 1:
-                    self.refused[_why(error)] += some
+                self.moved += self._at_once(at, some)
+            except DBAPIError as error:
+                outcome = steps.failed(error, len(some))
+                if outcome == "again":
                     continue
-                waiting += [part for part in (some[half:], some[:half]) if part]
+                if outcome == "locked":
+                    obstacles.lock(1)
+                else:
+                    obstacles.refuse(error, self._names(at, some))
+            except _NotWhole:
+                if len(some) > 1:
+                    steps.size = len(some) // 2
+                    continue
+                obstacles.refused.setdefault(NOT_WHOLE, []).extend(self._names(at, some))
             else:
-                tries = locks.Tries(self.db.stop.sleep)
+                steps.done()
+            tids = tids[len(some) :]
 
-    def _at_once(self, at: Database, tids: list[str], which: str) -> int:
+    def _at_once(self, at: Database, tids: list[str]) -> int:
         with self.db.transaction():
-            _settle(self.db, self.lock_timeout)
-            names = {"origin": f"ONLY {at.names['table']}", "which": which, "to": self.to, "columns": self.columns}
+            self._settle()
+            names = {"origin": f"ONLY {at.names['table']}", "which": self.which, "to": self.to, "columns": self.columns}
             ((gone, lost),) = at.rows(MOVE_THESE, {"values": tids}, **names)
             if lost:
                 raise _NotWhole
         return int(gone)
 
-    def _passing(self, error: DBAPIError) -> bool:
-        """Whether another try may mend it. Raises MigrationError where the connection is lost."""
-        if error.connection_invalidated:
-            raise as_migration_error(error, self.what) from error
-        return sqlstate(error) in locks.PASSING
+    def _names(self, at: Database, tids: list[str]) -> list[str]:
+        with self.db.transaction():
+            return keys_at(at, self.table, tids)
 
-
-def _settle(db: Database, lock_timeout: str) -> None:
-    """For a transaction of few rows; what is deferred to its commit is checked with the statement that it is of."""
-    db.set_local("application_name", f"{APPLICATION_NAME} moving rows")
-    locks.set_timeout(db, lock_timeout)
-    db.run("SET LOCAL enable_seqscan = off")
-    db.run("SET CONSTRAINTS ALL IMMEDIATE")
+    def _settle(self) -> None:
+        """What is deferred to a commit is checked with the statement that it is of."""
+        self.db.set_local("application_name", f"{APPLICATION_NAME} moving rows")
+        locks.set_timeout(self.db, self.lock_timeout)
+        self.db.run("SET LOCAL enable_seqscan = off")
+        self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
 
 
 def _ready(db: Database, target: Target) -> str:
@@ -282,24 +276,14 @@ def _size(target: Target, table: Table) -> str:
     return str(table.columns[target.vector].dimensions)
 
 
-def _stay(db: Database, target: Target, table: Table, rows: int) -> MigrationError:
-    keys = first_keys(db, table, LEFT, [])
+def _stay(db: Database, target: Target, table: Table, rows: int, refused: str) -> MigrationError:
+    keys = [] if refused else keys_where(db, table, LEFT)
     return MigrationError(
         f"{rows:,} rows of {target} have no vector and do not leave the table",
-        detail=f"Such as {', '.join(keys)}." if keys else None,
-        hint="Where a vector can hold the bytes, openmemory-migrations backfill converts them. Otherwise a trigger or a"
-        " rule keeps the row from being deleted: mend or delete it.",
+        detail=f"{refused}." if refused else f"Such as {', '.join(keys)}." if keys else None,
+        hint="Where a vector can hold the bytes, openmemory-migrations backfill converts them. Otherwise something"
+        " keeps the row from being deleted: mend or delete it.",
     )
-
-
-def _why(error: DBAPIError | _NotWhole) -> str:
-    """Without what the server says of the row's contents."""
-    if isinstance(error, _NotWhole):
-        return "a trigger or a rule of the table keeps them out, or changes them"
-    state = sqlstate(error) or ""
-    if not state.startswith(INTEGRITY):
-        return f"SQLSTATE {state}"
-    return as_migration_error(error, "").message.removeprefix(": ")
 
 
 __all__ = ["FEW", "count", "count_left", "move_out", "put_back", "take_last", "taken"]

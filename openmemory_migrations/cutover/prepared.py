@@ -61,29 +61,36 @@ def left(db: Database, target: Target, table: Table) -> list[str]:
 
 def take_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """Leaves the table as it was before a cutover that has not come to its switch. Raises MigrationError."""
+    unprove(db, target, settings, table)
     if target.newer.index_name:
         replacing.drop(db, target.newer, settings, table, replacing.LEFT)
     with db.transaction():
         leaves = partitions.leaves(db, table.oid)
     drop_left(db, target, leaves)
-    rows_back(db, target, settings, table)
+    # last, as some may have to stay away
+    kept.put_back(db, target, table, settings)
 
 
 def rows_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """Without the index, which goes with the column. Raises MigrationError where rows have to stay away."""
+    unprove(db, target, settings, table)
+    kept.put_back(db, target, table, settings)
+
+
+def unprove(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Drops the constraint, which refuses rows without a vector: what the application writes, and those that come
+    back."""
     with db.transaction():
         proof = switching.has_proof(db, target)
     if proof:
-        what = f"giving up the cutover of {target}"
+        what = f"dropping constraint {quote(target.left)} of {target}"
         locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: switching.unprove_not_null(db))
-    # after that: it refuses rows without a vector
-    kept.put_back(db, target, table, settings)
 
 
 def clean_up(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """After a run that failed, not at the price of waiting for others: what is left is of use to the next."""
 
-    def unprove() -> None:
+    def unprove_at_once() -> None:
         with db.transaction():
             if switching.has_proof(db, target):
                 locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
@@ -98,7 +105,7 @@ def clean_up(db: Database, target: Target, settings: Settings, table: Table) -> 
     except (MigrationError, DBAPIError):
         return
     for step in (
-        unprove,
+        unprove_at_once,
         lambda: kept.put_back(db, target, table, settings),
         lambda: drop_left(db, target, leaves, CLEAN_UP_TIMEOUT),
     ):
@@ -125,4 +132,4 @@ def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = buildin
     building.drop(db.at({"schema": quote(part.schema)}), name, lock_timeout)
 
 
-__all__ = ["LEFT_INDEX", "clean_up", "drop_left", "index_left", "left", "rows_back", "take_back"]
+__all__ = ["LEFT_INDEX", "clean_up", "drop_left", "index_left", "left", "rows_back", "take_back", "unprove"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from demo.openmemory import TABLE
-from tests.support.commands import alembic
-from tests.support.cutover import DOWN, STAMP, UNDO, both_modes, changed, cut_over, refuses, stamped, undo, whole
+from tests.support.commands import alembic, result, start_alembic
+from tests.support.cutover import DOWN, STAMP, UNDO, UP, both_modes, changed, cut_over, refuses, stamped, undo, whole
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, Row, create_table, load, pack, random_rows
 from tests.support.states import column_type
@@ -81,7 +82,8 @@ def test_a_row_whose_key_another_has_taken_stays_and_is_named(table: Database) -
 
     assert done.returncode != 0
     assert f'1 rows of "public.{TABLE}" are still in table "{KEPT}"' in done.log
-    assert f'unique constraint "{TABLE}_pkey" (SQLSTATE 23505): 1 (such as (id={second.id}, sector=' in done.log
+    named = f"1 (such as (id={second.id}, sector={second.sector})) refused with SQLSTATE 23505"
+    assert f'{named}, constraint "{TABLE}_pkey"' in done.log
     assert f"then again: {UNDO}." in done.log
     assert table.rows(f"SELECT user_id, v FROM {TABLE} WHERE {where(second)}") == [("other", None)]
     assert table.value(f"SELECT count(*) FROM {TABLE} WHERE v IN ('\\x', '\\x01')") == 2
@@ -117,8 +119,8 @@ def test_what_would_follow_rows_that_leave_is_named(table: Database) -> None:
 def test_a_row_that_others_refer_to_ends_the_cutover_as_if_it_had_not_begun(table: Database) -> None:
     table.run(f"CREATE TABLE other (id uuid, sector text, CONSTRAINT fk FOREIGN KEY (id, sector) REFERENCES {TABLE})")
     table.run("INSERT INTO other VALUES (%s, %s)", BAD[2].id, BAD[2].sector)
-    done = refuses(table, 'violates foreign key constraint "fk" on table "other" (SQLSTATE 23503)', env=ACCEPTED)
-    assert BAD[2].id not in done.log
+    named = f"1 (such as (id={BAD[2].id}, sector={BAD[2].sector})) refused with SQLSTATE 23503"
+    refuses(table, f'1 rows of "public.{TABLE}" have no vector', f'{named}, constraint "fk"', env=ACCEPTED)
 
 
 def test_rows_that_a_changed_table_would_not_hold_as_they_are_stay(table: Database) -> None:
@@ -137,6 +139,20 @@ def test_rows_that_a_changed_table_would_not_hold_as_they_are_stay(table: Databa
 
 
 @pytest.mark.slow
+def test_a_row_that_stays_locked_is_waited_for_and_its_holder_named(table: Database) -> None:
+    before = whole(table)
+    with closing(table.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = False
+        cursor.execute(f"SELECT FROM {TABLE} WHERE {where(BAD[1])} FOR UPDATE")
+        env = {"OM_CUTOVER": "drop", "OM_LOCK_TIMEOUT_MS": "50", **ACCEPTED}
+        ended = result(start_alembic(table, *UP, env=env, patch="locks.TRIES = 4"))
+    assert ended.returncode != 0
+    assert "1 rows are left, and rows stay locked by somebody" in ended.log
+    assert "Locks on the table are held by process" in ended.log
+    assert not changed(before, whole(table))
+
+
+@pytest.mark.slow
 def test_rows_that_a_trigger_swallows_or_changes_stay(table: Database) -> None:
     before = whole(table)
     cut_over(table, "drop", ACCEPTED)
@@ -149,7 +165,8 @@ def test_rows_that_a_trigger_swallows_or_changes_stay(table: Database) -> None:
         " EXECUTE FUNCTION alter()"
     )
     done = alembic(table, *DOWN, check=False)
-    assert "a trigger or a rule of the table keeps them out, or changes them: 2" in done.log
+    assert "2 (such as " in done.log
+    assert "refused with no error, by a trigger or a rule that keeps rows out or changes them" in done.log
     assert (count(table), count(table, KEPT)) == (len(ROWS) + 1, 2)
     table.run("DROP FUNCTION swallow() CASCADE; DROP FUNCTION alter() CASCADE")
     undo(table)
