@@ -166,7 +166,10 @@ class Settings:
         "OM_BACKFILL_MAX_LAG", _whole(1, 86_400), None, "seconds of replica lag above which the backfill waits"
     )
     on_bad_rows: str = _option(
-        "OM_ON_BAD_ROWS", _choice("skip", "fail"), "skip", "fail: convert the rest, then fail the revision"
+        "OM_ON_BAD_ROWS",
+        _choice("skip", "fail"),
+        "skip",
+        "fail: convert the rest, then fail the revision; skip, if set: pass by what the server refuses too",
     )
     sync_trigger: bool = _option("OM_SYNC_TRIGGER", _switch(), True, "the trigger that keeps v_vector in step with v")
     index: str = _option("OM_INDEX", _choice("ivfflat", "hnsw", "none"), "ivfflat", "kind of vector index")

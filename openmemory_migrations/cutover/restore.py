@@ -15,7 +15,9 @@ from ..database import Database
 from ..engine_client import ClientEngine
 from ..errors import Changed, MigrationError
 from ..indexes import DEFAULTS
+from ..keys import keys_where
 from ..pace import Pace
+from ..passes import Obstacles, in_the_way, passes
 from ..progress import Progress
 from ..proof import Asking
 from ..reading import BACK
@@ -25,8 +27,7 @@ from ..verification import MEANING, shown
 from . import backtrigger, kept, mark, prepared
 from .mark import Mark
 
-PENDING = "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND {source} IS NULL"
-MOST_IDLE = 3
+PENDING = "{vector} IS NOT NULL AND {source} IS NULL"
 
 
 def downgrade(db: Database, target: Target, settings: Settings) -> None:
@@ -123,29 +124,36 @@ def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extens
     with at.transaction():
         pace = Pace(at, settings)
     engine = ClientEngine(at, now, settings, table, extension, BACK)
-    before: int | None = None
-    idle = 0  # passes in a row that have left as many as there were
-    while idle < MOST_IDLE:
+
+    def once(obstacles: Obstacles) -> tuple[int, int]:
         with at.transaction(snapshot=True):
             rows = _pending(at)
-        if not rows:
-            return
-        idle = 0 if before is None or rows < before else idle + 1
-        before = rows
         workers = [Claims(True) for _ in range(settings.backfill_workers)]
-        progress = Progress(what, rows, _pending, partial(claims.of_others, workers), doing="rebuild")
-        with progress.shown():
-            engine.walk(size, workers, progress, pace)
-        progress.tell()
-    raise MigrationError(
-        f"{rows:,} rows of {target} still have no bytes, and passes over them don't make them fewer",
-        hint="A rule or trigger of the table keeps updates from them, or something writes past trigger"
-        f" {quote(target.back)}; run the same command again when that has ended.",
-    )
+        others = partial(claims.of_others, workers)
+        progress = Progress(what, rows, _pending, others, doing="rebuild", obstacles=obstacles)
+        if rows:
+            with progress.shown():
+                engine.walk(size, workers, progress, pace)
+            progress.tell()
+        return progress.converted, rows
+
+    obstacles, left = passes(at, table.oid, what, once)
+    if left:
+
+        def names(most: int) -> list[str]:
+            with at.transaction():
+                return keys_where(at, table, PENDING, most=most)
+
+        raise MigrationError(
+            f"{left:,} rows of {target} still have no bytes",
+            detail=in_the_way(obstacles, left, names),
+            hint=f"Mend what keeps them as they are, or end what writes past trigger {quote(target.back)}; then run the"
+            " same command again.",
+        )
 
 
 def _pending(db: Database) -> int:
-    return int(db.value(PENDING))
+    return int(db.value("SELECT count(*) FROM {table} WHERE " + PENDING))
 
 
 def _verify(at: Database, now: Target, table: Table, extension: Extension, target: Target) -> None:
