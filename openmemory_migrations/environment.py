@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, locks, log
 from .connecting import engine_of, reconnecting, required_url
-from .cutover import backtrigger, forward, restore
+from .cutover import backtrigger, prepared, restore
 from .cutover.mark import UNDO, Mark
 from .database import Database
 from .errors import MigrationError
@@ -173,7 +173,7 @@ def _check_undone(db: Database, target: Target, settings: Settings) -> None:
             detail="Another table of the schema had the same stamp, or it was taken away by hand.",
             hint=f"With OM_CUTOVER={found.mode}: alembic -n cutover upgrade head, which only stamps it; then {UNDO}.",
         )
-    left = table and forward.left(db, target, table)
+    left = table and prepared.left(db, target, table)
     db.rollback()
     if left:
         with db.session():

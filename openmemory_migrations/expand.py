@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, dimensions, locks, log, synctrigger
 from .catalog import Column, Extension, Table
-from .cutover import kept
+from .cutover import prepared
 from .database import Database
 from .errors import ANEW, MigrationError
 from .settings import Settings
@@ -72,10 +72,12 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
 def downgrade(db: Database, target: Target, settings: Settings) -> None:
     """Takes trigger, functions and column away; `v` and the extension stay. Refused where values would be lost."""
     with db.reading():
-        if catalog.table(db, target.schema, target.table) is None:
+        table = catalog.table(db, target.schema, target.table)
+        if table is None:
             log.warning(f"table {target} does not exist, nothing to take away")
             return
     db.take_over()
+    prepared.rows_back(db, target, settings, table)  # of a cutover that was interrupted and never resumed
     locks.decided(lambda: _take_away(db, target, settings))
 
 
@@ -96,7 +98,6 @@ def _take_away(db: Database, target: Target, settings: Settings) -> None:
 
     def change() -> None:
         synctrigger.drop_trigger(db)
-        kept.drop(db, target)  # of a cutover that was interrupted and never resumed; its other preparations go along
         if column is not None and column.ours:
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}")
             if aside is not None:

@@ -339,6 +339,8 @@ class Script:
             "trigger": "\n      " + self.create_trigger if settings.sync_trigger else "",
             "kept_text": literal(own["kept"]),
             "kept_comment": literal(kept.COMMENT),
+            "kept_away": literal(f"rows of {target} are in table {quote(target.kept)}, where a cutover has left them"),
+            "kept_hint": literal(f"First put them back: {mark.UNDO}."),
             "mark_comment": literal(CUT_OVER_COMMENT),
             "was_swapped": literal(mark.said(target, "swap")),
             "was_dropped": literal(mark.said(target, "drop")),

@@ -368,6 +368,10 @@ BEGIN
       {drop_trigger}
       -- of a cutover that was interrupted and never resumed; its other preparations go along
       IF {kept_exists} THEN
+        LOCK TABLE {kept} IN ACCESS EXCLUSIVE MODE;
+        IF EXISTS (SELECT FROM {kept}) THEN
+          RAISE EXCEPTION USING MESSAGE = {kept_away}, HINT = {kept_hint};
+        END IF;
         DROP TABLE {kept};
       END IF;
       IF found.ours THEN

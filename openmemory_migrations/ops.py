@@ -68,7 +68,7 @@ class Options(TypedDict, total=False):
     index_ef_construction: int
     index_memory: str  # such as "512MB"
     lock_timeout_ms: int
-    accept_loss: int  # values that a downgrade or a cutover may leave behind
+    accept_loss: int  # values that a downgrade may lose, rows that may leave at a cutover
     cutover: Literal["swap", "drop"]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
 
 from .database import Database
-from .errors import MigrationError
 from .sqlerrors import UNDEFINED_TABLE, sqlstate
-from .target import Target, quote
+from .target import quote
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,3 @@ def parts(db: Database, table_oid: int) -> list[Part]:
 def leaves(db: Database, table_oid: int) -> list[Part]:
     """Where the rows are."""
     return [part for part in parts(db, table_oid) if part.is_leaf]
-
-
-def refuse_others(db: Database, target: Target, table_oid: int, compared: Iterable[Part]) -> None:
-    """Raises MigrationError where another leaf than those that were compared has rows: a trigger doesn't see the rows
-    that a table has when it is attached."""
-    known = {part.oid for part in compared}
-    for part in leaves(db, table_oid):
-        if part.oid not in known and part.at(db).value("SELECT EXISTS (SELECT FROM {table})"):
-            raise MigrationError(
-                f"partition {part} of {target}, which has rows, has come since the others were compared",
-                hint="Run the same command again, which compares its rows as well.",
-            )

@@ -22,7 +22,6 @@ from .sqlerrors import DEADLOCK, LOCK_NOT_AVAILABLE, constraint_of, context_of, 
 
 MOST_NAMED = 1000  # rows that are refused before a run gives up: that is no matter of single rows
 MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to be in the way: a row may move past one
-LOCK_TRIES = 3  # at one row, before the others are done
 LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
 # what isn't the fault of single rows: SQLSTATE classes of connections, rights, names, resources and the server itself
 NOT_A_ROWS = ("08", "0A", "25", "26", "28", "34", "3D", "3F", "40", "42", "53", "55", "57")
@@ -94,7 +93,7 @@ class Steps:
         self._begin()
 
     def _begin(self) -> None:
-        self._tries, self._failures, self.careful = locks.Tries(self._db.stop.sleep), 0, False
+        self._tries, self.careful = locks.Tries(self._db.stop.sleep), False
 
     def done(self) -> None:
         self.size = min(2 * self.size, self.most)
@@ -119,13 +118,12 @@ class Steps:
             if can_care and not self.careful:
                 self.careful = True
                 return "again"
-            if not can_care and took > 1:
-                self.size = took // 2
-                return "again"
-            self._failures += 1
-            if not can_care and self._failures > LOCK_TRIES:
+            if not can_care and took == 1:
                 self._begin()
                 return "locked"
+            if not can_care:
+                self.size = took // 2
+                return "again"
         self.size = max(1, took // 2)
         self._tries.rest(problem, self.size, self._unit)
         return "again"

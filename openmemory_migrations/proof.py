@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from . import catalog, citus, console, indexes, log, partitions, verification
 from .asking import Asked, Choice
 from .catalog import Extension, Index, Table
-from .database import Database
+from .database import Database, Seen
 from .errors import Changed, MigrationError
 from .pairs import Batch, Groups, batches, has_bytes
 from .quality import Measurement, Quality, Tried, fastest
@@ -104,13 +104,13 @@ def compare(db: Database, target: Target, table: Table, extension: Extension) ->
 def _prove(
     db: Database, target: Target, table: Table, extension: Extension, asking: Asking, see: See, proof: Proof
 ) -> None:
-    with _snapshot(db, target, table) as everything:
+    with _snapshot(db, target, table) as (seen, everything):
         proof.rows = int(db.value("SELECT count(*) FROM {table}"))
         proof.index = valid_index(db, target, table)
         chosen, found = everything, proof.comparison
         if found:
             chosen = verification.sample(db, everything, asking.sample) if asking.sample else everything
-            found.rows, found.sampled = proof.rows, chosen != everything
+            found.rows, found.sampled, found.seen = proof.rows, chosen != everything, seen
         proof.unsearched = "the time is up"
         size, reason = _size(db, target, table, extension, asking)
         asked = Choice(db, target, table, extension, size).ask(asking.queries, asking.k) if size else None
@@ -141,7 +141,7 @@ def glance(
     """What the index finds by default, and what finds enough, by a few queries; None where none can be asked."""
     size = table.columns[target.vector].dimensions
     assert size is not None  # there is an index
-    with _snapshot(db, target, table, lock_timeout_ms) as everything:
+    with _snapshot(db, target, table, lock_timeout_ms) as (_, everything):
         index = valid_index(db, target, table)
         asked = Choice(db, target, table, extension, size).ask(GLANCE_QUERIES, GLANCE_K, of_users=False)
         if index is None or not asked.queries:
@@ -192,11 +192,11 @@ def valid_index(db: Database, target: Target, table: Table) -> Index | None:
 @contextmanager
 def _snapshot(
     db: Database, target: Target, table: Table, lock_timeout_ms: int = LOCK_TIMEOUT_MS
-) -> Iterator[list[Window]]:
-    """One for all statements, with all pages of the table, which nobody can drop or rewrite meanwhile."""
-    with db.transaction(snapshot=True, lock_timeout_ms=lock_timeout_ms):
+) -> Iterator[tuple[Seen, list[Window]]]:
+    """One for all statements: what is looked at, and all pages of the table, which nobody can rewrite meanwhile."""
+    with db.transaction(snapshot=True, lock_timeout_ms=lock_timeout_ms) as seen:
         _require_same(db, target, table)
-        yield windows(db, partitions.leaves(db, table.oid))
+        yield seen, windows(db, partitions.leaves(db, table.oid))
         # the lock doesn't keep anybody from renaming the schema
         _require_same(db, target, table)
 
@@ -303,8 +303,8 @@ def _compared_again(db: Database, target: Target, table: Table, extension: Exten
     Not only those that were wrong: a row that isn't found again where it was, or by its key, needn't be gone.
     """
     log.notice(f"{first.not_right:,} rows of {target} are not right; comparing all rows again, in a new snapshot")
-    with _snapshot(db, target, table) as everything:
-        again = Comparison(rows=int(db.value("SELECT count(*) FROM {table}")))
+    with _snapshot(db, target, table) as (seen, everything):
+        again = Comparison(rows=int(db.value("SELECT count(*) FROM {table}")), seen=seen)
         _compare(db, target, table, extension, everything, again, None, bool)
     again.looked_at_again = max(0, first.rows_wrong - again.rows_wrong)
     return again

@@ -195,7 +195,10 @@ class Settings:
         "OM_SINGLE_TRANSACTION", _switch(), False, "with --sql: no COMMIT and no CONCURRENTLY in the script"
     )
     accept_loss: int = _option(
-        "OM_ACCEPT_LOSS", _whole(0, 2**63 - 1), 0, "number of values that a downgrade or a cutover may leave behind"
+        "OM_ACCEPT_LOSS",
+        _whole(0, 2**63 - 1),
+        0,
+        "number of values that a downgrade may lose, or of rows that may leave the table at a cutover",
     )
     cutover: str | None = _option(
         "OM_CUTOVER",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from . import building_progress, catalog, checks, dimensions, newer, partitions, proof
 from .catalog import Index, Table
-from .cutover import backtrigger, forward, mark
+from .cutover import backtrigger, mark, prepared
 from .cutover.mark import Mark
 from .database import APPLICATION_NAME, Database
 from .environment import VERSION_TABLE
@@ -127,7 +127,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             source_is_vector=native,
             to_be=to_be,
             found_by_application=db.value(DETECTED, column_is),
-            left_by_cutover=[] if native else forward.left(db, target, table),
+            left_by_cutover=[] if native else prepared.left(db, target, table),
         )
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from . import codec, dimensions
 from .catalog import Extension, Table
-from .database import Database
+from .database import Database, Seen
 from .leftovers import LOOK_ROWS, NOT_FINITE
 from .pairs import Batch, Groups, batches
 from .partitions import Part
@@ -66,6 +66,7 @@ class Comparison:
     wrong: dict[Kind, Wrong] = field(default_factory=dict)
     looked_at_again: int = 0  # wrong in a first comparison, and no longer in this one
     sampled: bool = False
+    seen: Seen = ()  # for whoever decides by it
 
     @property
     def rows_wrong(self) -> int:

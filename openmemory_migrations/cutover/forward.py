@@ -1,48 +1,24 @@
-"""From two columns to one: first what takes time, while the application writes, then one short transaction.
-
-What an interrupted run leaves (an index and a constraint by which the switch needn't read the table, a table of kept
-bytes) is made anew or used by the next, and goes with the column when the chain is downgraded.
-"""
+"""From two columns to one: first what takes time, while the application writes, then one short transaction."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 
-from sqlalchemy.exc import DBAPIError
-
-from .. import (
-    building,
-    building_tree,
-    catalog,
-    checks,
-    indexes,
-    locks,
-    log,
-    partitions,
-    replacing,
-    switching,
-    synctrigger,
-)
+from .. import building, building_tree, catalog, checks, indexes, locks, log, partitions, switching, synctrigger
 from ..building import CannotBuild
-from ..catalog import Extension, Index, Table
-from ..database import PATIENT_LOCK_TIMEOUT, Database
-from ..errors import MigrationError
+from ..catalog import Extension, Table
+from ..database import Database
+from ..errors import Changed
 from ..indexes import INDEX_DIMENSIONS, NoIndex
-from ..partitions import Part
 from ..settings import Settings
 from ..target import Target, quote
-from . import backtrigger, gate, kept, mark
+from . import backtrigger, gate, kept, mark, prepared
 from .mark import UNDO, Mark
-
-# WHERE has but half of kept.LEFT: from 17 on the server leaves `v IS NOT NULL` out where the column is NOT NULL; an
-# index for both would be of no use to it then, and it would read the table
-LEFT_INDEX = "CREATE INDEX CONCURRENTLY {index} ON {table} (({source} IS NOT NULL)) WHERE {vector} IS NULL"
-CLEAN_UP_TIMEOUT = "5s"
 
 
 def upgrade(db: Database, target: Target, settings: Settings) -> None:
-    """Raises MigrationError, with nothing changed, unless everything that `gate` asks for holds."""
+    """Raises MigrationError, with nothing changed but that newer OpenMemory's index may be there, unless everything
+    that `gate` asks for holds."""
     mode = gate.require_mode(settings, target)
     with db.reading():
         table = checks.require_table(db, target)
@@ -54,25 +30,14 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
             log.notice(f"column {quote(target.source)} of {target} is of type vector already, nothing to cut over")
             return
         gate.require(db, target, settings, table)
-        extension = catalog.extension(db)
+        gate.warn(db, target, table)
     db.take_over()
-    assert extension is not None  # there is a column of its type
-    with db.transaction():
-        leaves = partitions.leaves(db, table.oid)
-    skipped = gate.verify(db, target, settings, table, extension)
     try:
-        renamed = _newer_index(db, target, settings, table, extension) if mode == "swap" else None
-        _prepare(db, target, settings, table, skipped, mode)
-        what = f"the cutover of {target}"
-
-        def switch() -> Mark:
-            return _switch(db, target, settings, table, mode, renamed, leaves)
-
-        done = locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch)
+        done = locks.decided(lambda: _cut_over(db, target, settings, mode))
     except BaseException:
         if db.usable:
             db.rollback()
-            clean_up(db, target, settings, table)
+            prepared.clean_up(db, target, settings, table)
         raise
     log.notice(
         done.said(target),
@@ -119,119 +84,50 @@ def _newer_index(db: Database, target: Target, settings: Settings, table: Table,
     return None
 
 
-def _prepare(db: Database, target: Target, settings: Settings, table: Table, skipped: int, mode: str) -> None:
-    """What lets the switch look at no row that has its vector."""
+def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Mark:
+    """Looks, prepares and switches; raises Changed where the table isn't what it was, and that has to be done again."""
     with db.transaction():
+        table = checks.require_table(db, target)
+        gate.require(db, target, settings, table)
+        extension = catalog.extension(db)
         leaves = partitions.leaves(db, table.oid)
-    for part in leaves:
-        _index_left(db, target, part)
-    if skipped:
-        what = f"keeping the bytes of {skipped:,} rows of {target}"
-        locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: kept.fill(db, target, table))
-    with db.transaction():
         not_null = switching.attributes(db, target.source).not_null
+    assert extension is not None  # there is a column of its type
+    prepared.unprove(db, target, settings, table)  # of a run before, or the last look: not while all rows are compared
+    to_leave = gate.require_rows(db, target, settings, table)
+    renamed = _newer_index(db, target, settings, table, extension) if mode == "swap" else None
+    if not to_leave:
+        prepared.index_left(db, target, leaves)
+    skipped, seen = gate.verify(db, target, settings, table, extension)
+    if skipped:
+        # which would point to rows that have left, and the switch would visit them one by one
+        prepared.drop_left(db, target, leaves)
+        kept.move_out(db, target, table, settings)
+    prepared.index_left(db, target, leaves)
+    with db.transaction():
+        away = kept.count(db)
     if mode == "swap" and not_null:
+        # last: it refuses rows that no vector can hold, which others may still write
         switching.prove_not_null(db, target, settings, table, target.vector)
 
+    def switch() -> Mark:
+        return _switch(db, target, settings, table, mode, renamed, away)
 
-def _index_left(db: Database, target: Target, part: Part) -> None:
-    at, name = part.at(db), gate.left_index(target, part)
-    found = _found_index(db, part, name)
-    if found and found.valid:
-        return  # of a run that was interrupted; to drop it would wait for whoever reads the table
-    if found:
-        _drop_index(db, part, name)
-    with at.autocommit():
-        at.run(LEFT_INDEX, index=quote(name))
-
-
-def _found_index(db: Database, part: Part, name: str) -> Index | None:
-    with db.transaction():
-        found = catalog.indexes(db, part.schema, name).get(name)
-    return found if found and found.table_oid == part.oid else None
-
-
-def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
-    building.drop(db.at({"schema": quote(part.schema)}), name, lock_timeout)
-
-
-def left(db: Database, target: Target, table: Table) -> list[str]:
-    """What a run that was killed has prepared and not taken away; in a transaction that is open."""
-    newer = target.newer
-    found = [f"index {quote(newer.index)}"] if newer.index_name and _is_on(db, target, newer.index, table.oid) else []
-    for part in partitions.leaves(db, table.oid):
-        name = gate.left_index(target, part)
-        if _is_on(db, replace(target, schema=part.schema), name, part.oid):
-            found.append(f"index {quote(name)}")
-    if switching.has_proof(db, target):
-        found.append(f"constraint {quote(target.left)}, which refuses rows without a vector")
-    if kept.exists(db, target):
-        found.append(f"table {quote(target.kept)}")
-    return found
-
-
-def _is_on(db: Database, target: Target, name: str, table_oid: int) -> bool:
-    index = catalog.indexes(db, target.schema, name).get(name)
-    return index is not None and index.table_oid == table_oid
-
-
-def take_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
-    """Takes all of that away. Raises MigrationError for what can't be."""
-    if target.newer.index_name:
-        replacing.drop(db, target.newer, settings, table, replacing.LEFT)
-    clean_up(db, target, settings, table)
-    with db.transaction():
-        still = left(db, target, table)
-    if still:
-        raise MigrationError(
-            f"what a cutover of {target} has left can't be taken away now: {'; '.join(still)}",
-            hint="Somebody holds a lock on it, or it belongs to another role. Run the same command again.",
-        )
-
-
-def clean_up(db: Database, target: Target, settings: Settings, table: Table) -> None:
-    """After a run that failed: what it has prepared is of no use to anybody but the next."""
-    with _suppressed(), db.transaction():
-        now = catalog.table(db, target.schema, target.table)
-        if now and Mark.of(now, target):
-            return  # what failed came after the switch
-        kept.drop(db, target)
-    with _suppressed(), db.transaction():
-        if switching.has_proof(db, target):
-            locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
-            switching.unprove_not_null(db)
-    with _suppressed():
-        with db.transaction():
-            leaves = partitions.leaves(db, table.oid)
-        for part in leaves:
-            name = gate.left_index(target, part)
-            if _found_index(db, part, name):
-                _drop_index(db, part, name, CLEAN_UP_TIMEOUT)
-
-
-def _suppressed() -> AbstractContextManager[None]:
-    return suppress(MigrationError, DBAPIError)
+    return locks.retried(db, settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)
 
 
 def _switch(
-    db: Database,
-    target: Target,
-    settings: Settings,
-    table: Table,
-    mode: str,
-    renamed: str | None,
-    compared: list[Part],
+    db: Database, target: Target, settings: Settings, table: Table, mode: str, renamed: str | None, away: int
 ) -> Mark:
-    """The one transaction in which anything is different for others."""
-    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-    if catalog.table(db, target.schema, target.table) != table:
-        raise MigrationError(f"{target} was changed during the cutover", hint="Run the same command again.")
+    """The one transaction in which anything is different for others; `away` are the rows that have left before."""
     gate.require_trigger(db, target, table)
-    partitions.refuse_others(db, target, table.oid, compared)
+    gate.require_dependents(db, target, table)
     left = kept.count_left(db)
-    gate.require_accepted(target, settings, table, left)
+    if left > kept.FEW:
+        raise Changed(f"more than {kept.FEW} rows of {target} have come that no vector can hold")
+    gate.require_accepted(db, target, settings, table, left, away)
     if left:
-        kept.fill(db, target, table)
+        kept.take_last(db, target, table, left)
     parts = partitions.parts(db, table.oid)
     source, vector = switching.attributes(db, target.source), switching.attributes(db, target.vector)
     dimensions = table.columns[target.vector].dimensions

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from .. import catalog, checks, citus, followers, indexes, log, partitions, proof, switching
 from ..catalog import Extension, Table
-from ..database import Database
+from ..database import Database, Seen
 from ..errors import ANEW, INDEX_ANEW, MigrationError
 from ..indexes import NoIndex
+from ..leftovers import by_reading, leftovers
 from ..settings import Settings
 from ..target import Target, quote
 from ..verification import Comparison
@@ -24,6 +25,23 @@ CHOICE = (
     "OM_CUTOVER=swap: {vector} becomes {source}, of type vector, as newer OpenMemory expects it; the bytes stay as"
     " {archive}. OM_CUTOVER=drop: {source} and its bytes go, searches use {vector}."
 )
+# what would be deleted or changed along with a row, or would keep it; 8 is DELETE of a trigger, 4 of a rule, and a
+# partition's have parents
+FOLLOWING = """
+SELECT 'foreign key ' || quote_ident(c.conname) || ' of ' || CAST(CAST(c.conrelid AS regclass) AS text)
+FROM pg_catalog.pg_constraint c
+WHERE c.contype = 'f' AND c.confrelid = ANY (:tables) AND c.confdeltype IN ('c', 'n', 'd') AND c.conparentid = 0
+UNION ALL
+SELECT 'trigger ' || quote_ident(t.tgname) || ' on ' || CAST(CAST(t.tgrelid AS regclass) AS text)
+FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
+  AND t.tgtype & 8 <> 0
+UNION ALL
+SELECT 'rule ' || quote_ident(r.rulename) || ' on ' || CAST(CAST(r.ev_class AS regclass) AS text)
+FROM pg_catalog.pg_rewrite r
+WHERE r.ev_class = ANY (:tables) AND r.ev_type = '4' AND r.ev_enabled IN ('O', 'A')
+ORDER BY 1
+"""
 
 
 def require_mode(settings: Settings, target: Target) -> str:
@@ -62,6 +80,7 @@ def require(db: Database, target: Target, settings: Settings, table: Table) -> N
     require_trigger(db, target, table)
     _require_functions(db, target, table)
     _require_index(db, target, settings, table)
+    require_dependents(db, target, table)
     _require_names(db, target, table)
 
 
@@ -106,14 +125,18 @@ def _require_index(db: Database, target: Target, settings: Settings, table: Tabl
         )
 
 
-def _require_names(db: Database, target: Target, table: Table) -> None:
-    """Nothing that hangs on `v` would be left behind, and no name that is needed is taken."""
+def require_dependents(db: Database, target: Target, table: Table) -> None:
+    """Raises MigrationError where something hangs on `v` that would be left behind."""
     own = {target.sync, target.left, *(left_index(target, part) for part in partitions.parts(db, table.oid))}
     if found := switching.dependents(db, table, target.source, *own):
         raise MigrationError(
             f"what hangs on {quote(target.source)} of {target} would not go over: {'; '.join(found)}",
             hint="Drop it, and create it anew after the cutover for what is there then.",
         )
+
+
+def warn(db: Database, target: Target, table: Table) -> None:
+    """Of those who hear of the table's columns, and can't be asked."""
     tables = [part.oid for part in partitions.parts(db, table.oid)]
     for (name,) in db.rows(followers.PUBLICATIONS, {"tables": tables}):
         log.warning(
@@ -121,6 +144,10 @@ def _require_names(db: Database, target: Target, table: Table) -> None:
             detail="One whose table has still the columns of before stops with an error at the first row after that.",
             hint="Cut its table over as well before its next row, or take the table out of the publication.",
         )
+
+
+def _require_names(db: Database, target: Target, table: Table) -> None:
+    """No name that is needed is taken."""
     if target.archive in table.columns:
         raise MigrationError(
             f"{target} has a column {quote(target.archive)} already",
@@ -137,8 +164,9 @@ def left_index(target: Target, part: partitions.Part) -> str:
     return replace(target, table=part.name).left
 
 
-def verify(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> int:
-    """Compares every row to the bit, in one snapshot; returns how many have bytes that no vector can hold."""
+def verify(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> tuple[int, Seen]:
+    """Compares every row to the bit, in one snapshot; returns how many have bytes that no vector can hold, and what
+    the switch has to find again."""
     found = proof.compare(db, target, table, extension)
     if not found.fine:
         raise _wrong(target, table, found)
@@ -148,8 +176,18 @@ def verify(db: Database, target: Target, settings: Settings, table: Table, exten
         f" vector can hold, {found.without_source:,} without bytes",
         detail=f"{found.looked_at_again:,} were not right in a snapshot before." if found.looked_at_again else None,
     )
-    require_accepted(target, settings, table, skipped, found.skipped)
-    return skipped
+    with db.transaction():
+        require_accepted(db, target, settings, table, skipped, kept.count(db), found.skipped)
+    return skipped, found.seen
+
+
+def require_rows(db: Database, target: Target, settings: Settings, table: Table) -> int:
+    """Refuses what can be seen without comparing every row, before anything is made that takes time; returns how many
+    rows have to leave."""
+    found = leftovers(db, target, table, by_reading)
+    with db.transaction():
+        require_accepted(db, target, settings, table, found.skipped, kept.count(db), found.reasons)
+    return found.skipped
 
 
 def _wrong(target: Target, table: Table, found: Comparison) -> MigrationError:
@@ -162,25 +200,50 @@ def _wrong(target: Target, table: Table, found: Comparison) -> MigrationError:
 
 
 def require_accepted(
-    target: Target, settings: Settings, table: Table, skipped: int, reasons: Counter[str] | None = None
+    db: Database,
+    target: Target,
+    settings: Settings,
+    table: Table,
+    left: int,
+    away: int,
+    reasons: Mapping[str, int] | None = None,
 ) -> None:
-    """Raises MigrationError unless no row is left behind, or as many as OM_ACCEPT_LOSS says and can be kept."""
-    if not skipped:
+    """Raises MigrationError unless no row has to leave the table, or as many as OM_ACCEPT_LOSS says, and each can.
+
+    Those count that are `away` already, by a run that was interrupted.
+    """
+    rows = left + away
+    if rows and rows != settings.accept_loss:
+        details = [f"{'; '.join(f'{reason}: {number:,}' for reason, number in reasons.items())}."] if reasons else []
+        if away:
+            details.append(f"{away:,} are in table {quote(target.kept)} already.")
+        if settings.accept_loss:
+            details.append(f"OM_ACCEPT_LOSS says {settings.accept_loss:,}.")
+        raise MigrationError(
+            f"{rows:,} rows of {target} have bytes that no vector can hold",
+            detail=" ".join(details) or None,
+            hint=f"Mend or delete them, or have them leave the table with OM_ACCEPT_LOSS={rows}: table"
+            f" {quote(target.kept)} then keeps them, and undoing the cutover puts them back.",
+        )
+    if not left:
         return
-    if skipped != settings.accept_loss:
-        because = "; ".join(f"{reason}: {rows:,}" for reason, rows in (reasons or Counter()).most_common())
-        accepted = f"OM_ACCEPT_LOSS says {settings.accept_loss:,}." if settings.accept_loss else ""
+    tables = [part.oid for part in partitions.parts(db, table.oid)]
+    if found := [text for (text,) in db.rows(FOLLOWING, {"tables": tables})]:
         raise MigrationError(
-            f"{skipped:,} rows of {target} have bytes that no vector can hold",
-            detail=" ".join(text for text in (f"{because}." if because else "", accepted) if text) or None,
-            hint=f"Mend or delete them, or leave them without a vector with OM_ACCEPT_LOSS={skipped}: their bytes are"
-            f" then kept in table {quote(target.kept)}.",
-        )
-    if not table.key:
-        raise MigrationError(
-            f"{target} has no primary key, so the bytes of {skipped:,} rows can't be kept beside it",
-            hint="Give it one, or mend or delete those rows.",
+            f"{left:,} rows have to leave {target}, but something would follow or keep them: {'; '.join(found)}",
+            detail="To leave, a row is deleted here, and undoing the cutover inserts it again.",
+            hint="Mend or delete those rows, or drop or disable what is listed until the cutover is done.",
         )
 
 
-__all__ = ["left_index", "require", "require_accepted", "require_mode", "require_trigger", "verify"]
+__all__ = [
+    "left_index",
+    "require",
+    "require_accepted",
+    "require_dependents",
+    "require_mode",
+    "require_rows",
+    "require_trigger",
+    "verify",
+    "warn",
+]

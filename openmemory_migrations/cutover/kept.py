@@ -1,108 +1,288 @@
-"""A table beside the migrated one that keeps the bytes which no vector can hold, by primary key, for the way back.
+"""A table beside the migrated one for the rows that no vector can hold: they leave whole, and come back whole.
 
-It is filled twice by the same statement: before the switch, which may take a while, and in its transaction, which then
-has only what has changed since.
+Each batch is one statement, which deletes where the rows are and inserts where they go, and a commit. So a row is in
+one of the two tables, whatever ends a run, and nothing has to find it again by a key that may be another row's since.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
-from .. import catalog, locks
+from sqlalchemy.exc import DBAPIError
+
+from .. import catalog, locks, log, partitions
 from ..catalog import Table
-from ..database import Database
+from ..database import APPLICATION_NAME, Database
+from ..errors import MigrationError
+from ..keys import AT, keys_at, keys_where
+from ..passes import Obstacles, Steps, is_a_rows, passes, reason_of
 from ..reading import UNIT, pages_of
 from ..settings import Settings
 from ..target import Target, literal, quote
+from .mark import UNDO
 
-COMMENT = "openmemory_migrations: bytes that no vector can hold, of "
-# beside the columns of the key: the bytes, and what xmin the row had when they were copied
-BYTES, VERSION = "openmemory_bytes", "openmemory_xmin"
+COMMENT = "openmemory_migrations: rows that no vector can hold, of "
 LEFT = "{source} IS NOT NULL AND {vector} IS NULL"
+# as the trigger has it: a row that could have its vector, and hasn't yet, stays
+UNFIT = LEFT + " AND {convert}({source}, {size}) IS NULL"
+BATCH = 1000  # rows
+FEW = 100  # rows that may have come since the batches, and leave under the lock of the switch
+NOT_WHOLE = "no error, by a trigger or a rule that keeps rows out or changes them"
 
-CREATE = "CREATE TABLE {kept} AS SELECT {keys}, {source} AS {bytes}, xmin AS {version} FROM {table} WITH NO DATA"
+COLUMNS = """
+SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+ORDER BY a.attnum
+"""
+CREATE = "CREATE TABLE {kept} AS SELECT {columns} FROM {table} WITH NO DATA"
 # default privileges may give roles this table whom policies keep from rows of the other
 HIDE = "ALTER TABLE {kept} ENABLE ROW LEVEL SECURITY"
-COPY = (
-    "INSERT INTO {kept} AS k ({keys}, {bytes}, {version}) SELECT {keys}, {source}, xmin FROM {table} WHERE "
-    + LEFT
-    + " ON CONFLICT ({keys}) DO UPDATE SET {bytes} = excluded.{bytes}, {version} = excluded.{version}"
-    " WHERE k.{version} IS DISTINCT FROM excluded.{version}"
-)
-CLEAN = "DELETE FROM {kept} AS k WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {same} AND " + LEFT + ")"
-PUT_BACK = """
-UPDATE {table} AS t SET {source} = k.{bytes} FROM {kept} AS k
-WHERE k.ctid >= '({page},0)' AND k.ctid < '({end},0)' AND {same} AND t.{vector} IS NULL AND t.{source} IS NULL
+UNITS = """
+SELECT DISTINCT CAST((CAST(CAST(ctid AS text) AS point))[0] AS bigint) / {unit} * {unit} FROM ONLY {table}
+WHERE {which} ORDER BY 1
 """
+ROWS = """
+SELECT CAST(ctid AS text) FROM ONLY {table} WHERE ctid >= '({first},0)' AND ctid < '({end},0)' AND {which}
+"""
+MOVE = """
+WITH gone AS (DELETE FROM {origin} WHERE {which} RETURNING {columns}),
+     come AS (INSERT INTO {to} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM gone RETURNING {columns})
+SELECT (SELECT count(*) FROM gone),
+       EXISTS (SELECT CAST(ROW({columns}) AS text) FROM gone EXCEPT ALL SELECT CAST(ROW({columns}) AS text) FROM come)
+"""
+MOVE_THESE = MOVE.replace("{which}", "{which} AND " + AT)
+
+
+class _NotWhole(Exception):
+    """A trigger or a rule has kept rows from their table, or changed them, without an error."""
 
 
 def count_left(db: Database) -> int:
-    """Rows that a vector can't be made of, or not yet: with an index on them, in no time."""
+    """Rows that a vector can't be made of, or not yet, up to one more than the switch takes: with an index, at once."""
     db.run("SET LOCAL enable_seqscan = off")
-    return int(db.value("SELECT count(*) FROM {table} WHERE " + LEFT))
+    return int(
+        db.value("SELECT count(*) FROM (SELECT FROM {table} WHERE " + LEFT + " LIMIT {most}) AS l", most=str(FEW + 1))
+    )
 
 
-def fill(db: Database, target: Target, table: Table) -> None:
-    """Makes the table if need be, and has it hold what the rows without a vector hold now."""
-    names = _names(target, table)
-    if not exists(db, target):
-        db.run(CREATE, **names)
-        db.run("ALTER TABLE {kept} ADD PRIMARY KEY ({keys})", **names)
-        db.run(HIDE)
-        db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(f"{COMMENT}{target}"))
-    db.run(COPY, **names)
-    db.run(CLEAN, **names)
+def count(db: Database) -> int:
+    """Rows that are in the kept table: of a cutover, or of a run that was interrupted."""
+    return 0 if _oid(db) is None else int(db.value("SELECT count(*) FROM {kept}"))
 
 
-def put_back(db: Database, target: Target, table: Table, settings: Settings) -> int:
-    """Gives rows that have neither vector nor bytes the bytes that were kept; returns how many."""
-    if not exists(db, target):
-        return 0
-    rows = 0
-    names = _names(target, table)
-    for first in _pages(db):
+def move_out(db: Database, target: Target, table: Table, settings: Settings) -> None:
+    """Passes, until no row is left that no vector can hold. Raises MigrationError where one doesn't leave."""
+    what = f"moving rows of {target} that no vector can hold to {quote(target.kept)}"
+    columns = locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: _ready(db, target))
+    moving = _Moving(db, table, settings, what, db.names["kept"], columns, db.sql(UNFIT, size=_size(target, table)))
 
-        def some(first: int = first) -> int:
-            return int(db.run(PUT_BACK, page=str(first), end=str(first + UNIT), **names).rowcount)
+    def units() -> Iterator[tuple[Database, int]]:
+        with db.transaction():
+            leaves = [part.at(db) for part in partitions.leaves(db, table.oid)]
+        for at in leaves:
+            with db.transaction():
+                found = at.rows(UNITS, unit=str(UNIT), which=moving.which)
+            yield from ((at, first) for (first,) in found)
 
-        rows += locks.retried(db, settings.lock_timeout_ms, table.oid, f"putting bytes of {target} back", some)
-    return rows
+    obstacles, left = moving.run(units)
+    if left:
+        with db.transaction():
+            raise _stay(db, target, table, left, obstacles.summary())
+    if moving.moved:
+        log.notice(f"{moving.moved:,} rows of {target} that no vector can hold are in {quote(target.kept)} now")
 
 
-def exists(db: Database, target: Target) -> bool:
-    """Whether there is such a table of ours."""
-    return bool(
-        db.value(
-            "SELECT starts_with(pg_catalog.obj_description(pg_catalog.to_regclass(:name), 'pg_class'), :comment)",
-            {"name": db.names["kept"], "comment": COMMENT},
-        )
+def take_last(db: Database, target: Target, table: Table, left: int) -> None:
+    """Moves the few that have come since, inside the transaction of the switch. Raises MigrationError where one of
+    those that are `left` doesn't leave."""
+    columns, which = _ready(db, target), db.sql(UNFIT, size=_size(target, table))
+    # what is deferred would be pending, and no column can be renamed then
+    db.run("SET CONSTRAINTS ALL IMMEDIATE")
+    try:
+        ((gone, _),) = db.rows(MOVE, origin=db.names["table"], which=which, to=db.names["kept"], columns=columns)
+    except DBAPIError as error:
+        if not is_a_rows(error):
+            raise
+        raise MigrationError(
+            f"{left:,} rows of {target} do not leave the table: refused with {reason_of(error)}"
+        ) from error
+    if gone != left:
+        raise _stay(db, target, table, left - gone, "")
+
+
+def put_back(db: Database, target: Target, table: Table, settings: Settings) -> None:
+    """Puts the rows back, then drops the table. Raises MigrationError, naming them, where rows have to stay there."""
+    with db.transaction():
+        kept = _oid(db)
+        if kept is None:
+            return
+        at = db.at({"table": db.names["kept"]})
+        pages = pages_of(at)
+        columns = _columns(db, target, db.names["kept"], db.names["table"]) if count(db) else {}
+    obstacles = Obstacles()
+    if columns:
+        known = replace(table, key=tuple(name for name in table.key if name in columns))
+        what = f"putting rows back into {target}"
+        moving = _Moving(db, known, settings, what, db.names["table"], _sql(columns), "true")
+        obstacles, _ = moving.run(lambda: ((at, first) for first in range(0, pages, UNIT)))
+        if moving.moved:
+            log.notice(f"{moving.moved:,} rows that no vector can hold are back in {target}")
+    if locks.retried(db, settings.lock_timeout_ms, kept, f"dropping {quote(target.kept)}", lambda: drop(db)):
+        return
+    with db.transaction():
+        rows = count(db)
+    raise MigrationError(
+        f"{rows:,} rows of {target} are still in table {quote(target.kept)}",
+        detail=f"{obstacles.summary()}." if obstacles.rows else None,
+        hint=f"Mend what keeps them out, or delete them there if nobody needs them, then again: {UNDO}.",
     )
 
 
 def taken(db: Database, target: Target) -> bool:
     """Whether something that isn't ours has its name."""
-    return catalog.relation_exists(db, target.schema, target.kept) and not exists(db, target)
+    return catalog.relation_exists(db, target.schema, target.kept) and _oid(db) is None
 
 
-def drop(db: Database, target: Target) -> None:
-    if exists(db, target):
-        db.run("DROP TABLE {kept}")
+def drop(db: Database) -> bool:
+    """Drops the table if it is empty; says whether there is none any more."""
+    if _oid(db) is None:
+        return True
+    db.run("LOCK TABLE {kept} IN ACCESS EXCLUSIVE MODE")
+    if db.value("SELECT EXISTS (SELECT FROM {kept})"):
+        return False
+    db.run("DROP TABLE {kept}")
+    return True
 
 
-def _pages(db: Database) -> Iterator[int]:
-    with db.transaction():
-        pages = pages_of(db.at({"table": db.names["kept"]}))
-    yield from range(0, pages, UNIT)
+def _oid(db: Database) -> int | None:
+    """Of the table, where it is ours."""
+    found: int | None = db.value(
+        "SELECT CAST(c.oid AS bigint) FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(:name)"
+        " AND starts_with(pg_catalog.obj_description(c.oid, 'pg_class'), :comment)",
+        {"name": db.names["kept"], "comment": COMMENT},
+    )
+    return found
 
 
-def _names(target: Target, table: Table) -> dict[str, str]:
-    keys = [quote(name) for name in table.key]
-    return {
-        "keys": ", ".join(keys),
-        "same": " AND ".join(f"t.{key} = k.{key}" for key in keys),
-        "version": quote(VERSION),
-        "bytes": quote(BYTES),
-    }
+class _Moving:
+    """Moves rows from one table to another, in smaller batches where something is in the way."""
+
+    def __init__(
+        self, db: Database, table: Table, settings: Settings, what: str, to: str, columns: str, which: str
+    ) -> None:
+        self.db, self.table, self.what, self.to, self.columns, self.which = db, table, what, to, columns, which
+        self.moved = 0
+        with db.transaction():
+            self.lock_timeout = locks.batch_timeout(db, settings)
+
+    def run(self, units: Callable[[], Iterable[tuple[Database, int]]]) -> tuple[Obstacles, int]:
+        """Passes over units of pages, each of a table that holds rows; returns what keeps how many where they are."""
+
+        def once(obstacles: Obstacles) -> tuple[int, int]:
+            before, found = self.moved, 0
+            for at, first in units():
+                with self.db.transaction():
+                    self._settle()
+                    rows = at.rows(ROWS, first=str(first), end=str(first + UNIT), which=self.which)
+                found += len(rows)
+                self._move(at, [tid for (tid,) in rows], obstacles)
+            return self.moved - before, found
+
+        return passes(self.db, self.table.oid, self.what, once)
+
+    def _move(self, at: Database, tids: list[str], obstacles: Obstacles) -> None:
+        steps = Steps(self.db, self.what, BATCH)
+        while tids:
+            some = tids[: steps.size]
+            try:
+                self.moved += self._at_once(at, some, steps)
+            except DBAPIError as error:
+                outcome = steps.failed(error, len(some))
+                if outcome == "again":
+                    continue
+                if outcome == "locked":
+                    obstacles.lock(1)
+                else:
+                    obstacles.refuse(error, self._names(at, some))
+            except _NotWhole:
+                if len(some) > 1:
+                    steps.size = len(some) // 2
+                    continue
+                obstacles.refused.setdefault(NOT_WHOLE, []).extend(self._names(at, some))
+            else:
+                steps.done()
+            tids = tids[len(some) :]
+
+    def _at_once(self, at: Database, tids: list[str], steps: Steps) -> int:
+        with self.db.transaction(batch=True):
+            self._settle()
+            steps.heed()
+            names = {"origin": f"ONLY {at.names['table']}", "which": self.which, "to": self.to, "columns": self.columns}
+            ((gone, lost),) = at.rows(MOVE_THESE, {"values": tids}, **names)
+            if lost:
+                raise _NotWhole
+        return int(gone)
+
+    def _names(self, at: Database, tids: list[str]) -> list[str]:
+        with self.db.transaction():
+            return keys_at(at, self.table, tids)
+
+    def _settle(self) -> None:
+        """What is deferred to a commit is checked with the statement that it is of."""
+        self.db.set_local("application_name", f"{APPLICATION_NAME} moving rows")
+        locks.set_timeout(self.db, self.lock_timeout)
+        self.db.run("SET LOCAL enable_seqscan = off")
+        self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-__all__ = ["count_left", "drop", "exists", "fill", "put_back", "taken"]
+def _ready(db: Database, target: Target) -> str:
+    """Makes the table if need be, inside a transaction; returns the columns of a whole row."""
+    if drop(db):
+        columns = _sql(_types(db, target, db.names["table"]))
+        db.run(CREATE, columns=columns)
+        db.run(HIDE)
+        db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(f"{COMMENT}{target}"))
+        return columns
+    return _sql(_columns(db, target, db.names["table"], db.names["kept"]))
+
+
+def _columns(db: Database, target: Target, origin: str, to: str) -> dict[str, str]:
+    """Those of the rows in one table. Raises MigrationError where the other can't hold them all as they are."""
+    here, there = _types(db, target, origin), _types(db, target, to)
+    for name, type_ in here.items():
+        if there.get(name) != type_:
+            has = f"of type {there[name]}" if name in there else "missing"
+            raise MigrationError(
+                f"column {quote(name)} of type {type_}, which rows of {origin} have, is {has} in {to}",
+                detail=f"{quote(target.kept)} keeps rows of {target} that no vector can hold, and one of the two tables"
+                " was changed since they left.",
+                hint="ALTER TABLE … the one that is as it should not be, then the same command again.",
+            )
+    return here
+
+
+def _types(db: Database, target: Target, table: str) -> dict[str, str]:
+    """Of the columns that a row is made of: neither its vector, of which it has none, nor what the server computes."""
+    return {name: type_ for name, type_ in db.rows(COLUMNS, {"table": table}) if name != target.vector}
+
+
+def _sql(columns: Iterable[str]) -> str:
+    return ", ".join(map(quote, columns))
+
+
+def _size(target: Target, table: Table) -> str:
+    return str(table.columns[target.vector].dimensions)
+
+
+def _stay(db: Database, target: Target, table: Table, rows: int, refused: str) -> MigrationError:
+    keys = [] if refused else keys_where(db, table, LEFT)
+    return MigrationError(
+        f"{rows:,} rows of {target} have no vector and do not leave the table",
+        detail=f"{refused}." if refused else f"Such as {', '.join(keys)}." if keys else None,
+        hint="Where a vector can hold the bytes, openmemory-migrations backfill converts them. Otherwise something"
+        " keeps the row from being deleted: mend or delete it.",
+    )
+
+
+__all__ = ["FEW", "count", "count_left", "move_out", "put_back", "take_last", "taken"]

@@ -11,19 +11,18 @@ from functools import partial
 from .. import catalog, checks, claims, locks, log, partitions, proof, replacing, switching, synctrigger
 from ..catalog import Extension, Table
 from ..claims import Claims
-from ..database import Database
+from ..database import Database, Seen
 from ..engine_client import ClientEngine
-from ..errors import MigrationError
+from ..errors import Changed, MigrationError
 from ..indexes import DEFAULTS
 from ..keys import keys_where
 from ..pace import Pace
-from ..partitions import Part
 from ..passes import Obstacles, in_the_way, passes
 from ..progress import Progress
 from ..reading import BACK
 from ..settings import Settings
 from ..target import Target, quote
-from . import backtrigger, forward, kept, mark
+from . import backtrigger, kept, mark, prepared
 from .mark import Mark
 
 PENDING = "{vector} IS NOT NULL AND {source} IS NULL"
@@ -40,7 +39,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         db.take_over()
         replacing.drop_left(db, target, settings, table)  # by a run that was interrupted after its switch
         if not table.columns[target.source].is_vector:
-            forward.take_back(db, target, settings, table)  # by one that was interrupted before
+            prepared.take_back(db, target, settings, table)  # by one that was before it, or of rows that had to stay
         log.notice(f"{target} is not cut over, nothing to undo")
         return
     with db.reading():
@@ -50,24 +49,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         extension = catalog.extension(db)
     db.take_over()
     assert extension is not None  # there is a column of its type
-    now = found.now(target)
-    at = db.at(mark.names(now))
-    table = _begin(at, target, settings, table, extension, found)
-    leaves = _rebuild(at, now, settings, table, extension, target)
-    if rows := kept.put_back(at, target, table, settings):
-        log.notice(f"{rows:,} rows of {target} have the bytes again that no vector can hold")
-    _verify(at, now, table, extension, target)
-    if found.source.not_null:
-        switching.prove_not_null(at, target, settings, table, now.source)
-    replacing.drop_left(db, target, settings, table)
-    what = f"undoing the cutover of {target}"
-    locks.retried(
-        db,
-        settings.lock_timeout_ms,
-        table.oid,
-        what,
-        lambda: _switch(db, at, target, settings, table, extension, found, leaves),
-    )
+    locks.decided(lambda: _undo(db, target, settings, extension, found))
     replacing.drop_left(db, target, settings, table)
     log.notice(
         f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
@@ -76,6 +58,27 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         if found.mode == "swap"
         else f"A writer that still sends vectors to {quote(target.vector)} gets no error, and its rows no bytes.",
     )
+    # where they fit again: after a swap their column is a vector, and after a drop it may have to be NOT NULL
+    kept.put_back(db, target, table, settings)
+
+
+def _undo(db: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> None:
+    """Rebuilds, compares and switches; raises Changed where the table isn't what it was, and that has to be done
+    again."""
+    now = found.now(target)
+    at = db.at(mark.names(now))
+    table = _begin(at, target, settings, extension, found)
+    _rebuild(at, now, settings, table, extension, target)
+    seen = _verify(at, now, table, extension, target)
+    if found.source.not_null:
+        switching.prove_not_null(at, target, settings, table, now.source)
+    replacing.drop_left(db, target, settings, table)
+    what = f"undoing the cutover of {target}"
+
+    def switch() -> None:
+        _switch(db, at, target, table, extension, found)
+
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch, seen)
 
 
 def _require_names(table: Table, target: Target, found: Mark) -> None:
@@ -92,8 +95,11 @@ def _require_names(table: Table, target: Target, found: Mark) -> None:
         )
 
 
-def _begin(at: Database, target: Target, settings: Settings, table: Table, extension: Extension, found: Mark) -> Table:
+def _begin(at: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> Table:
     """From here on what is written has its bytes; returns the table with its column for them."""
+    with at.transaction():
+        table = checks.require_table(at, target)
+    _require_names(table, target, found)
 
     def change() -> Table:
         if target.archive not in table.columns:
@@ -107,23 +113,18 @@ def _begin(at: Database, target: Target, settings: Settings, table: Table, exten
     return locks.retried(at, settings.lock_timeout_ms, table.oid, f"preparing {target} for its bytes", change)
 
 
-def _rebuild(
-    at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target
-) -> list[Part]:
-    """Passes, until one snapshot finds no row that has a vector and no bytes; returns where it has looked."""
+def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target) -> None:
+    """Passes, until one snapshot finds no row that has a vector and no bytes."""
     size = table.columns[now.vector].dimensions
     assert size is not None  # the mark has been asked for it
     what = f"rebuilding {quote(target.source)} of {target.table}"
     with at.transaction():
         pace = Pace(at, settings)
     engine = ClientEngine(at, now, settings, table, extension, BACK)
-    leaves: list[Part] = []
 
     def once(obstacles: Obstacles) -> tuple[int, int]:
-        nonlocal leaves
         with at.transaction(snapshot=True):
             rows = _pending(at)
-            leaves = partitions.leaves(at, table.oid)
         workers = [Claims(True) for _ in range(settings.backfill_workers)]
         others = partial(claims.of_others, workers)
         progress = Progress(what, rows, _pending, others, doing="rebuild", obstacles=obstacles)
@@ -146,19 +147,21 @@ def _rebuild(
             hint=f"Mend what keeps them as they are, or end what writes past trigger {quote(target.back)}; then run the"
             " same command again.",
         )
-    return leaves
 
 
 def _pending(db: Database) -> int:
     return int(db.value("SELECT count(*) FROM {table} WHERE " + PENDING))
 
 
-def _verify(at: Database, now: Target, table: Table, extension: Extension, target: Target) -> None:
-    """Kept bytes may be another vector's by now, if that was written past the trigger: nothing tells which is right."""
+def _verify(at: Database, now: Target, table: Table, extension: Extension, target: Target) -> Seen:
+    """Returns what the switch has to find again.
+
+    Kept bytes may be another vector's by now, if that was written past the trigger: nothing tells which is right.
+    """
     found = proof.compare(at, now, table, extension)
     if found.fine:
         log.notice(f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal")
-        return
+        return found.seen
     raise MigrationError(
         f"in {found.not_right:,} rows of {target} {quote(now.source)} is not what {quote(now.vector)} says",
         detail=f"{found.problems(table)} They were written past the trigger.",
@@ -167,25 +170,9 @@ def _verify(at: Database, now: Target, table: Table, extension: Extension, targe
     )
 
 
-def _switch(
-    db: Database,
-    at: Database,
-    target: Target,
-    settings: Settings,
-    table: Table,
-    extension: Extension,
-    found: Mark,
-    rebuilt: list[Part],
-) -> None:
-    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-    now = catalog.table(db, target.schema, target.table)
-    if now != table:
-        raise MigrationError(f"{target} was changed meanwhile", hint="Run the same command again.")
+def _switch(db: Database, at: Database, target: Target, table: Table, extension: Extension, found: Mark) -> None:
     if not catalog.trigger_enabled(db, table.oid, target.back):
-        raise MigrationError(
-            f"trigger {quote(target.back)} of {target} is missing or disabled", hint="Run the same command again."
-        )
-    partitions.refuse_others(db, target, table.oid, rebuilt)
+        raise Changed(f"trigger {quote(target.back)} of {target} is missing or disabled")
     backtrigger.drop(at)
     if found.mode == "swap":
         parts = partitions.parts(db, table.oid)
@@ -215,7 +202,6 @@ def _switch(
     synctrigger.create_trigger(db, table.columns[found.now(target).vector].dimensions, **names)
     if found.mode == "swap":
         _rename_index(db, target, table, found)
-    kept.drop(db, target)
 
 
 def _rename_index(db: Database, target: Target, table: Table, found: Mark) -> None:

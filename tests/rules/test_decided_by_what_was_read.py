@@ -20,6 +20,7 @@ from tests.support.states import EXPAND, column_type
 
 DIM = 8
 ROWS = random_rows(60, DIM)
+CUTOVER = ("-n", "cutover")
 ALONE = "IN ACCESS EXCLUSIVE MODE"
 REWRITE = f"ALTER TABLE {TABLE} ALTER user_id TYPE text USING user_id || ''"
 VALUE = f"INSERT INTO {TABLE} (id, sector, dim, v_vector) VALUES (gen_random_uuid(), 'own', {DIM}, '[1,2,3,4,5,6,7,8]')"
@@ -83,6 +84,53 @@ def test_vectors_that_were_written_past_a_disabled_trigger_are_found(
     assert done.returncode != 0
     assert f'{len(ROWS)} rows of "public.openmemory_vectors" have another' in done.log
     assert database.value(f"SELECT DISTINCT v::text FROM {TABLE}") == "[8,7,6,5,4,3,2,1]"
+
+
+@pytest.mark.parametrize("step", ["cutover", "undo"])
+def test_what_was_written_past_a_disabled_trigger_is_not_dropped_by_a_switch(
+    server: embedded.Server, database: Database, step: str
+) -> None:
+    """To drop the bytes by what was compared before, or to call bytes right that are another vector's."""
+    create_table(database)
+    load(database, ROWS)
+    drop, up, down = {"OM_CUTOVER": "drop"}, (*CUTOVER, "upgrade", "head"), (*CUTOVER, "downgrade", "base")
+    alembic(database, "upgrade", "head")
+    column, other = ("v", "'\\x01020304'"), ("v_vector", "'[8,7,6,5,4,3,2,1]'")
+    if step == "undo":
+        alembic(database, *up, env=drop)
+    name, value = column if step == "cutover" else other
+    trigger = f"ALTER TABLE {TABLE} {{}} TRIGGER ALL;"
+    past = f"{trigger.format('DISABLE')} UPDATE {TABLE} SET {name} = {value}; {trigger.format('ENABLE')}"
+
+    with changed_before_the_lock(server, database, past) as between:
+        done = alembic(between, *(up if step == "cutover" else down), env=drop, check=False)
+
+    assert done.returncode != 0
+    assert "looking again" in done.log
+    said = (
+        f"{len(ROWS)} rows of"
+        if step == "cutover"
+        else f'in {len(ROWS)} rows of "public.{TABLE}" "v_bytea" is not what'
+    )
+    assert said in done.log
+    assert database.rows(f"SELECT DISTINCT {name} = {value} FROM {TABLE}") == [(True,)]
+
+
+def test_more_rows_than_a_switch_moves_under_its_lock_leave_before_it(
+    server: embedded.Server, database: Database
+) -> None:
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", "head")
+    some = f"INSERT INTO {TABLE} SELECT gen_random_uuid(), 's', 'u', '\\x01', 1 FROM generate_series(1, 150)"
+
+    with changed_before_the_lock(server, database, some) as between:
+        env = {"OM_CUTOVER": "drop", "OM_ACCEPT_LOSS": "150"}
+        done = alembic(between, *CUTOVER, "upgrade", "head", env=env)
+
+    assert "more than 100 rows of" in done.log
+    assert "looking again" in done.log
+    assert database.value(f"SELECT count(*) FROM {TABLE}_v_kept") == 150
 
 
 def test_a_partition_that_was_away_is_looked_at_again(server: embedded.Server, database: Database) -> None:

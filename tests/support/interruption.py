@@ -164,7 +164,7 @@ def killed(
 
 # what changes nothing by itself
 _READS = re.compile(
-    r"\s*(SELECT|WITH|SHOW|SET|RESET|BEGIN|DECLARE|FETCH|CLOSE|LOCK|SAVEPOINT|RELEASE|COPY \()", re.IGNORECASE
+    r"\s*(SELECT|WITH(?! gone)|SHOW|SET|RESET|BEGIN|DECLARE|FETCH|CLOSE|LOCK|SAVEPOINT|RELEASE|COPY \()", re.IGNORECASE
 )
 _LITERAL = re.compile(r"'[^']*'|\d+")  # what differs from run to run
 

@@ -96,6 +96,7 @@ def test_rows_that_are_wrong_are_counted_and_named(table: Database) -> None:
         f"1: there is a vector, but the bytes are none (any more), such as (id={stale.id}, sector={stale.sector})",
         'UPDATE … SET "v" = "v" for those rows',
         "openmemory-migrations backfill converts them",
+        env={"OM_INDEX": "none"},  # or newer OpenMemory's would be there for the next run
     )
 
 
@@ -104,9 +105,6 @@ def test_bytes_that_no_vector_can_hold_are_accepted_by_their_number_only(table: 
     said = f'{LOSS} rows of "public.{TABLE}" have bytes that no vector can hold'
     refuses(table, said, "NaN or infinite values: 1", f"OM_ACCEPT_LOSS={LOSS}")
     refuses(table, said, "OM_ACCEPT_LOSS says 5.", env={"OM_ACCEPT_LOSS": "5"})
-    table.run(f"ALTER TABLE {TABLE} DROP CONSTRAINT {TABLE}_pkey")
-    said = f'"public.{TABLE}" has no primary key, so the bytes of {LOSS} rows can\'t be kept beside it'
-    refuses(table, said, mode="drop", env={"OM_ACCEPT_LOSS": str(LOSS)})
 
 
 def test_no_index_is_needed_where_there_is_to_be_none(table: Database) -> None:

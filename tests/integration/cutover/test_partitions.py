@@ -50,7 +50,8 @@ def test_a_tree_is_cut_over_and_back(tree: Database, mode: str) -> None:
     cut_over(tree, mode, ACCEPTED)
 
     vector = "v" if mode == "swap" else "v_vector"
-    assert vectors_of(tree, vector) == {key: expected(value, DIM) for key, value in v.items()}
+    of_bad = {(row.id, row.sector) for row in BAD if row.v is not None}
+    assert vectors_of(tree, vector) == {key: expected(value, DIM) for key, value in v.items() if key not in of_bad}
     now = dict(tree.rows(FILES))
     assert {name: now[name] for name in files} == files
     # newer OpenMemory's index is beside our own, on every part
@@ -102,17 +103,16 @@ def test_a_partition_that_is_attached_with_rows_just_before_the_switch_is_not_pa
         database.run(f"ALTER TABLE {TABLE} ATTACH PARTITION late FOR VALUES IN ('{late.sector}')")
     ended = result(process)
 
-    assert ended.returncode != 0, ended.log
-    assert 'partition "public.late"' in ended.log
+    assert f'"public"."{TABLE}" was changed since its rows were looked at; looking again' in ended.log
+    assert (ended.returncode == 0) == (step != "cutover"), ended.log
+    if step != "newer":
+        assert bytes_of(database) == {(one.id, one.sector): one.v for one in (row, late)}
     if step == "cutover":
-        assert bytes_of(database) == {(one.id, one.sector): one.v for one in (row, late)}
-        refuses(database, "1 rows of", "are not right", mode="drop", env=env)
-        return
-    alembic(database, *command, env=env)
-    values = vectors_of(database, "v" if step == "newer" else "v_vector")
-    assert values == {(one.id, one.sector): expected(one.v) for one in (row, late)}
-    if step == "undoing":
-        assert bytes_of(database) == {(one.id, one.sector): one.v for one in (row, late)}
+        assert "1 rows of" in ended.log
+        assert "are not right" in ended.log
+    else:
+        values = vectors_of(database, "v" if step == "newer" else "v_vector")
+        assert values == {(one.id, one.sector): expected(one.v) for one in (row, late)}
 
 
 def test_what_a_partition_has_of_its_own_is_named_before_any_change(tree: Database) -> None:

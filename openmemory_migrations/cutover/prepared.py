@@ -1,0 +1,135 @@
+"""What a cutover prepares for its switch, and how that is taken back where it didn't come to it.
+
+That is an index and a constraint by which the switch needn't read the table, and rows that have left it. The next run
+uses them, or makes them anew.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+from .. import building, catalog, locks, log, partitions, replacing, switching
+from ..catalog import Index, Table
+from ..database import PATIENT_LOCK_TIMEOUT, Database
+from ..errors import MigrationError
+from ..partitions import Part
+from ..settings import Settings
+from ..sqlerrors import as_migration_error
+from ..target import Target, quote
+from . import gate, kept
+from .mark import Mark
+
+# WHERE has but half of kept.LEFT: from 17 on the server leaves `v IS NOT NULL` out where the column is NOT NULL; an
+# index for both would be of no use to it then, and it would read the table
+LEFT_INDEX = "CREATE INDEX CONCURRENTLY {index} ON {table} (({source} IS NOT NULL)) WHERE {vector} IS NULL"
+CLEAN_UP_TIMEOUT = "5s"
+
+
+def index_left(db: Database, target: Target, leaves: list[Part]) -> None:
+    """Has the index on the rows without a vector ready on each table that holds rows."""
+    for part in leaves:
+        at, name = part.at(db), gate.left_index(target, part)
+        found = _found_index(db, part, name)
+        if found and found.valid:
+            continue  # of a run that was interrupted; to drop it would wait for whoever reads the table
+        if found:
+            _drop_index(db, part, name)
+        with at.autocommit():
+            at.run(LEFT_INDEX, index=quote(name))
+
+
+def drop_left(db: Database, target: Target, leaves: list[Part], lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
+    """Takes it away where it is."""
+    for part in leaves:
+        name = gate.left_index(target, part)
+        if _found_index(db, part, name):
+            _drop_index(db, part, name, lock_timeout)
+
+
+def left(db: Database, target: Target, table: Table) -> list[str]:
+    """What a run that was killed has prepared and not taken away; in a transaction that is open."""
+    newer = target.newer
+    named = [(target.schema, newer.index, table.oid)] if newer.index_name else []
+    named += [(part.schema, gate.left_index(target, part), part.oid) for part in partitions.leaves(db, table.oid)]
+    found = [f"index {quote(name)}" for schema, name, oid in named if _index(db, schema, name, oid)]
+    if switching.has_proof(db, target):
+        found.append(f"constraint {quote(target.left)}, which refuses rows without a vector")
+    if rows := kept.count(db):
+        found.append(f"table {quote(target.kept)}, with {rows:,} rows that have left {target}")
+    return found
+
+
+def take_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Leaves the table as it was before a cutover that has not come to its switch. Raises MigrationError."""
+    unprove(db, target, settings, table)
+    if target.newer.index_name:
+        replacing.drop(db, target.newer, settings, table, replacing.LEFT)
+    with db.transaction():
+        leaves = partitions.leaves(db, table.oid)
+    drop_left(db, target, leaves)
+    # last, as some may have to stay away
+    kept.put_back(db, target, table, settings)
+
+
+def rows_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Without the index, which goes with the column. Raises MigrationError where rows have to stay away."""
+    unprove(db, target, settings, table)
+    kept.put_back(db, target, table, settings)
+
+
+def unprove(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Drops the constraint, which refuses rows without a vector: what the application writes, and those that come
+    back."""
+    with db.transaction():
+        proof = switching.has_proof(db, target)
+    if proof:
+        what = f"dropping constraint {quote(target.left)} of {target}"
+        locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: switching.unprove_not_null(db))
+
+
+def clean_up(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """After a run that failed, not at the price of waiting for others: what is left is of use to the next."""
+
+    def unprove_at_once() -> None:
+        with db.transaction():
+            if switching.has_proof(db, target):
+                locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
+                switching.unprove_not_null(db)
+
+    try:
+        with db.transaction():
+            now = catalog.table(db, target.schema, target.table)
+            leaves = partitions.leaves(db, table.oid)
+        if now and Mark.of(now, target):
+            return  # what failed came after the switch
+    except (MigrationError, DBAPIError):
+        return
+    for step in (
+        unprove_at_once,
+        lambda: kept.put_back(db, target, table, settings),
+        lambda: drop_left(db, target, leaves, CLEAN_UP_TIMEOUT),
+    ):
+        try:
+            step()
+        except (MigrationError, DBAPIError) as error:
+            if not db.usable:
+                return
+            problem = error if isinstance(error, MigrationError) else as_migration_error(error, f"cleaning up {target}")
+            log.warning(problem.message, detail=problem.detail, hint=problem.hint)
+
+
+def _found_index(db: Database, part: Part, name: str) -> Index | None:
+    with db.transaction():
+        return _index(db, part.schema, name, part.oid)
+
+
+def _index(db: Database, schema: str, name: str, table_oid: int) -> Index | None:
+    found = catalog.indexes(db, schema, name).get(name)
+    return found if found and found.table_oid == table_oid else None
+
+
+def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
+    building.drop(db.at({"schema": quote(part.schema)}), name, lock_timeout)
+
+
+__all__ = ["LEFT_INDEX", "clean_up", "drop_left", "index_left", "left", "rows_back", "take_back", "unprove"]

@@ -1,0 +1,184 @@
+"""Rows that no vector can hold leave at a cutover whole and come back whole; at every moment they are in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from demo.openmemory import TABLE
+from tests.support.commands import alembic, result, start_alembic
+from tests.support.cutover import DOWN, STAMP, UNDO, UP, both_modes, changed, cut_over, refuses, stamped, undo, whole
+from tests.support.databases import Databases
+from tests.support.openmemory import Database, Row, create_table, load, pack, random_rows
+from tests.support.states import column_type
+
+DIM = 4
+ROWS = random_rows(20, DIM)
+BAD = [
+    row._replace(v=v) for row, v in zip(random_rows(3, DIM, 7), [b"\1", pack([float("nan")] * DIM), b""], strict=True)
+]
+ACCEPTED = {"OM_ACCEPT_LOSS": str(len(BAD)), "OM_INDEX": "none"}
+KEPT = f"{TABLE}_v_kept"
+BESIDE = f"""
+ALTER TABLE {TABLE} DROP CONSTRAINT {TABLE}_pkey, ALTER v SET NOT NULL, ADD number int GENERATED ALWAYS AS IDENTITY,
+  ADD doubled int GENERATED ALWAYS AS (2 * dim) STORED, ADD note varchar(9) COLLATE "C" NOT NULL DEFAULT 'é',
+  ADD gone int;
+ALTER TABLE {TABLE} DROP gone
+"""
+
+
+def at_head(database: Database, *statements: str) -> None:
+    create_table(database)
+    load(database, [*ROWS, *BAD])
+    for statement in statements:
+        database.run(statement)
+    alembic(database, "upgrade", "head", env={"OM_VEC_DIM": str(DIM), "OM_INDEX": "none"})
+
+
+@pytest.fixture
+def table(databases: Databases) -> Iterator[Database]:
+    with databases.copy(at_head) as database:
+        yield database
+
+
+def where(row: Row) -> str:
+    return f"id = '{row.id}'"
+
+
+def count(database: Database, table: str = TABLE) -> int:
+    found: int = database.value(f"SELECT count(*) FROM {table}")
+    return found
+
+
+@both_modes
+def test_rows_of_a_table_without_a_key_leave_whole_and_come_back_whole(databases: Databases, mode: str) -> None:
+    with databases.copy(at_head, BESIDE) as table:
+        before = whole(table)
+        of_bad = f"SELECT id, sector, user_id, v, dim, number, note FROM {TABLE} WHERE user_id IS NOT NULL"
+        rows = {row[0]: repr(row) for row in table.rows(of_bad.replace("v,", "encode(v, 'hex'),"))}
+
+        log = cut_over(table, mode, ACCEPTED).log
+
+        assert f'3 rows of "public.{TABLE}" that no vector can hold are in "{KEPT}" now' in log
+        assert count(table) == len(ROWS)
+        left = table.rows(f"SELECT id, sector, user_id, encode(v, 'hex'), dim, number, note FROM {KEPT}")
+        assert {row[0]: repr(row) for row in left} == {row.id: rows[row.id] for row in BAD}
+        log = undo(table).log
+        assert f'3 rows that no vector can hold are back in "public.{TABLE}"' in log
+        assert not changed(before, whole(table))
+
+
+def test_a_row_whose_key_another_has_taken_stays_and_is_named(table: Database) -> None:
+    """Nor does a row that has left follow an update by its key."""
+    first, second, _ = BAD
+    before = whole(table)
+    cut_over(table, "drop", ACCEPTED)
+    table.run(f"UPDATE {TABLE} SET sector = 'another' WHERE {where(first)}")
+    table.run(f"INSERT INTO {TABLE} (id, sector, user_id, dim) VALUES (%s, %s, 'other', 1)", second.id, second.sector)
+
+    done = alembic(table, *DOWN, check=False)
+
+    assert done.returncode != 0
+    assert f'1 rows of "public.{TABLE}" are still in table "{KEPT}"' in done.log
+    named = f"1 (such as (id={second.id}, sector={second.sector})) refused with SQLSTATE 23505"
+    assert f'{named}, constraint "{TABLE}_pkey"' in done.log
+    assert f"then again: {UNDO}." in done.log
+    assert table.rows(f"SELECT user_id, v FROM {TABLE} WHERE {where(second)}") == [("other", None)]
+    assert table.value(f"SELECT count(*) FROM {TABLE} WHERE v IN ('\\x', '\\x01')") == 2
+    assert table.rows(f"SELECT id, v = %s FROM {KEPT}", second.v) == [(second.id, True)]
+    assert column_type(table, "v") == "bytea"
+    assert stamped(table) == [STAMP]
+
+    table.run(f"DELETE FROM {TABLE} WHERE {where(second)}")
+    undo(table)
+
+    assert not changed(before, whole(table))
+    assert stamped(table) == []
+
+
+def test_what_would_follow_rows_that_leave_is_named(table: Database) -> None:
+    table.run(
+        f"""
+        CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TABLE other (id uuid, sector text, CONSTRAINT fk FOREIGN KEY (id, sector) REFERENCES {TABLE}
+                            ON DELETE CASCADE);
+        CREATE TRIGGER audit AFTER DELETE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION nothing();
+        CREATE TRIGGER unasked AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION nothing();
+        CREATE RULE never AS ON DELETE TO {TABLE} DO INSTEAD NOTHING
+        """
+    )
+    said = f"foreign key fk of other; rule never on {TABLE}; trigger audit on {TABLE}\n"
+    refuses(table, f'3 rows have to leave "public.{TABLE}"', said, mode="drop", env=ACCEPTED)
+    # where no row has to leave they are in nobody's way
+    table.run(f"DROP RULE never ON {TABLE}; DELETE FROM {TABLE} WHERE v_vector IS NULL")
+    cut_over(table, "drop", {"OM_INDEX": "none"})
+
+
+def test_a_row_that_others_refer_to_ends_the_cutover_as_if_it_had_not_begun(table: Database) -> None:
+    table.run(f"CREATE TABLE other (id uuid, sector text, CONSTRAINT fk FOREIGN KEY (id, sector) REFERENCES {TABLE})")
+    table.run("INSERT INTO other VALUES (%s, %s)", BAD[2].id, BAD[2].sector)
+    named = f"1 (such as (id={BAD[2].id}, sector={BAD[2].sector})) refused with SQLSTATE 23503"
+    refuses(table, f'1 rows of "public.{TABLE}" have no vector', f'{named}, constraint "fk"', env=ACCEPTED)
+
+
+def test_rows_that_a_changed_table_would_not_hold_as_they_are_stay(table: Database) -> None:
+    before = whole(table)
+    cut_over(table, "swap", ACCEPTED)
+    table.run(f"ALTER TABLE {TABLE} ALTER dim TYPE smallint")
+
+    done = alembic(table, *DOWN, check=False)
+
+    assert done.returncode != 0
+    assert f'column "dim" of type integer, which rows of "public"."{KEPT}" have, is of type smallint in' in done.log
+    assert count(table, KEPT) == len(BAD)
+    table.run(f"ALTER TABLE {TABLE} ALTER dim TYPE integer")
+    undo(table)
+    assert not changed(before, whole(table))
+
+
+@pytest.mark.slow
+def test_a_row_that_stays_locked_is_waited_for_and_its_holder_named(table: Database) -> None:
+    before = whole(table)
+    with closing(table.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = False
+        cursor.execute(f"SELECT FROM {TABLE} WHERE {where(BAD[1])} FOR UPDATE")
+        env = {"OM_CUTOVER": "drop", "OM_LOCK_TIMEOUT_MS": "50", **ACCEPTED}
+        ended = result(start_alembic(table, *UP, env=env, patch="locks.TRIES = 4"))
+    assert ended.returncode != 0
+    assert "1 rows are left, and rows stay locked by somebody" in ended.log
+    assert "Locks on the table are held by process" in ended.log
+    assert not changed(before, whole(table))
+
+
+@pytest.mark.slow
+def test_rows_that_a_trigger_swallows_or_changes_stay(table: Database) -> None:
+    before = whole(table)
+    cut_over(table, "drop", ACCEPTED)
+    table.run(
+        "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        f"CREATE TRIGGER swallow BEFORE INSERT ON {TABLE} FOR EACH ROW WHEN (NEW.{where(BAD[2])})"
+        " EXECUTE FUNCTION swallow();"
+        "CREATE FUNCTION alter() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.user_id := NULL; RETURN NEW; END';"
+        f"CREATE TRIGGER alter BEFORE INSERT ON {TABLE} FOR EACH ROW WHEN (NEW.{where(BAD[1])})"
+        " EXECUTE FUNCTION alter()"
+    )
+    done = alembic(table, *DOWN, check=False)
+    assert "2 (such as " in done.log
+    assert "refused with no error, by a trigger or a rule that keeps rows out or changes them" in done.log
+    assert (count(table), count(table, KEPT)) == (len(ROWS) + 1, 2)
+    table.run("DROP FUNCTION swallow() CASCADE; DROP FUNCTION alter() CASCADE")
+    undo(table)
+    assert not changed(before, whole(table))
+
+
+def test_nothing_under_the_lock_of_the_switch_grows_with_what_was_accepted(table: Database) -> None:
+    table.run(f"INSERT INTO {TABLE} SELECT gen_random_uuid(), 's', 'u', '\\x02', 1 FROM generate_series(1, 2500)")
+    cut_over(table, "drop", {**ACCEPTED, "OM_ACCEPT_LOSS": str(len(BAD) + 2500)})
+    of_switch = "(SELECT xmin FROM pg_description WHERE objoid = %s::regclass AND objsubid > 0)"
+    found = table.rows(
+        f"SELECT count(*), count(DISTINCT xmin::text) > 2, count(*) FILTER (WHERE xmin = {of_switch}) FROM {KEPT}",
+        TABLE,
+    )
+    assert found == [(len(BAD) + 2500, True, 0)]
