@@ -475,6 +475,7 @@ class Database:
         statement runs with what the role has, and an error names the line that changes it.
         """
         own = {**no_timeouts(self.connection), "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
+        own["default_transaction_isolation"] = "read committed"
         hint = self._through_pooler(own) if self.pooled else None
         wanted = {**({} if self.pooled else own), **self._lent}
         self.commit()

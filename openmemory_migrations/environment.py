@@ -133,6 +133,7 @@ def _drop_versions(db: Database, schema: str) -> None:
     with suppress(MigrationError, DBAPIError), db.transaction():
         if not catalog.relation_exists(db, schema, name):
             return
+        db.run("LOCK TABLE {schema}.{versions} IN ACCESS EXCLUSIVE MODE", versions=quote(name))
         if not db.value("SELECT EXISTS (SELECT FROM {schema}.{versions})", versions=quote(name)):
             db.run("DROP TABLE {schema}.{versions}", versions=quote(name))
 

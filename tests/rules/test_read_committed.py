@@ -8,6 +8,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
+from tests.support.commands import alembic
 from tests.support.openmemory import Database, create_table, load, random_rows
 from tests.support.scripts import DIM8, SINGLE, offline, psql, script, start_psql
 from tests.support.sessions import eventually
@@ -71,3 +72,22 @@ def test_a_script_down_sees_the_values_that_were_committed_while_it_waited(serve
     assert process.returncode == 3
     assert "1 values have no source and would be lost" in said
     assert table.value(f"SELECT count(v_vector) FROM {TABLE}") == 1
+
+
+@pytest.mark.parametrize("engine", ["client", "server"])
+def test_a_run_sets_it_in_each_transaction_that_changes_the_table(table: Database, engine: str) -> None:
+    """Alembic's own aside, in which nothing is changed but what a refusal takes back: version table and extension."""
+    table.run(NOTED)
+    table.run(
+        "ALTER TABLE levels ADD command text; CREATE FUNCTION note_ddl() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO levels VALUES (current_setting('transaction_isolation'), tg_tag); END $$;"
+        "CREATE EVENT TRIGGER note ON ddl_command_end EXECUTE FUNCTION note_ddl()"
+    )
+
+    alembic(table, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine})
+    alembic(table, "downgrade", "base")
+
+    found = set(table.rows("SELECT command, level FROM levels WHERE command IS DISTINCT FROM 'CREATE TABLE'"))
+    assert {command for command, _ in found} >= {None, "ALTER TABLE", "CREATE TRIGGER", "COMMENT"}
+    own = {"CREATE EXTENSION"}
+    assert {one for one in found if one[1] != "read committed" and one[0] not in own} == set()
