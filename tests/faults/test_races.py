@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from psycopg2.extensions import connection as Session
+from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
 from openmemory_migrations.database import Database as PackageDatabase
@@ -55,13 +57,20 @@ Hook = Callable[[int, int], None]
 class Interfering(PackageDatabase):
     """The package's connections, with others at work around each read and write."""
 
+    before_lock: Hook = staticmethod(lambda *_: None)  # of the next read
     before_read: Hook = staticmethod(lambda *_: None)
     after_read: Hook = staticmethod(lambda *_: None)
     before_write: Hook = staticmethod(lambda *_: None)
     numbers: dict[str, int]  # of all connections together: one reads, another writes
 
+    def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
+        if template.startswith("LOCK TABLE ONLY"):
+            self.before_lock(self.numbers["read"] + 1, self.numbers["page"])
+        return super().run(template, parameters, **names)
+
     def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
         self.numbers["read"] = read = self.numbers["read"] + 1
+        self.numbers["page"] = int(names["page"])
         self.before_read(read, int(names["page"]))
         copied = super().copy_out(template, **names)
         self.after_read(read, int(names["page"]))
@@ -74,7 +83,7 @@ class Interfering(PackageDatabase):
 
 
 def interfering(**hooks: Hook) -> type[Interfering]:
-    own = {"numbers": {"read": 0, "write": 0}}
+    own = {"numbers": {"read": 0, "write": 0, "page": 0}}
     return type("Hooked", (Interfering,), own | {name: staticmethod(hook) for name, hook in hooks.items()})
 
 
@@ -251,7 +260,7 @@ def test_a_table_rewritten_between_two_batches_is_converted_whole(database: Data
     prepared(database)
     moved = []
 
-    def before_read(read: int, page: int) -> None:
+    def before_lock(read: int, page: int) -> None:
         if read == 4:
             # the first batches are gone, and what follows takes their place
             database.run(f"DELETE FROM {TABLE} WHERE v_vector IS NOT NULL")
@@ -259,7 +268,7 @@ def test_a_table_rewritten_between_two_batches_is_converted_whole(database: Data
             behind = f"SELECT count(*) FROM {TABLE} WHERE v_vector IS NULL AND ctid < '({page},0)'"
             moved.append(database.value(behind))
 
-    run_backfill(database, interfering(before_read=before_read), backfill_batch=BATCH)
+    run_backfill(database, interfering(before_lock=before_lock), backfill_batch=BATCH)
 
     assert moved[-1] > 0
     assert converted(database) == database.value(f"SELECT count(*) FROM {TABLE}") <= ROWS - BATCH

@@ -489,6 +489,6 @@ def test_it_can_be_stopped(database: Database) -> None:
     process.terminate()
 
     done = result(process)
-    assert done.returncode == 1, done.log
+    assert done.returncode == 3, done.log
     assert "ERROR:  stopped by SIGTERM" in done.stderr
     assert done.stdout == ""

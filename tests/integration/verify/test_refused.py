@@ -22,7 +22,7 @@ __all__ = ["table"]  # a fixture
         ("SELECT", {"OM_DATABASE_URL": ""}, 2, "no database is configured"),
         ("SELECT", {"OM_DATABASE_URL": "{stranger}"}, 2, 'role "nobody_here" does not exist'),
         ("SELECT", {"OM_DATABASE_URL": "{elsewhere}"}, 2, 'database "nowhere" does not exist'),
-        ("SELECT", {"OM_DATABASE_URL": "postgresql://127.0.0.1:1/postgres"}, 2, "Connection refused"),
+        ("SELECT", {"OM_DATABASE_URL": "postgresql://127.0.0.1:1/postgres"}, 3, "Connection refused"),
         ("SELECT", {"OM_INDEX": "btree"}, 2, "OM_INDEX must be ivfflat, hnsw or none"),
         ("SELECT", {"OM_VECTOR_TABLE": "elsewhere"}, 1, 'table "public.elsewhere" does not exist'),
         (f"ALTER TABLE {TABLE} DROP COLUMN v CASCADE", {}, 1, 'has no column "v"'),
