@@ -20,7 +20,7 @@ from .database import Database, Seen
 from .engine_client import ClientEngine
 from .engine_server import ServerEngine
 from .errors import MigrationError
-from .keys import keys_where
+from .keys import SHOWN_KEYS, keys_where
 from .leftovers import Leftovers, by_converting, by_reading, leftovers
 from .pace import Pace
 from .passes import Obstacles, in_the_way, passes
@@ -35,6 +35,11 @@ PATIENCE = 60  # seconds in which what another run has claimed is left to it
 POLL = 0.1  # seconds between two looks at whether it has given that back
 
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
+# what would go with the adopted column: no vector has come from these bytes, or the value has been changed on its way
+LOST = """
+{adopted} IS NOT NULL AND CASE WHEN {source} IS NULL
+  THEN {ext}.vector_send({vector}) IS DISTINCT FROM {ext}.vector_send({adopted}) ELSE {vector} IS NULL END
+"""
 
 
 class Engine(Protocol):
@@ -85,7 +90,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
                 heeded = _given_back(db, waiting, progress)
         done += 1
         left = leftovers(db, target, table, by_converting if in_server else by_reading)
-        enough = done >= 2 and not followed and not obstacles.rows
+        enough = done >= 2 and not followed
         return sum(progress.converted for progress in started.values()), 0 if enough else left.convertible
 
     obstacles, in_way = passes(db, table.oid, what, once)
@@ -114,12 +119,12 @@ def _given_back(db: Database, parts: set[Claim], progress: Progress) -> bool:
     return False
 
 
-def carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
     """Moves the values without source from the adopted column to ours, then drops the adopted column."""
-    locks.decided(lambda: _carry_over(db, target, settings, table))
+    locks.decided(lambda: _carry_over(db, target, settings, table, extension))
 
 
-def _carry_over(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def _carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
     moved = 0
     seen: Seen = ()
     what = "carrying values over"
@@ -137,6 +142,8 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table) 
         nonlocal moved, seen
         with db.transaction(snapshot=True) as seen:
             pending = count(db)
+            if not pending:
+                _refuse_loss(db, target, settings, table, extension)
             walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
         progress = Progress(what, pending, count, doing=what, obstacles=obstacles)
         if pending and spread:  # no place to go by; rows without source are few
@@ -144,7 +151,7 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table) 
         elif pending:
             for part, last_page in walks:
                 names = ("{vector}", "{adopted}", ADOPTED_ONLY)
-                Walk(db, table, part, *names, lock_timeout, MOST_CARRIED, progress).take(last_page)
+                Walk(db, table, extension, part, *names, lock_timeout, MOST_CARRIED, progress).take(last_page)
         moved += progress.converted
         return progress.converted, pending
 
@@ -172,6 +179,21 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table) 
         lambda: db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
         seen,
     )
+
+
+def _refuse_loss(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+    """Raises MigrationError for values of the adopted column that are nowhere else; in the snapshot that is open."""
+    names = extension.names()
+    lost = int(db.value("SELECT count(*) FROM {table} WHERE " + LOST, **names))
+    if lost > settings.accept_loss:
+        such = ", ".join(keys_where(db, table, LOST, (), SHOWN_KEYS, **names))
+        raise MigrationError(
+            f"{lost:,} values of {quote(target.adopted)} of {target} would be lost, so it stays",
+            detail=f"Such as {such}: {quote(target.source)} holds bytes that no vector can hold, or a trigger changes"
+            " the value on its way.",
+            hint=f"Mend {quote(target.source)} in those rows, or disable that trigger; or accept the loss with"
+            f" OM_ACCEPT_LOSS={lost}.",
+        )
 
 
 def _pending(db: Database, size: int) -> int:

@@ -30,7 +30,7 @@ from .target import Target, quote
 
 # by the primary key whatever the planner believes about the table's size, and keys as text that is read back as it was
 PLAN = """
-SELECT set_config('row_security', 'off', true),
+SELECT set_config('row_security', 'off', true), set_config('client_min_messages', 'error', true),
        set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
        set_config('enable_sort', 'off', true), set_config('enable_incremental_sort', 'off', true),
        set_config('extra_float_digits', '1', true), set_config('datestyle', 'ISO', true),
@@ -140,7 +140,7 @@ class _Worker:
                     # those are not to be touched: once more without them
                     self.db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
                     found = self._convert(first, until, CONVERTIBLE)
-                done = len(found)
+                done = found.count(False)  # a trigger may keep a row as it was
         if ours:
             self.progress.add(self.db, done, bad)
             self.pace.rest(self.progress.what)

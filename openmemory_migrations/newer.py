@@ -81,7 +81,7 @@ def upgrade_backfill(db: Database, target: Target, settings: Settings) -> None:
         return
 
     def fill_and_put() -> None:
-        newer_column.fill(db, target, settings, found.table, size)
+        newer_column.fill(db, target, settings, found.table, found.extension, size)
         newer_column.take_place(db, target, settings, found.extension)
 
     locks.decided(fill_and_put)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from . import catalog, checks, locks, log, partitions, switching
 from .catalog import Extension, Table
 from .database import Database
-from .errors import ANEW, MigrationError
+from .errors import ANEW, Changed, MigrationError
 from .keys import keys_where
 from .pace import Pace
 from .passes import Obstacles, in_the_way, passes
@@ -18,7 +18,7 @@ from .progress import Progress
 from .reading import BATCH_BYTES, pages_of
 from .settings import Settings
 from .switching import Attributes
-from .synctrigger import ALLOW_TRIGGERS, REFUSE_TRIGGERS, tag
+from .synctrigger import FIRE_ALWAYS, of_a_trigger, tag
 from .target import GIVEN, TYPED, Target, literal, quote
 from .walking import Walk
 
@@ -50,16 +50,13 @@ def create(db: Database, target: Target, size: int, **names: str) -> None:
     switching.comment(db, target.typed, TYPED + target.source)
     db.run(CREATE_FUNCTION, tag=tag([*db.names.values(), *names.values()]))
     db.run("REVOKE ALL ON FUNCTION {typing_function}() FROM PUBLIC")
-    db.run(ALLOW_TRIGGERS)
-    db.run(CREATE_TRIGGER)
-    db.run(REFUSE_TRIGGERS)
+    of_a_trigger(db, CREATE_TRIGGER)
+    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["typing"])
     db.run("COMMENT ON TRIGGER {typing} ON {table} IS {text}", text=literal(TYPED + target.source))
 
 
 def drop_trigger(db: Database) -> None:
-    db.run(ALLOW_TRIGGERS)
-    db.run("DROP TRIGGER IF EXISTS {typing} ON {table}")
-    db.run(REFUSE_TRIGGERS)
+    of_a_trigger(db, "DROP TRIGGER IF EXISTS {typing} ON {table}")
     db.run("DROP FUNCTION IF EXISTS {typing_function}()")
 
 
@@ -86,7 +83,7 @@ def refuse_dependents(db: Database, target: Target, table: Table, *ours: str) ->
         raise problem
 
 
-def fill(db: Database, target: Target, settings: Settings, table: Table, size: int) -> None:
+def fill(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, size: int) -> None:
     """Goes over the rows until none is left. Raises MigrationError."""
     what = f"dimensions of {target.table}"
     with db.transaction():
@@ -104,9 +101,19 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, size: i
         if pending:
             with progress.shown():
                 for part, last_page in walks:
-                    Walk(db, table, part, "{typed}", "{source}", PENDING, lock_timeout, most_rows, progress, pace).take(
-                        last_page
-                    )
+                    Walk(
+                        db,
+                        table,
+                        extension,
+                        part,
+                        "{typed}",
+                        "{source}",
+                        PENDING,
+                        lock_timeout,
+                        most_rows,
+                        progress,
+                        pace,
+                    ).take(last_page)
             progress.tell()
             told = (0, 0)
         return progress.converted, pending
@@ -148,6 +155,8 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
             )
         refuse_dependents(db, target, table)
         was = switching.attributes(db, target.source)
+        if was.not_null != not_null:
+            raise Changed(f"{target} was changed just now")  # and its rows would have to be read
         parts = [part.at(db) for part in partitions.parts(db, table.oid)]
         grants = [switching.attributes(part, target.source).grants for part in parts]
         drop_trigger(db)

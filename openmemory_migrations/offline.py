@@ -241,6 +241,13 @@ class Script:
     def sql(self, template: str) -> str:
         """A statement as a string constant, for EXECUTE; the extension's schema is still to be put in."""
         inner = {**self.target.names(), "ext": EXT, "size": str(self.size), "dimensions": str(self.size)}
+        # of the vectors that are there, whatever is configured now
+        inner["column_size"] = (
+            "coalesce((SELECT nullif(atttypmod, -1) FROM pg_catalog.pg_attribute"
+            f" WHERE attrelid = CAST({literal(inner['table'])} AS regclass)"
+            f" AND attname = {literal(self.target.vector)}),"
+            f" array_length(string_to_array(CAST({inner['vector']} AS text), ','), 1))"
+        )
         return literal(template.strip("\n").format_map({**inner, "tag": synctrigger.tag(inner.values())}))
 
     @property
@@ -251,6 +258,7 @@ class Script:
             synctrigger.CREATE_SYNC,
             "REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC",
             synctrigger.CREATE_TRIGGER,
+            synctrigger.FIRE_ALWAYS.replace("{trigger}", "{sync}"),
             "COMMENT ON TRIGGER {sync} ON {table} IS {comment}",
         )
         return "\n      ".join(f"EXECUTE replace({self.sql(text)}, {literal(EXT)}, {QUOTED});" for text in texts)
@@ -316,7 +324,7 @@ class Script:
             "rename": sql("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}"),
             "count_sourceless": sql(
                 "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL"
-                " AND ({source} IS NULL OR octet_length({source}) <> 4 * {size})"
+                " AND ({source} IS NULL OR octet_length({source}) <> 4 * {column_size})"
             ),
             "not_kept": sql(" AND {vector}::text IS DISTINCT FROM {adopted}::text"),
             "set_aside": sql("COMMENT ON COLUMN {table}.{adopted} IS "),
@@ -328,9 +336,10 @@ class Script:
             "drop_column": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}"),
             "drop_adopted": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
             "not_carried": sql(
-                "SELECT count(*) FROM {table} WHERE {source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
+                "SELECT count(*) FROM {table} WHERE {adopted} IS NOT NULL AND CASE WHEN {source} IS NULL"
+                " THEN {vector}::text IS DISTINCT FROM {adopted}::text ELSE {vector} IS NULL END"
             ),
-            "would_go": literal(f" values of {quote(target.adopted)} have no source and are not carried over yet"),
+            "would_go": literal(f" values of {quote(target.adopted)} would be lost, so it stays"),
             "create_convert": sql(synctrigger.CREATE_CONVERT),
             "drop_convert": "" if settings.sync_trigger else "\n  " + drop_convert,
             "drop_trigger": f"""DROP TRIGGER IF EXISTS {own["sync"]} ON {own["table"]};

@@ -200,8 +200,8 @@ BEGIN
           attempt := attempt + 1;
           {rest}
         WHEN OTHERS THEN
-          IF left(SQLSTATE, 2) IN ('25', '53', '57', '58') THEN
-            RAISE;  -- of the transaction or the server, not of a row
+          IF left(SQLSTATE, 2) IN ('0A', '25', '42', '53', '55', '57', '58') THEN
+            RAISE;  -- of the statement, the transaction or the server, not of a row
           ELSIF places > 1 THEN
             places := places / 2;
           ELSE
@@ -266,8 +266,10 @@ BEGIN
       -- whoever writes waits while it is seen that nothing goes with the column that has not been carried over
       LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
       EXECUTE {not_carried} INTO moved;
-      IF moved > 0 THEN
-        RAISE EXCEPTION USING MESSAGE = moved || {would_go}, HINT = 'Run the rest of the chain again.';
+      IF moved > {accept_loss} THEN
+        RAISE EXCEPTION USING MESSAGE = moved || {would_go},
+          DETAIL = 'Their rows hold bytes that no vector can hold, or a trigger changes them on their way.',
+          HINT = 'Mend that and run this step again, or accept the loss with OM_ACCEPT_LOSS=' || moved;
       END IF;
       EXECUTE {drop_adopted};
       EXIT;

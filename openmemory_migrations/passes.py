@@ -7,8 +7,10 @@ end, and all others are done. A pass that changes nothing is the last one.
 from __future__ import annotations
 
 import re
+import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,21 +18,27 @@ from sqlalchemy.exc import DBAPIError
 
 from . import locks, log
 from .database import Database
-from .errors import MigrationError, TryAgain
+from .errors import TryAgain
 from .keys import SHOWN_KEYS
-from .sqlerrors import DEADLOCK, LOCK_NOT_AVAILABLE, constraint_of, context_of, sqlstate
+from .sqlerrors import DEADLOCK, LOCK_NOT_AVAILABLE, PASSING, constraint_of, context_of, sqlstate
 
-MOST_NAMED = 1000  # rows that are refused before a run gives up: that is no matter of single rows
+MOST_NAMED = 1000  # rows that are refused for one reason whose names are kept
 MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to be in the way: a row may move past one
+MOST_WITHOUT_END = 100  # passes that change rows and leave no fewer than one before: others write past us all the time
 LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
 # what isn't the fault of single rows: SQLSTATE classes of connections, rights, names, resources and the server itself
 NOT_A_ROWS = ("08", "0A", "25", "26", "28", "34", "3D", "3F", "40", "42", "53", "55", "57")
 
 
 def is_a_rows(error: DBAPIError) -> bool:
-    """Whether the server may refuse, or fail to read, some of the rows only: by a constraint, a trigger, a bad page."""
+    """Whether the server may refuse, or fail to read, some of the rows only: by a constraint, a trigger, a bad page.
+
+    Whatever a function of others' raises is about a row, but for what another try may mend.
+    """
     state = sqlstate(error)
-    return state is not None and not error.connection_invalidated and not state.startswith(NOT_A_ROWS)
+    if state is None or state in PASSING or error.connection_invalidated:
+        return False
+    return bool(_functions(error)) or not state.startswith(NOT_A_ROWS)
 
 
 def reason_of(error: DBAPIError) -> str:
@@ -38,11 +46,15 @@ def reason_of(error: DBAPIError) -> str:
     text = f"SQLSTATE {sqlstate(error)}"
     if constraint := constraint_of(error):
         text += f', constraint "{constraint}"'
-    # the innermost function that isn't ours
-    functions = re.findall(r"PL/pgSQL function (\S+?\(.*?\)) line", context_of(error) or "")
-    if theirs := [name for name in functions if "openmemory_migrations" not in name]:
+    if theirs := _functions(error):
         text += f", in function {theirs[0]}"
     return text
+
+
+def _functions(error: DBAPIError) -> list[str]:
+    """Those that the error went through, the innermost first, but for ours."""
+    found = re.findall(r"PL/pgSQL function (\S+?\(.*?\)) line", context_of(error) or "")
+    return [name for name in found if "openmemory_" not in name]
 
 
 @dataclass
@@ -50,30 +62,29 @@ class Obstacles:
     """What a pass came upon, told by any of its workers: rows by the reason why they were passed by."""
 
     refused: dict[str, list[str]] = field(default_factory=dict)
+    rows: int = 0  # that were refused
     locked: int = 0
+    _counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def refuse(self, error: DBAPIError, names: Iterable[str]) -> None:
-        """Raises MigrationError where it has become too many."""
+    def refuse(self, error: DBAPIError, names: Sequence[str]) -> None:
+        self.refuse_for(reason_of(error), names)
+
+    def refuse_for(self, reason: str, names: Sequence[str]) -> None:
         with self._lock:
-            self.refused.setdefault(reason_of(error), []).extend(names)
-            if self.rows > MOST_NAMED:
-                raise MigrationError(
-                    f"more than {MOST_NAMED:,} rows are refused; what is committed is kept",
-                    detail=f"{self.summary()}.",
-                    hint="Mend what refuses them, then run the same command again.",
-                )
+            self.rows += len(names)
+            self._counts[reason] += len(names)
+            kept = self.refused.setdefault(reason, [])
+            kept += names[: MOST_NAMED - len(kept)]
 
     def lock(self, rows: int) -> None:
         with self._lock:
             self.locked += rows
 
-    @property
-    def rows(self) -> int:
-        return sum(map(len, self.refused.values()))
-
     def summary(self) -> str:
-        return "; ".join(f"{shown(names)} refused with {reason}" for reason, names in self.refused.items())
+        return "; ".join(
+            f"{shown(names, self._counts[reason])} refused with {reason}" for reason, names in self.refused.items()
+        )
 
 
 def shown(names: Sequence[str], rows: int | None = None) -> str:
@@ -94,6 +105,7 @@ class Steps:
 
     def _begin(self) -> None:
         self._tries, self.careful = locks.Tries(self._db.stop.sleep), False
+        self._alone = False  # one row has been tried by itself
 
     def done(self) -> None:
         self.size = min(2 * self.size, self.most)
@@ -114,18 +126,16 @@ class Steps:
             self.size = took // 2
             return "again"
         problem = locks.passing(error, self._doing)
-        if sqlstate(error) in LOCKED:
-            if can_care and not self.careful:
-                self.careful = True
-                return "again"
-            if not can_care and took == 1:
-                self._begin()
-                return "locked"
-            if not can_care:
-                self.size = took // 2
-                return "again"
+        if sqlstate(error) in LOCKED and can_care and not self.careful:
+            self.careful = True
+            return "again"
+        if took == 1 and self._alone:
+            self._begin()
+            return "locked"
+        self._alone = took == 1
         self.size = max(1, took // 2)
-        self._tries.rest(problem, self.size, self._unit)
+        if sqlstate(error) not in LOCKED:
+            self._tries.rest(problem, self.size, self._unit)
         return "again"
 
 
@@ -137,13 +147,14 @@ def passes(
     `once` returns how many rows it has changed, and how many are left to change, counted before it or after. Returns
     what is in the way of so many rows. Raises TryAgain where that is somebody's lock, for too long.
     """
-    pauses, idle = locks.pauses(), 0
+    pauses, idle, least, no_fewer = locks.pauses(), 0, sys.maxsize, 0
     while True:
         obstacles = Obstacles()
         changed, left = once(obstacles)
         if not left:
             return Obstacles(), 0
-        if changed:
+        least, no_fewer = (left, 0) if left < least else (least, no_fewer + 1)
+        if changed and no_fewer < MOST_WITHOUT_END:
             pauses, idle = locks.pauses(), 0
             continue
         if obstacles.locked:
@@ -160,7 +171,7 @@ def passes(
                 hint="Run the same command again when that transaction is over.",
             )
         idle += 1
-        if obstacles.rows >= left or idle == MOST_IDLE:
+        if changed or obstacles.rows >= left or idle == MOST_IDLE:
             return obstacles, left
 
 
@@ -171,6 +182,7 @@ def in_the_way(obstacles: Obstacles, left: int, names: Callable[[int], list[str]
         known = {name for refused in obstacles.refused.values() for name in refused}
         some = [name for name in names(SHOWN_KEYS + len(known)) if name not in known]
         said.append(
-            f"{shown(some, others)} not changed by an UPDATE, which a trigger or rule of the table's keeps from them"
+            f"{shown(some, others)} without their value after an UPDATE, which a trigger or rule of the table's keeps"
+            " from them or changes; or they were written all the time"
         )
     return "; ".join(said) + "."

@@ -26,6 +26,10 @@ GLANCE_QUERIES, GLANCE_K = 20, 10
 GLANCE_SECONDS = 60.0  # for reading the rows that the true neighbours are among
 TELL_AFTER = 3.0  # seconds of reading, from which the whole is estimated
 
+SAME = """
+SELECT coalesce(bool_and(CAST(to_regclass(t.name) AS oid) IS NOT DISTINCT FROM t.oid), true)
+FROM unnest(CAST(:names AS text[]), CAST(:oids AS oid[])) AS t (name, oid)
+"""
 LISTS_OF_LEAVES = """
 SELECT max(CAST(substr(option, 7) AS integer))
 FROM pg_catalog.pg_partition_tree(CAST(:index AS regclass)) AS t JOIN pg_catalog.pg_class c ON c.oid = t.relid,
@@ -197,14 +201,16 @@ def _snapshot(
     with db.transaction(snapshot=True, lock_timeout_ms=lock_timeout_ms) as seen:
         _require_same(db, target, table)
         yield seen, windows(db, partitions.leaves(db, table.oid))
-        # the lock doesn't keep anybody from renaming the schema
+        # the lock doesn't keep anybody from renaming a schema
         _require_same(db, target, table)
 
 
 def _require_same(db: Database, target: Target, table: Table) -> None:
     """By the catalogs as the snapshot has them, and as statements do, which find a table by its name of now."""
-    named = db.value("SELECT CAST(to_regclass(:name) AS oid)", {"name": db.names["table"]})
-    if named != table.oid or catalog.table(db, target.schema, target.table) != table:
+    same = db.value(SAME, {"names": [db.names["table"]], "oids": [table.oid]})
+    parts = partitions.leaves(db, table.oid)
+    same = same and db.value(SAME, {"names": [part.sql_name for part in parts], "oids": [part.oid for part in parts]})
+    if not same or catalog.table(db, target.schema, target.table) != table:
         raise Changed(f"{target} was changed just now")
 
 

@@ -32,7 +32,8 @@ MOST_HELD = 2 * MOST_UNITS  # by one worker, of the thousands of places in the l
 # the planner would rather hash or scan the whole table once per batch as long as it thinks that it is small
 PLAN = """
 SELECT set_config('row_security', 'off', true),
-       set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+       set_config('enable_tidscan', 'on', true), set_config('enable_seqscan', 'off', true),
+       set_config('enable_hashjoin', 'off', true),
        set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
        set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
        set_config('max_parallel_workers_per_gather', '0', true),
@@ -53,6 +54,7 @@ class Way:
     parse: Callable[[bytes | memoryview, int], Rows]
     written: str
     element: str
+    equal: str  # operator of that type
 
     @property
     def read(self) -> str:
@@ -63,8 +65,8 @@ class Way:
         return f"SELECT CAST(ctid AS text){self.rows}"
 
 
-FORTH = Way("{source}", READ, codec.parse, "{vector}", "{ext}.vector")
-BACK = Way("{vector}", READ_BACK, codec.parse_vectors, "{source}", "bytea")
+FORTH = Way("{source}", READ, codec.parse, "{vector}", "{ext}.vector", "OPERATOR({ext}.=)")
+BACK = Way("{vector}", READ_BACK, codec.parse_vectors, "{source}", "bytea", "OPERATOR(pg_catalog.=)")
 
 
 class Scan:

@@ -174,7 +174,7 @@ def _changed(db: Database, found: Mark, table: Table, target: Target) -> Migrati
     if kept and not catalog.trigger_enabled(db, table.oid, target.back):
         return MigrationError(
             f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's",
-            hint=f"ALTER TABLE … ENABLE TRIGGER {quote(target.back)}; {mark.UNDO} compares all rows.",
+            hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.back)}; {mark.UNDO} compares all rows.",
         )
     return None
 

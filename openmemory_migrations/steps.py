@@ -93,7 +93,7 @@ class Step:
         aside = table.columns.get(target.adopted)
         if aside is not None and aside.set_aside:
             if last:
-                backfill.carry_over(db, target, settings, table)
+                backfill.carry_over(db, target, settings, table, extension)
             else:
                 log.notice(f"{quote(target.adopted)} of {target} is kept until the revision has run")
         if left.dim_differs:

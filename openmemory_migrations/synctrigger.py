@@ -66,6 +66,8 @@ CREATE_TRIGGER = """
 CREATE OR REPLACE TRIGGER {sync} BEFORE INSERT OR UPDATE OF {source} ON {table}
 FOR EACH ROW EXECUTE FUNCTION {sync_function}()
 """
+# also for what a subscription applies, and whoever else has session_replication_role at replica
+FIRE_ALWAYS = "ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}"
 
 # Citus asks for this around the DDL of a trigger, not for its work; elsewhere it is a name that nobody uses
 ALLOW_TRIGGERS = "SET LOCAL citus.enable_unsafe_triggers TO on"
@@ -78,6 +80,14 @@ def tag(names: Iterable[str]) -> str:
     while any(found in name for name in names):
         found = f"{found[:-1]}_$"
     return found
+
+
+def of_a_trigger(db: Database, statement: str, **names: str) -> None:
+    """Runs the DDL of a trigger, inside the caller's transaction, without the server's NOTICE of nothing to drop."""
+    with db.local("client_min_messages", "warning"):
+        db.run(ALLOW_TRIGGERS)
+        db.run(statement, **names)
+        db.run(REFUSE_TRIGGERS)
 
 
 def create_convert(db: Database, **names: str) -> None:
@@ -107,17 +117,14 @@ def create_trigger(db: Database, dimensions: int | None, **names: str) -> None:
     size = "NULL" if dimensions is None else str(dimensions)
     db.run(CREATE_SYNC, dimensions=size, tag=tag([*db.names.values(), *names.values()]), **names)
     db.run("REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC")
-    db.run(ALLOW_TRIGGERS)
-    db.run(CREATE_TRIGGER, **names)
-    db.run(REFUSE_TRIGGERS)
+    of_a_trigger(db, CREATE_TRIGGER, **names)
+    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["sync"])
     db.run("COMMENT ON TRIGGER {sync} ON {table} IS {comment}")
 
 
 def drop_trigger(db: Database) -> None:
     """The trigger and its function, then the function that converts if no other table of the schema needs it."""
-    db.run(ALLOW_TRIGGERS)
-    db.run("DROP TRIGGER IF EXISTS {sync} ON {table}")
-    db.run(REFUSE_TRIGGERS)
+    of_a_trigger(db, "DROP TRIGGER IF EXISTS {sync} ON {table}")
     db.run("DROP FUNCTION IF EXISTS {sync_function}()")
     if not called(db, db.names["convert"]):
         db.run("DROP FUNCTION IF EXISTS {convert}(bytea, integer)")

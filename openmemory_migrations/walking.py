@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import DBAPIError
 
 from . import log
-from .catalog import Table
+from .catalog import Extension, Table
 from .database import Database
 from .keys import keys_at
 from .pace import Pace
@@ -25,15 +25,21 @@ PLACES = 2048  # counted for a page: more than any page, of whatever size, has r
 INSIDE = "ctid >= '({page},{item})' AND ctid < '({end_page},{end_item})' AND "
 UNLOCKED = "SELECT CAST(ctid AS text) FROM ONLY {table} WHERE " + INSIDE + "{pending} FOR NO KEY UPDATE SKIP LOCKED"
 OURS = "ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[])) AND "
-FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE "
+# a trigger may keep the row as it was, or change what is written
+FILL = """
+WITH done AS (
+  UPDATE ONLY {table} SET {filled} = {value} WHERE {which} RETURNING {sent}({filled}) = {sent}({value}) AS ok)
+SELECT count(*) FROM done WHERE ok
+"""
 
 
 @dataclass
 class Walk:
-    """Over one table that holds rows; `filled`, `value` and `pending` are SQL with the names of `db`."""
+    """Over one table that holds rows; `filled`, `value` (vectors) and `pending` are SQL with the names of `db`."""
 
     db: Database
     table: Table
+    extension: Extension
     part: Part
     filled: str
     value: str
@@ -72,8 +78,8 @@ class Walk:
                     self.pace.rest(self.progress.what)
 
     def _batch(self, place: int, end: int, steps: Steps) -> int:
-        names = {"filled": self.filled, "value": self.value, "pending": self.pending}
-        names = {name: self.db.sql(text) for name, text in names.items()}
+        names = {"sent": "{ext}.vector_send", "filled": self.filled, "value": self.value, "pending": self.pending}
+        names = {name: self.db.sql(text, **self.extension.names()) for name, text in names.items()}
         for prefix, number in (("", place), ("end_", end)):
             page, item = divmod(number, PLACES)
             names |= {f"{prefix}page": str(page), f"{prefix}item": str(item)}
@@ -82,7 +88,7 @@ class Walk:
             self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
             steps.heed()
             if not steps.careful:
-                return int(at.run(FILL + INSIDE + "{pending}", **names).rowcount)
+                return int(at.value(FILL.replace("{which}", INSIDE + "{pending}"), **names))
             tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
             self.progress.obstacles.lock(1)  # or it would not have come to this
-            return int(at.run(FILL + OURS + "{pending}", {"tids": tids}, **names).rowcount)
+            return int(at.value(FILL.replace("{which}", OURS + "{pending}"), {"tids": tids}, **names))

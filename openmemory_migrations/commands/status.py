@@ -78,7 +78,7 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
     elif pending:
         todo = "openmemory-migrations backfill"
     elif not followed:
-        todo = f"the trigger is missing or disabled: ALTER TABLE … ENABLE TRIGGER {quote(found.target.sync)}"
+        todo = f"the trigger is missing or disabled: ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(found.target.sync)}"
     elif found.left_by_cutover:
         todo = f"{DO} goes on with the cutover that was interrupted; {UNDO} takes away what it has left"
     elif wanted:

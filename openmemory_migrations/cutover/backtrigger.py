@@ -7,7 +7,7 @@ While the cutover is undone, bytes follow the vectors (following). Frozen with t
 from __future__ import annotations
 
 from ..database import Database
-from ..synctrigger import ALLOW_TRIGGERS, REFUSE_TRIGGERS, called, tag
+from ..synctrigger import FIRE_ALWAYS, called, of_a_trigger, tag
 from ..target import Target
 
 # vector_send() gives int16 dimensions, int16 zero, then float4 big-endian (pgvector, src/vector.c). Half the time of
@@ -77,9 +77,7 @@ def follows(db: Database, target: Target, table_oid: int) -> bool:
 
 def drop(db: Database) -> None:
     """Trigger and function, then the function that converts if no other table of the schema needs it."""
-    db.run(ALLOW_TRIGGERS)
-    db.quietly("DROP TRIGGER IF EXISTS {back} ON {table}")
-    db.run(REFUSE_TRIGGERS)
+    of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
     db.quietly("DROP FUNCTION IF EXISTS {back_function}()")
     if not called(db, db.names["unconvert"]):
         # without its type, whose schema nobody needs to know for this
@@ -87,12 +85,11 @@ def drop(db: Database) -> None:
 
 
 def _create(db: Database, function: str, trigger: str) -> None:
-    db.run(ALLOW_TRIGGERS)
-    db.quietly("DROP TRIGGER IF EXISTS {back} ON {table}")
+    of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
     db.run(function, tag=_tag(db, {}))
     db.run("REVOKE ALL ON FUNCTION {back_function}() FROM PUBLIC")
-    db.run(trigger)
-    db.run(REFUSE_TRIGGERS)
+    of_a_trigger(db, trigger)
+    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["back"])
 
 
 def _tag(db: Database, ext: dict[str, str]) -> str:

@@ -111,6 +111,8 @@ def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Ma
         switching.prove_not_null(db, target, settings, table, target.vector)
 
     def switch() -> Mark:
+        if switching.attributes(db, target.source).not_null != not_null or partitions.leaves(db, table.oid) != leaves:
+            raise Changed(f"{target} was changed just now")  # and its rows would have to be read, to switch
         return _switch(db, target, settings, table, mode, renamed, away)
 
     return locks.retried(db, settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)

@@ -89,7 +89,7 @@ def require_trigger(db: Database, target: Target, table: Table) -> None:
     if not catalog.trigger_enabled(db, table.oid, target.sync):
         raise MigrationError(
             f"trigger {quote(target.sync)} of {target} is missing or disabled: what is written now has a stale vector",
-            hint=f"ALTER TABLE … ENABLE TRIGGER {quote(target.sync)}; or, with OM_SYNC_TRIGGER=on: {ANEW}."
+            hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.sync)}; or, with OM_SYNC_TRIGGER=on: {ANEW}."
             " Then the cutover again.",
         )
 

@@ -209,7 +209,7 @@ class _Moving:
                 if len(some) > 1:
                     steps.size = len(some) // 2
                     continue
-                obstacles.refused.setdefault(NOT_WHOLE, []).extend(self._names(at, some))
+                obstacles.refuse_for(NOT_WHOLE, self._names(at, some))
             else:
                 steps.done()
             tids = tids[len(some) :]

@@ -16,6 +16,7 @@ from tests.support.native import create_newer
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, random_rows
 from tests.support.package import package
 from tests.support.proxy import Verdict, proxy
+from tests.support.scripts import psql, script
 from tests.support.states import EXPAND, column_type
 
 DIM = 8
@@ -216,3 +217,60 @@ def test_what_is_as_it_was_is_not_looked_at_again(database: Database) -> None:
             db.require_seen(seen)
     assert checksum(database) == v
     assert mismatches(database) == []
+
+
+ADOPTED = f"CREATE EXTENSION vector; ALTER TABLE {TABLE} ADD v_vector vector({DIM})"
+NORMALIZE = f"""
+CREATE FUNCTION one() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN NEW.v_vector := '[1,0,0,0,0,0,0,0]'; RETURN NEW; END $$;
+CREATE TRIGGER zz_one BEFORE UPDATE ON {TABLE} FOR EACH ROW WHEN (NEW.v IS NULL) EXECUTE FUNCTION one();
+"""
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "trigger"), [("NULL", NORMALIZE), ("'\\x01'", ""), ("decode(repeat('0000c07f', 8), 'hex')", "")]
+)
+def test_an_adopted_value_that_is_nowhere_else_keeps_its_column(
+    server: embedded.Server, database: Database, bytes_: str, trigger: str
+) -> None:
+    """It was changed on its way, or the bytes beside it are none that a vector can hold."""
+    create_table(database)
+    load(database, ROWS)
+    database.run(ADOPTED)
+    database.run(VALUE.replace("v_vector", "v, v_vector").replace("'[1", f"{bytes_}, '[1"))
+    alembic(database, "upgrade", EXPAND)
+    database.run(trigger or "SELECT")
+
+    done = alembic(database, "upgrade", "head", check=False)
+
+    assert done.returncode != 0
+    assert database.value(f"SELECT count(*) FROM {TABLE} WHERE v_vector_adopted::text = '[1,2,3,4,5,6,7,8]'") == 1
+    if not trigger:
+        assert "1 values of" in done.log
+        again = psql(server, database, script("upgrade", f"{EXPAND}:head", env={"OM_VEC_DIM": str(DIM)}), check=False)
+        assert '1 values of "v_vector_adopted" would be lost' in again.stderr
+        alembic(database, "upgrade", "head", env={"OM_ACCEPT_LOSS": "1"})
+        assert column_type(database, "v_vector_adopted") is None
+
+
+def test_what_a_subscription_applies_is_followed(database: Database) -> None:
+    """Its sessions have session_replication_role at replica, where a trigger fires only if it is to fire always."""
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", "head")
+    database.run(f"SET session_replication_role = replica; UPDATE {TABLE} SET v = (SELECT v FROM {TABLE} LIMIT 1)")
+    assert mismatches(database) == []
+
+
+def test_a_script_counts_by_the_dimensions_that_are_there(server: embedded.Server, database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    env = {"OM_SYNC_TRIGGER": "off", "OM_VEC_DIM": str(DIM)}
+    alembic(database, "upgrade", "head", env=env)
+    database.run(f"UPDATE {TABLE} SET v = v || v")
+    down = script("downgrade", "head:base", env={"OM_VEC_DIM": str(2 * DIM)})
+
+    done = psql(server, database, down, check=False)
+
+    assert f"{len(ROWS)} values have no source and would be lost" in done.stderr
+    assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == len(ROWS)

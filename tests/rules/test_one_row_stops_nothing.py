@@ -27,6 +27,7 @@ $$ BEGIN IF new.user_id = '{SECRET}' THEN
  RAISE 'not %', new.user_id USING DETAIL = new::text; END IF; RETURN new; END $$;
 CREATE TRIGGER refuse BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION refuse();
 """
+DENY = RAISE.replace("USING DETAIL", "USING ERRCODE = '42501', DETAIL")
 DEFERRED = RAISE.replace("TRIGGER refuse BEFORE", "CONSTRAINT TRIGGER refuse AFTER").replace(
     "FOR EACH", "DEFERRABLE INITIALLY DEFERRED FOR EACH"
 )
@@ -47,7 +48,7 @@ def table(database: Database, engine: str) -> str:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("refusal", [CHECK, RAISE, DEFERRED], ids=["check", "trigger", "deferred"])
+@pytest.mark.parametrize("refusal", [CHECK, RAISE, DENY, DEFERRED], ids=["check", "trigger", "denied", "deferred"])
 def test_rows_that_are_refused_are_named_and_all_others_done(database: Database, engine: str, refusal: str) -> None:
     column = table(database, engine)
     secrets = {str(id) for (id,) in database.rows(f"SELECT id FROM {TABLE} WHERE user_id = %s", SECRET)}
@@ -61,7 +62,9 @@ def test_rows_that_are_refused_are_named_and_all_others_done(database: Database,
     assert all(f"(id={id}, sector=" in done.log for id in secrets)
     assert "3 (such as" in done.log
     assert (
-        'SQLSTATE 23514, constraint "named"' if refusal == CHECK else "SQLSTATE P0001, in function refuse()"
+        'SQLSTATE 23514, constraint "named"'
+        if refusal == CHECK
+        else f"SQLSTATE {'42501' if refusal == DENY else 'P0001'}, in function refuse()"
     ) in done.log
     assert SECRET not in done.log
     left = database.rows(f"SELECT id FROM {TABLE} WHERE {column} IS NULL")
@@ -151,3 +154,12 @@ def test_a_value_that_cannot_be_read_is_passed_by() -> None:
         assert f"{len(left)} rows of" in found.stdout
         assert "can't be read" in found.stdout
         assert left[0] in found.stdout
+
+
+def test_what_a_trigger_says_of_a_row_is_not_in_the_log(database: Database) -> None:
+    table(database, "client")
+    database.run(RAISE.replace("RAISE 'not %'", "RAISE WARNING 'not %'"))
+    for engine in ("client", "server"):
+        assert SECRET not in alembic(database, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine}).log
+        alembic(database, "downgrade", EXPAND)
+        database.run(f"UPDATE {TABLE} SET v_vector = NULL")

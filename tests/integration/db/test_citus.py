@@ -32,7 +32,7 @@ SEQUENTIAL = "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'"
 PROPAGATE = "SET LOCAL citus.propagate_set_commands TO 'local'"
 ALLOW, REFUSE = (f"SET LOCAL citus.enable_unsafe_triggers TO {state}" for state in ("on", "off"))
 DDL = re.compile(r"(CREATE|ALTER|DROP|COMMENT|REVOKE|GRANT|TRUNCATE)\b")
-TRIGGER = re.compile(r"(CREATE (OR REPLACE )?|DROP |ALTER )TRIGGER\b")
+TRIGGER = re.compile(r"(CREATE (OR REPLACE )?|DROP |ALTER |ALTER TABLE .* ENABLE ALWAYS )TRIGGER\b")
 OF_THE_TABLE = re.compile(rf"(CREATE (OR REPLACE )?|DROP |ALTER )(TRIGGER|TABLE)\b.*{TABLE}|DROP FUNCTION|COMMENT ON")
 Transaction = list[str]
 
