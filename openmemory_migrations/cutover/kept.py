@@ -26,6 +26,22 @@ COMMENT = "openmemory_migrations: rows that no vector can hold, of "
 LEFT = "{source} IS NOT NULL AND {vector} IS NULL"
 # as the trigger has it: a row that could have its vector, and hasn't yet, stays
 UNFIT = LEFT + " AND {convert}({source}, {size}) IS NULL"
+# by its name and the oid of its table: either may have been renamed, and another table be in its place. No table has
+# that oid any more where both come from a dump
+OURS = """
+SELECT CAST(c.oid AS bigint)
+FROM pg_catalog.pg_class c, pg_catalog.obj_description(c.oid, 'pg_class') AS said (comment),
+     substring(said.comment FROM ', oid ([0-9]+)$') AS its (oid)
+WHERE c.oid = pg_catalog.to_regclass(:name) AND starts_with(said.comment, :comment)
+  AND (CAST(its.oid AS oid) = pg_catalog.to_regclass(:table)
+       OR NOT EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid = CAST(its.oid AS oid) AND t.relkind IN ('r', 'p')))
+"""
+RIGHTS = """
+SELECT pg_catalog.has_table_privilege(k.oid, 'SELECT') AND NOT pg_catalog.row_security_active(k.oid),
+       pg_catalog.pg_has_role(k.relowner, 'USAGE'), pg_catalog.pg_get_userbyid(k.relowner),
+       pg_catalog.pg_get_userbyid(t.relowner), current_user
+FROM pg_catalog.pg_class k, pg_catalog.pg_class t WHERE k.oid = :kept AND t.oid = pg_catalog.to_regclass(:table)
+"""
 BATCH = 1000  # rows
 FEW = 100  # rows that may have come since the batches, and leave under the lock of the switch
 NOT_WHOLE = "no error, by a trigger or a rule that keeps rows out or changes them"
@@ -67,14 +83,60 @@ def count_left(db: Database) -> int:
 
 
 def count(db: Database) -> int:
-    """Rows that are in the kept table: of a cutover, or of a run that was interrupted."""
-    return 0 if _oid(db) is None else int(db.value("SELECT count(*) FROM {kept}"))
+    """Rows that are in the kept table: of a cutover, or of a run that was interrupted. Raises MigrationError where
+    this role may not read them."""
+    kept = _oid(db)
+    if kept is None:
+        return 0
+    _require_right(db, kept, to_read=True)
+    return int(db.value("SELECT count(*) FROM {kept}"))
+
+
+def require(db: Database, target: Target, table: Table, rows: int, accept_loss: int = 0) -> None:
+    """Raises MigrationError where not all of the `rows` are there that had left at the switch, and more are missing
+    than is accepted."""
+    there = count(db)
+    missing = rows - there
+    if missing <= accept_loss:
+        return
+    line = f"COMMENT ON TABLE {db.names['kept']} IS {literal(_comment(target, table))}"
+    raise MigrationError(
+        f"{rows:,} rows have left {target} at its cutover, and {there:,} of them are in table {quote(target.kept)}",
+        detail="What has that name has no comment of this package's, or keeps the rows of another table."
+        if taken(db, target)
+        else None
+        if _oid(db)
+        else "There is no such table.",
+        hint=f"If a table of another name has them: ALTER TABLE … RENAME TO {quote(target.kept)}; if it has lost its"
+        f" comment: {line}; if nobody needs them: OM_ACCEPT_LOSS={missing}.",
+    )
+
+
+def require_owned(db: Database) -> None:
+    """Raises MigrationError where this role can't put the rows back."""
+    kept = _oid(db)
+    if kept is not None:
+        _require_right(db, kept, to_read=False)
+
+
+def _require_right(db: Database, kept: int, *, to_read: bool) -> None:
+    ((reads, owns, owner, of_table, role),) = db.rows(RIGHTS, {"kept": kept, "table": db.names["table"]})
+    if owns or (reads and to_read):
+        return
+    name = db.names["kept"]
+    raise MigrationError(
+        f"role {quote(role)} may not read table {name}" if to_read else f"role {quote(role)} does not own table {name}",
+        detail=f"It belongs to {quote(owner)}, and has rows that left {db.names['table']} at its cutover.",
+        hint=f"ALTER TABLE {name} OWNER TO {quote(of_table)};"
+        if owner != of_table
+        else f"Connect as {quote(owner)}, or: GRANT {quote(owner)} TO {quote(role)};",
+    )
 
 
 def move_out(db: Database, target: Target, table: Table, settings: Settings) -> None:
     """Passes, until no row is left that no vector can hold. Raises MigrationError where one doesn't leave."""
     what = f"moving rows of {target} that no vector can hold to {quote(target.kept)}"
-    columns = locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: _ready(db, target))
+    columns = locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: _ready(db, target, table))
     moving = _Moving(db, table, settings, what, db.names["kept"], columns, db.sql(UNFIT, size=_size(target, table)))
 
     def units() -> Iterator[tuple[Database, int]]:
@@ -96,7 +158,7 @@ def move_out(db: Database, target: Target, table: Table, settings: Settings) -> 
 def take_last(db: Database, target: Target, table: Table, left: int) -> None:
     """Moves the few that have come since, inside the transaction of the switch. Raises MigrationError where one of
     those that are `left` doesn't leave."""
-    columns, which = _ready(db, target), db.sql(UNFIT, size=_size(target, table))
+    columns, which = _ready(db, target, table), db.sql(UNFIT, size=_size(target, table))
     # what is deferred would be pending, and no column can be renamed then
     db.run("SET CONSTRAINTS ALL IMMEDIATE")
     try:
@@ -157,12 +219,13 @@ def drop(db: Database) -> bool:
 
 def _oid(db: Database) -> int | None:
     """Of the table, where it is ours."""
-    found: int | None = db.value(
-        "SELECT CAST(c.oid AS bigint) FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(:name)"
-        " AND starts_with(pg_catalog.obj_description(c.oid, 'pg_class'), :comment)",
-        {"name": db.names["kept"], "comment": COMMENT},
-    )
+    names = {"name": db.names["kept"], "table": db.names["table"], "comment": COMMENT}
+    found: int | None = db.value(OURS, names)
     return found
+
+
+def _comment(target: Target, table: Table) -> str:
+    return f"{COMMENT}{target}, oid {table.oid}"
 
 
 class _Moving:
@@ -236,13 +299,13 @@ class _Moving:
         self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-def _ready(db: Database, target: Target) -> str:
+def _ready(db: Database, target: Target, table: Table) -> str:
     """Makes the table if need be, inside a transaction; returns the columns of a whole row."""
     if drop(db):
         columns = _sql(_types(db, target, db.names["table"]))
         db.run(CREATE, columns=columns)
         db.run(HIDE)
-        db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(f"{COMMENT}{target}"))
+        db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(_comment(target, table)))
         return columns
     return _sql(_columns(db, target, db.names["table"], db.names["kept"]))
 
@@ -285,4 +348,4 @@ def _stay(db: Database, target: Target, table: Table, rows: int, refused: str) -
     )
 
 
-__all__ = ["FEW", "count", "count_left", "move_out", "put_back", "take_last", "taken"]
+__all__ = ["FEW", "count", "count_left", "move_out", "put_back", "require", "require_owned", "take_last", "taken"]

@@ -8,8 +8,21 @@ from contextlib import closing
 import pytest
 
 from demo.openmemory import TABLE
-from tests.support.commands import alembic, result, start_alembic
-from tests.support.cutover import DOWN, STAMP, UNDO, UP, both_modes, changed, cut_over, refuses, stamped, undo, whole
+from tests.support.commands import alembic, om, result, start_alembic
+from tests.support.cutover import (
+    DOWN,
+    STAMP,
+    UNDO,
+    UP,
+    VERSION_TABLE,
+    both_modes,
+    changed,
+    cut_over,
+    refuses,
+    stamped,
+    undo,
+    whole,
+)
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, Row, create_table, load, pack, random_rows
 from tests.support.states import column_type
@@ -136,6 +149,59 @@ def test_rows_that_a_changed_table_would_not_hold_as_they_are_stay(table: Databa
     table.run(f"ALTER TABLE {TABLE} ALTER dim TYPE integer")
     undo(table)
     assert not changed(before, whole(table))
+
+
+def test_rows_that_are_not_found_are_missed_before_any_change(table: Database) -> None:
+    before = whole(table)
+    cut_over(table, "drop", ACCEPTED)
+    comment = table.value("SELECT obj_description(%s::regclass)", KEPT)
+    table.run(f"COMMENT ON TABLE {KEPT} IS NULL")
+
+    done = alembic(table, *DOWN, check=False, env={"OM_ACCEPT_LOSS": "2"})
+
+    assert done.returncode != 0
+    assert f'3 rows have left "public.{TABLE}" at its cutover, and 0 of them are in table "{KEPT}"' in done.log
+    assert f'COMMENT ON TABLE "public"."{KEPT}" IS \'{comment}\';' in done.log
+    assert "OM_ACCEPT_LOSS=3." in done.log
+    assert column_type(table, "v") is None
+    status = om(table, "status")
+    assert (status.returncode, "3 rows have left" in status.stdout) == (1, True)
+    table.run(f"COMMENT ON TABLE {KEPT} IS '{comment}'")
+    assert f'3 rows that no vector can hold, in "{KEPT}"' in om(table, "status").stdout
+    undo(table)
+    assert not changed(before, whole(table))
+
+
+def test_rows_are_missed_that_others_have_deleted_and_nobody_has_accepted(table: Database) -> None:
+    cut_over(table, "swap", ACCEPTED)
+    table.run(f"DELETE FROM {KEPT} WHERE {where(BAD[0])}")
+    assert "3 rows have left" in alembic(table, *DOWN, check=False).log
+    undo(table, {"OM_ACCEPT_LOSS": "1"})
+    assert count(table) == len(ROWS) + 2
+
+
+def test_a_table_in_the_place_of_another_does_not_get_its_rows(table: Database) -> None:
+    cut_over(table, "drop", ACCEPTED)
+    table.run(f"ALTER TABLE {TABLE} RENAME TO before; DELETE FROM {VERSION_TABLE}")
+    table.run("DELETE FROM openmemory_alembic_version")
+    at_head(table)
+    refuses(table, f'the name "{KEPT}" is taken', "keeps the rows of another table", mode="drop", env=ACCEPTED)
+
+    alembic(table, *DOWN)
+
+    assert (count(table), count(table, KEPT)) == (len(ROWS) + len(BAD), len(BAD))
+    table.run(f"DROP TABLE {TABLE}; ALTER TABLE {KEPT} RENAME TO before_v_kept")
+    table.run(f"INSERT INTO {VERSION_TABLE} VALUES (%s)", STAMP)
+    undo(table, {"OM_VECTOR_TABLE": "before"})
+    assert count(table, "before") == len(ROWS) + len(BAD)
+
+
+def test_a_kept_table_from_a_dump_is_found(table: Database) -> None:
+    """The oid that it names is no table's in the database where it was restored."""
+    cut_over(table, "drop", ACCEPTED)
+    table.run(f"COMMENT ON TABLE {KEPT} IS 'openmemory_migrations: rows that no vector can hold, of it, oid 1'")
+    undo(table)
+    assert count(table) == len(ROWS) + len(BAD)
 
 
 @pytest.mark.slow
