@@ -14,8 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from .. import catalog, locks, log, partitions
 from ..catalog import Table
 from ..database import APPLICATION_NAME, Database
-from ..errors import MigrationError
+from ..errors import Changed, MigrationError
 from ..keys import AT, keys_at, keys_where
+from ..partitions import Part
 from ..passes import Obstacles, Steps, is_a_rows, passes, reason_of
 from ..reading import UNIT, pages_of
 from ..settings import Settings
@@ -35,6 +36,23 @@ FROM pg_catalog.pg_class c, pg_catalog.obj_description(c.oid, 'pg_class') AS sai
 WHERE c.oid = pg_catalog.to_regclass(:name) AND starts_with(said.comment, :comment)
   AND (CAST(its.oid AS oid) = pg_catalog.to_regclass(:table)
        OR NOT EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid = CAST(its.oid AS oid) AND t.relkind IN ('r', 'p')))
+"""
+# what would be deleted or changed along with a row, or would keep it; 8 is DELETE of a trigger, 4 of a rule, and a
+# partition's have parents
+FOLLOWING = """
+SELECT 'foreign key ' || quote_ident(c.conname) || ' of ' || CAST(CAST(c.conrelid AS regclass) AS text)
+FROM pg_catalog.pg_constraint c
+WHERE c.contype = 'f' AND c.confrelid = ANY (:tables) AND c.confdeltype IN ('c', 'n', 'd') AND c.conparentid = 0
+UNION ALL
+SELECT 'trigger ' || quote_ident(t.tgname) || ' on ' || CAST(CAST(t.tgrelid AS regclass) AS text)
+FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
+  AND t.tgtype & 8 <> 0
+UNION ALL
+SELECT 'rule ' || quote_ident(r.rulename) || ' on ' || CAST(CAST(r.ev_class AS regclass) AS text)
+FROM pg_catalog.pg_rewrite r
+WHERE r.ev_class = ANY (:tables) AND r.ev_type = '4' AND r.ev_enabled IN ('O', 'A')
+ORDER BY 1
 """
 RIGHTS = """
 SELECT pg_catalog.has_table_privilege(k.oid, 'SELECT') AND NOT pg_catalog.row_security_active(k.oid),
@@ -68,6 +86,12 @@ SELECT (SELECT count(*) FROM gone),
        EXISTS (SELECT CAST(ROW({columns}) AS text) FROM gone EXCEPT ALL SELECT CAST(ROW({columns}) AS text) FROM come)
 """
 MOVE_THESE = MOVE.replace("{which}", "{which} AND " + AT)
+
+
+NAMED = """
+SELECT name FROM unnest(CAST(:names AS text[]), CAST(:oids AS oid[])) AS t (name, oid)
+WHERE pg_catalog.to_regclass(name) IS DISTINCT FROM t.oid
+"""
 
 
 class _NotWhole(Exception):
@@ -119,6 +143,16 @@ def require_owned(db: Database) -> None:
         _require_right(db, kept, to_read=False)
 
 
+def require_none_follows(db: Database, target: Target, parts: Iterable[Part], rows: int) -> None:
+    """Raises MigrationError where others' rows would go or change with the rows that leave, or keep them."""
+    if found := [text for (text,) in db.rows(FOLLOWING, {"tables": [part.oid for part in parts]})]:
+        raise MigrationError(
+            f"{rows:,} rows have to leave {target}, but something would follow or keep them: {'; '.join(found)}",
+            detail="To leave, a row is deleted here, and undoing the cutover inserts it again.",
+            hint="Mend or delete those rows, or drop or disable what is listed until the cutover is done.",
+        )
+
+
 def _require_right(db: Database, kept: int, *, to_read: bool) -> None:
     ((reads, owns, owner, of_table, role),) = db.rows(RIGHTS, {"kept": kept, "table": db.names["table"]})
     if owns or (reads and to_read):
@@ -137,7 +171,8 @@ def move_out(db: Database, target: Target, table: Table, settings: Settings) -> 
     """Passes, until no row is left that no vector can hold. Raises MigrationError where one doesn't leave."""
     what = f"moving rows of {target} that no vector can hold to {quote(target.kept)}"
     columns = locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: _ready(db, target, table))
-    moving = _Moving(db, table, settings, what, db.names["kept"], columns, db.sql(UNFIT, size=_size(target, table)))
+    unfit = db.sql(UNFIT, size=_size(target, table))
+    moving = _Moving(db, target, table, settings, what, db.names["kept"], columns, unfit)
 
     def units() -> Iterator[tuple[Database, int]]:
         with db.transaction():
@@ -186,7 +221,7 @@ def put_back(db: Database, target: Target, table: Table, settings: Settings) -> 
     if columns:
         known = replace(table, key=tuple(name for name in table.key if name in columns))
         what = f"putting rows back into {target}"
-        moving = _Moving(db, known, settings, what, db.names["table"], _sql(columns), "true")
+        moving = _Moving(db, target, known, settings, what, db.names["table"], _sql(columns), "true")
         obstacles, _ = moving.run(lambda: ((at, first) for first in range(0, pages, UNIT)))
         if moving.moved:
             log.notice(f"{moving.moved:,} rows that no vector can hold are back in {target}")
@@ -232,11 +267,21 @@ class _Moving:
     """Moves rows from one table to another, in smaller batches where something is in the way."""
 
     def __init__(
-        self, db: Database, table: Table, settings: Settings, what: str, to: str, columns: str, which: str
+        self,
+        db: Database,
+        target: Target,
+        table: Table,
+        settings: Settings,
+        what: str,
+        to: str,
+        columns: str,
+        which: str,
     ) -> None:
-        self.db, self.table, self.what, self.to, self.columns, self.which = db, table, what, to, columns, which
+        self.db, self.target, self.table, self.what = db, target, table, what
+        self.to, self.columns, self.which = to, columns, which
         self.moved = 0
         with db.transaction():
+            self.kept = _oid(db)
             self.lock_timeout = locks.batch_timeout(db, settings)
 
     def run(self, units: Callable[[], Iterable[tuple[Database, int]]]) -> tuple[Obstacles, int]:
@@ -281,11 +326,25 @@ class _Moving:
         with self.db.transaction(batch=True):
             self._settle()
             steps.heed()
+            self._require_same(at, len(tids))
             names = {"origin": f"ONLY {at.names['table']}", "which": self.which, "to": self.to, "columns": self.columns}
             ((gone, lost),) = at.rows(MOVE_THESE, {"values": tids}, **names)
             if lost:
                 raise _NotWhole
         return int(gone)
+
+    def _require_same(self, at: Database, rows: int) -> None:
+        """Raises MigrationError unless the tables are those that were meant, and the rows can leave; under locks that
+        keep it so: who adds a foreign key, a trigger or a partition, or renames a table, waits for the batch."""
+        db, tables = self.db, {self.db.names["table"]: self.table.oid, self.db.names["kept"]: self.kept}
+        db.run("LOCK TABLE {table}, {kept} IN ROW EXCLUSIVE MODE")
+        for (name,) in db.rows(NAMED, {"names": list(tables), "oids": list(tables.values())}):
+            raise Changed(f"another table has got the name {name}")
+        if self.to == db.names["kept"]:
+            parts = partitions.parts(db, self.table.oid)
+            if at.names["table"] not in [part.sql_name for part in parts]:
+                raise Changed(f"{at.names['table']} is no partition of {self.target} any more")
+            require_none_follows(db, self.target, parts, rows)
 
     def _names(self, at: Database, tids: list[str]) -> list[str]:
         with self.db.transaction():
@@ -348,4 +407,15 @@ def _stay(db: Database, target: Target, table: Table, rows: int, refused: str) -
     )
 
 
-__all__ = ["FEW", "count", "count_left", "move_out", "put_back", "require", "require_owned", "take_last", "taken"]
+__all__ = [
+    "FEW",
+    "count",
+    "count_left",
+    "move_out",
+    "put_back",
+    "require",
+    "require_none_follows",
+    "require_owned",
+    "take_last",
+    "taken",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -25,6 +25,7 @@ from tests.support.cutover import (
 )
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, Row, create_table, load, pack, random_rows
+from tests.support.proxy import proxy
 from tests.support.states import column_type
 
 DIM = 4
@@ -202,6 +203,49 @@ def test_a_kept_table_from_a_dump_is_found(table: Database) -> None:
     table.run(f"COMMENT ON TABLE {KEPT} IS 'openmemory_migrations: rows that no vector can hold, of it, oid 1'")
     undo(table)
     assert count(table) == len(ROWS) + len(BAD)
+
+
+@contextmanager
+def before_a_batch(databases: Databases, table: Database, change: str) -> Iterator[Database]:
+    left = [change]
+
+    def watch(statement: str) -> None:
+        if statement.endswith("IN ROW EXCLUSIVE MODE") and left:
+            table.run(left.pop())
+
+    with proxy(databases.server, watch) as between:
+        yield between.to(table)
+    assert not left
+
+
+def test_a_key_that_comes_before_a_batch_ends_the_cutover(databases: Databases, table: Database) -> None:
+    key = f"FOREIGN KEY (id, sector) REFERENCES {TABLE} ON DELETE CASCADE"
+    other = f"CREATE TABLE other AS SELECT id, sector FROM {TABLE}; ALTER TABLE other ADD CONSTRAINT fk {key}"
+    with before_a_batch(databases, table, other) as between:
+        done = alembic(between, *UP, env={"OM_CUTOVER": "drop", **ACCEPTED}, check=False)
+    assert done.returncode != 0
+    assert "something would follow or keep them: foreign key fk of other" in done.log
+    assert count(table, "other") == count(table) == len(ROWS) + len(BAD)
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_nothing_moves_once_another_table_has_the_name(databases: Databases, table: Database, forward: bool) -> None:
+    if not forward:
+        cut_over(table, "drop", ACCEPTED)
+    swap = (
+        f"ALTER TABLE {TABLE} RENAME TO blue; CREATE TABLE {TABLE} (LIKE blue INCLUDING ALL);"
+        f"INSERT INTO {TABLE} SELECT * FROM blue"
+    )
+    with before_a_batch(databases, table, swap) as between:
+        env = {"OM_CUTOVER": "drop", **ACCEPTED} if forward else {}
+        done = alembic(between, *(UP if forward else DOWN), env=env, check=False)
+    assert done.returncode != 0
+    assert f'another table has got the name "public"."{TABLE}"' in done.log
+    assert count(table) == count(table, "blue") == len(ROWS) + (len(BAD) if forward else 0)
+    if not forward:
+        table.run(f"DROP TABLE {TABLE}; ALTER TABLE blue RENAME TO {TABLE}")
+        undo(table)
+        assert count(table) == len(ROWS) + len(BAD)
 
 
 @pytest.mark.slow
