@@ -20,6 +20,7 @@ from ..partitions import Part
 from ..passes import Obstacles, Steps, is_a_rows, passes, reason_of
 from ..reading import UNIT, pages_of
 from ..settings import Settings
+from ..sqlerrors import DENIED, sqlstate
 from ..target import Target, literal, quote
 from .mark import UNDO
 
@@ -72,6 +73,9 @@ ORDER BY a.attnum
 CREATE = "CREATE TABLE {kept} AS SELECT {columns} FROM {table} WITH NO DATA"
 # default privileges may give roles this table whom policies keep from rows of the other
 HIDE = "ALTER TABLE {kept} ENABLE ROW LEVEL SECURITY"
+# it has no key, and in a publication FOR ALL TABLES no row could be deleted without
+IDENTIFY = "ALTER TABLE {kept} REPLICA IDENTITY FULL"
+OWN = "ALTER TABLE {kept} OWNER TO {owner}"
 UNITS = """
 SELECT DISTINCT CAST((CAST(CAST(ctid AS text) AS point))[0] AS bigint) / {unit} * {unit} FROM ONLY {table}
 WHERE {which} ORDER BY 1
@@ -232,7 +236,12 @@ def put_back(db: Database, target: Target, table: Table, settings: Settings) -> 
     raise MigrationError(
         f"{rows:,} rows of {target} are still in table {quote(target.kept)}",
         detail=f"{obstacles.summary()}." if obstacles.rows else None,
-        hint=f"Mend what keeps them out, or delete them there if nobody needs them, then again: {UNDO}.",
+        hint=f"Mend what keeps them out, or delete them there if nobody needs them, then again: {UNDO}."
+        + (
+            f" A trigger: ALTER TABLE {db.names['table']} DISABLE TRIGGER … for the time of the undo."
+            if NOT_WHOLE in obstacles.refused
+            else ""
+        ),
     )
 
 
@@ -364,7 +373,14 @@ def _ready(db: Database, target: Target, table: Table) -> str:
         columns = _sql(_types(db, target, db.names["table"]))
         db.run(CREATE, columns=columns)
         db.run(HIDE)
+        db.run(IDENTIFY)
         db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(_comment(target, table)))
+        try:
+            with db.attempt():  # who owns the table has to be able to undo
+                db.run(OWN, owner=quote(table.owner))
+        except DBAPIError as error:
+            if sqlstate(error) != DENIED:  # one who may create no tables here can't own them
+                raise
         return columns
     return _sql(_columns(db, target, db.names["table"], db.names["kept"]))
 

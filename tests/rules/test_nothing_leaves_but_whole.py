@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import pytest
+from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
 from tests.support.commands import alembic, om, result, start_alembic
@@ -18,7 +19,9 @@ from tests.support.cutover import (
     both_modes,
     changed,
     cut_over,
+    quoted,
     refuses,
+    roles,
     stamped,
     undo,
     whole,
@@ -205,6 +208,40 @@ def test_a_kept_table_from_a_dump_is_found(table: Database) -> None:
     assert count(table) == len(ROWS) + len(BAD)
 
 
+def test_rows_leave_and_come_back_where_all_tables_are_published(table: Database) -> None:
+    table.run("CREATE PUBLICATION everything FOR ALL TABLES")
+    before = whole(table)
+    cut_over(table, "drop", ACCEPTED)
+    undo(table)
+    assert not changed(before, whole(table))
+
+
+def test_the_owner_of_the_table_undoes_what_another_role_has_cut_over(databases: Databases, table: Database) -> None:
+    with roles(table) as (owner, other):
+        table.run(
+            SQL("ALTER TABLE {} OWNER TO {}; GRANT ALL ON SCHEMA public TO {}; ALTER ROLE {} LOGIN").format(
+                Identifier(TABLE), owner, owner, owner
+            )
+        )
+        before = whole(table)["rows"]
+        cut_over(table, "drop", ACCEPTED)
+        kept_owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = %s::regclass"
+        assert table.value(kept_owner, KEPT) == quoted(owner)
+        table.run(
+            SQL("ALTER TABLE {} OWNER TO {}; GRANT ALL ON {} TO {}").format(
+                Identifier(KEPT), other, Identifier(VERSION_TABLE), owner
+            )
+        )
+        table.run(SQL("GRANT SELECT ON openmemory_alembic_version TO {}").format(owner))
+        by_owner = Database(table.name, databases.server.url(table.name, user=owner.string))
+        line = f'ALTER TABLE "public"."{KEPT}" OWNER TO {quoted(owner)};'
+        assert line in alembic(by_owner, *DOWN, check=False).log
+        assert line in om(by_owner, "status").stdout
+        table.run(SQL("ALTER TABLE {} OWNER TO {}").format(Identifier(KEPT), owner))
+        undo(by_owner)
+        assert whole(table)["rows"] == before
+
+
 @contextmanager
 def before_a_batch(databases: Databases, table: Database, change: str) -> Iterator[Database]:
     left = [change]
@@ -277,6 +314,7 @@ def test_rows_that_a_trigger_swallows_or_changes_stay(table: Database) -> None:
     done = alembic(table, *DOWN, check=False)
     assert "2 (such as " in done.log
     assert "refused with no error, by a trigger or a rule that keeps rows out or changes them" in done.log
+    assert f'A trigger: ALTER TABLE "public"."{TABLE}" DISABLE TRIGGER … for the time of the undo.' in done.log
     assert (count(table), count(table, KEPT)) == (len(ROWS) + 1, 2)
     table.run("DROP FUNCTION swallow() CASCADE; DROP FUNCTION alter() CASCADE")
     undo(table)
