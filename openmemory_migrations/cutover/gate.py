@@ -138,8 +138,8 @@ def _require_names(db: Database, target: Target, table: Table) -> None:
         )
     if kept.taken(db, target):
         raise MigrationError(
-            f"the name {quote(target.kept)} is taken",
-            detail="By something that isn't this package's, or by what keeps the rows of another table.",
+            f"the name {quote(target.kept)} is taken by something that isn't this package's,"
+            " or keeps the rows of another table",
             hint="Rename that.",
         )
 
