@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from . import building_progress, catalog, checks, dimensions, newer, partitions, proof
 from .catalog import Index, Table
-from .cutover import backtrigger, mark, prepared
+from .cutover import backtrigger, kept, mark, prepared
 from .cutover.mark import Mark
 from .database import APPLICATION_NAME, Database
 from .environment import VERSION_TABLE
@@ -56,6 +56,7 @@ class CutOver:
     vectors: int
     without_bytes: int
     index: Index | None  # that searches can use
+    kept: int | None  # rows in the table for those that no vector can hold; None where they may not be read
     changed: MigrationError | None = None
 
 
@@ -142,6 +143,7 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
         bytes=quote(now.source) if has_bytes else "NULL",
     )
     index = proof.valid_index(db, now, table)
+    kept_rows, changed = _kept(db, found, table, target)
     return State(
         target=target,
         revisions=revisions(db, settings),
@@ -160,9 +162,20 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
             vectors,
             without,
             index,
-            _changed(db, found, table, target),
+            kept_rows,
+            _changed(db, found, table, target) or changed,
         ),
     )
+
+
+def _kept(db: Database, found: Mark, table: Table, target: Target) -> tuple[int | None, MigrationError | None]:
+    rows = None
+    try:
+        rows = kept.count(db)
+        kept.require(db, target, table, found.kept)
+    except MigrationError as error:
+        return rows, error
+    return rows, None
 
 
 def _changed(db: Database, found: Mark, table: Table, target: Target) -> MigrationError | None:
@@ -170,8 +183,8 @@ def _changed(db: Database, found: Mark, table: Table, target: Target) -> Migrati
         found.require_dimensions(table, target)
     except MigrationError as error:
         return error
-    kept = found.mode == "swap" and target.archive in table.columns
-    if kept and not catalog.trigger_enabled(db, table.oid, target.back):
+    archived = found.mode == "swap" and target.archive in table.columns
+    if archived and not catalog.trigger_enabled(db, table.oid, target.back):
         return MigrationError(
             f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's",
             hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.back)}; {mark.UNDO} compares all rows.",

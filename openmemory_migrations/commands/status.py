@@ -16,9 +16,9 @@ from ..cutover.mark import DO, UNDO
 from ..errors import ANEW, INDEX_ANEW
 from ..indexes import NoIndex, Plan, plan
 from ..settings import Settings
-from ..state import State
+from ..state import CutOver, State
 from ..steps import Step
-from ..target import quote
+from ..target import Target, quote
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +140,7 @@ def data(found: State, judged: Judged) -> dict[str, Any]:
             "rows": found.cut_over.rows,
             "vectors": found.cut_over.vectors,
             "vectors_without_bytes": found.cut_over.without_bytes,
+            "kept": found.cut_over.kept,
         },
         "trigger": found.trigger,
         "indexes": [
@@ -168,6 +169,7 @@ def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
             *lines[:2],
             ("cutover", cut_over.said),
             ("vectors", f"{cut_over.vectors:,} in {cut_over.rows:,} rows; {cut_over.without_bytes:,} without bytes"),
+            *([("kept", _kept(target, cut_over))] if cut_over.kept != 0 else []),
             ("index", judged.index),
             *_running(found),
             ("next", judged.next),
@@ -192,6 +194,11 @@ def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
         ("next", judged.next),
     ]
     return lines
+
+
+def _kept(target: Target, cut_over: CutOver) -> str:
+    rows = "rows that this role may not read" if cut_over.kept is None else f"{cut_over.kept:,} rows"
+    return f"{rows} that no vector can hold, in {quote(target.kept)}"
 
 
 def _running(found: State) -> list[tuple[str, object]]:

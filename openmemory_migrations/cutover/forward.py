@@ -141,11 +141,11 @@ def _switch(
     grants = [(part, switching.attributes(part.at(db), target.source).grants) for part in parts]
     if mode == "drop":
         of_parts = {part.sql_name: theirs for part, theirs in grants if theirs and part.parent is not None}
-        found = Mark("drop", source, vector, parts=of_parts, dimensions=dimensions)
+        found = Mark("drop", source, vector, parts=of_parts, dimensions=dimensions, kept=away + left)
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
         switching.comment(db, target.vector, found.text)
         return found
-    found = Mark("swap", source, vector, renamed, dimensions=dimensions)
+    found = Mark("swap", source, vector, renamed, dimensions=dimensions, kept=away + left)
     of_vector = [switching.attributes(part.at(db), target.vector).grants for part in parts]
     if source.not_null:
         switching.require(db, target.source, not_null=False)

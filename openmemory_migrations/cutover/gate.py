@@ -25,23 +25,6 @@ CHOICE = (
     "OM_CUTOVER=swap: {vector} becomes {source}, of type vector, as newer OpenMemory expects it; the bytes stay as"
     " {archive}. OM_CUTOVER=drop: {source} and its bytes go, searches use {vector}."
 )
-# what would be deleted or changed along with a row, or would keep it; 8 is DELETE of a trigger, 4 of a rule, and a
-# partition's have parents
-FOLLOWING = """
-SELECT 'foreign key ' || quote_ident(c.conname) || ' of ' || CAST(CAST(c.conrelid AS regclass) AS text)
-FROM pg_catalog.pg_constraint c
-WHERE c.contype = 'f' AND c.confrelid = ANY (:tables) AND c.confdeltype IN ('c', 'n', 'd') AND c.conparentid = 0
-UNION ALL
-SELECT 'trigger ' || quote_ident(t.tgname) || ' on ' || CAST(CAST(t.tgrelid AS regclass) AS text)
-FROM pg_catalog.pg_trigger t
-WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
-  AND t.tgtype & 8 <> 0
-UNION ALL
-SELECT 'rule ' || quote_ident(r.rulename) || ' on ' || CAST(CAST(r.ev_class AS regclass) AS text)
-FROM pg_catalog.pg_rewrite r
-WHERE r.ev_class = ANY (:tables) AND r.ev_type = '4' AND r.ev_enabled IN ('O', 'A')
-ORDER BY 1
-"""
 
 
 def require_mode(settings: Settings, target: Target) -> str:
@@ -155,7 +138,9 @@ def _require_names(db: Database, target: Target, table: Table) -> None:
         )
     if kept.taken(db, target):
         raise MigrationError(
-            f"the name {quote(target.kept)} is taken by something that isn't this package's", hint="Rename that."
+            f"the name {quote(target.kept)} is taken by something that isn't this package's,"
+            " or keeps the rows of another table",
+            hint="Rename that.",
         )
 
 
@@ -225,15 +210,8 @@ def require_accepted(
             hint=f"Mend or delete them, or have them leave the table with OM_ACCEPT_LOSS={rows}: table"
             f" {quote(target.kept)} then keeps them, and undoing the cutover puts them back.",
         )
-    if not left:
-        return
-    tables = [part.oid for part in partitions.parts(db, table.oid)]
-    if found := [text for (text,) in db.rows(FOLLOWING, {"tables": tables})]:
-        raise MigrationError(
-            f"{left:,} rows have to leave {target}, but something would follow or keep them: {'; '.join(found)}",
-            detail="To leave, a row is deleted here, and undoing the cutover inserts it again.",
-            hint="Mend or delete those rows, or drop or disable what is listed until the cutover is done.",
-        )
+    if left:
+        kept.require_none_follows(db, target, partitions.parts(db, table.oid), left)
 
 
 __all__ = [

@@ -14,11 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from .. import catalog, locks, log, partitions
 from ..catalog import Table
 from ..database import APPLICATION_NAME, Database
-from ..errors import MigrationError
+from ..errors import Changed, MigrationError
 from ..keys import AT, keys_at, keys_where
+from ..partitions import Part
 from ..passes import Obstacles, Steps, is_a_rows, passes, reason_of
 from ..reading import UNIT, pages_of
 from ..settings import Settings
+from ..sqlerrors import DENIED, sqlstate
 from ..target import Target, literal, quote
 from .mark import UNDO
 
@@ -26,6 +28,39 @@ COMMENT = "openmemory_migrations: rows that no vector can hold, of "
 LEFT = "{source} IS NOT NULL AND {vector} IS NULL"
 # as the trigger has it: a row that could have its vector, and hasn't yet, stays
 UNFIT = LEFT + " AND {convert}({source}, {size}) IS NULL"
+# by its name and the oid of its table: either may have been renamed, and another table be in its place. No table has
+# that oid any more where both come from a dump
+OURS = """
+SELECT CAST(c.oid AS bigint)
+FROM pg_catalog.pg_class c, pg_catalog.obj_description(c.oid, 'pg_class') AS said (comment),
+     substring(said.comment FROM ', oid ([0-9]+)$') AS its (oid)
+WHERE c.oid = pg_catalog.to_regclass(:name) AND starts_with(said.comment, :comment)
+  AND (CAST(its.oid AS oid) = pg_catalog.to_regclass(:table)
+       OR NOT EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid = CAST(its.oid AS oid) AND t.relkind IN ('r', 'p')))
+"""
+# what would be deleted or changed along with a row, or would keep it; 8 is DELETE of a trigger, 4 of a rule, and a
+# partition's have parents
+FOLLOWING = """
+SELECT 'foreign key ' || quote_ident(c.conname) || ' of ' || CAST(CAST(c.conrelid AS regclass) AS text)
+FROM pg_catalog.pg_constraint c
+WHERE c.contype = 'f' AND c.confrelid = ANY (:tables) AND c.confdeltype IN ('c', 'n', 'd') AND c.conparentid = 0
+UNION ALL
+SELECT 'trigger ' || quote_ident(t.tgname) || ' on ' || CAST(CAST(t.tgrelid AS regclass) AS text)
+FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
+  AND t.tgtype & 8 <> 0
+UNION ALL
+SELECT 'rule ' || quote_ident(r.rulename) || ' on ' || CAST(CAST(r.ev_class AS regclass) AS text)
+FROM pg_catalog.pg_rewrite r
+WHERE r.ev_class = ANY (:tables) AND r.ev_type = '4' AND r.ev_enabled IN ('O', 'A')
+ORDER BY 1
+"""
+RIGHTS = """
+SELECT pg_catalog.has_table_privilege(k.oid, 'SELECT') AND NOT pg_catalog.row_security_active(k.oid),
+       pg_catalog.pg_has_role(k.relowner, 'USAGE'), pg_catalog.pg_get_userbyid(k.relowner),
+       pg_catalog.pg_get_userbyid(t.relowner), current_user
+FROM pg_catalog.pg_class k, pg_catalog.pg_class t WHERE k.oid = :kept AND t.oid = pg_catalog.to_regclass(:table)
+"""
 BATCH = 1000  # rows
 FEW = 100  # rows that may have come since the batches, and leave under the lock of the switch
 NOT_WHOLE = "no error, by a trigger or a rule that keeps rows out or changes them"
@@ -38,6 +73,9 @@ ORDER BY a.attnum
 CREATE = "CREATE TABLE {kept} AS SELECT {columns} FROM {table} WITH NO DATA"
 # default privileges may give roles this table whom policies keep from rows of the other
 HIDE = "ALTER TABLE {kept} ENABLE ROW LEVEL SECURITY"
+# it has no key, and in a publication FOR ALL TABLES no row could be deleted without
+IDENTIFY = "ALTER TABLE {kept} REPLICA IDENTITY FULL"
+OWN = "ALTER TABLE {kept} OWNER TO {owner}"
 UNITS = """
 SELECT DISTINCT CAST((CAST(CAST(ctid AS text) AS point))[0] AS bigint) / {unit} * {unit} FROM ONLY {table}
 WHERE {which} ORDER BY 1
@@ -54,6 +92,12 @@ SELECT (SELECT count(*) FROM gone),
 MOVE_THESE = MOVE.replace("{which}", "{which} AND " + AT)
 
 
+NAMED = """
+SELECT name FROM unnest(CAST(:names AS text[]), CAST(:oids AS oid[])) AS t (name, oid)
+WHERE pg_catalog.to_regclass(name) IS DISTINCT FROM t.oid
+"""
+
+
 class _NotWhole(Exception):
     """A trigger or a rule has kept rows from their table, or changed them, without an error."""
 
@@ -67,15 +111,72 @@ def count_left(db: Database) -> int:
 
 
 def count(db: Database) -> int:
-    """Rows that are in the kept table: of a cutover, or of a run that was interrupted."""
-    return 0 if _oid(db) is None else int(db.value("SELECT count(*) FROM {kept}"))
+    """Rows that are in the kept table: of a cutover, or of a run that was interrupted. Raises MigrationError where
+    this role may not read them."""
+    kept = _oid(db)
+    if kept is None:
+        return 0
+    _require_right(db, kept, to_read=True)
+    return int(db.value("SELECT count(*) FROM {kept}"))
+
+
+def require(db: Database, target: Target, table: Table, rows: int, accept_loss: int = 0) -> None:
+    """Raises MigrationError where not all of the `rows` are there that had left at the switch, and more are missing
+    than is accepted."""
+    there = count(db)
+    missing = rows - there
+    if missing <= accept_loss:
+        return
+    line = f"COMMENT ON TABLE {db.names['kept']} IS {literal(_comment(target, table))}"
+    raise MigrationError(
+        f"{rows:,} rows have left {target} at its cutover, and {there:,} of them are in table {quote(target.kept)}",
+        detail="What has that name has no comment of this package's, or keeps the rows of another table."
+        if taken(db, target)
+        else None
+        if _oid(db)
+        else "There is no such table.",
+        hint=f"If a table of another name has them: ALTER TABLE … RENAME TO {quote(target.kept)}; if it has lost its"
+        f" comment: {line}; if nobody needs them: OM_ACCEPT_LOSS={missing}.",
+    )
+
+
+def require_owned(db: Database) -> None:
+    """Raises MigrationError where this role can't put the rows back."""
+    kept = _oid(db)
+    if kept is not None:
+        _require_right(db, kept, to_read=False)
+
+
+def require_none_follows(db: Database, target: Target, parts: Iterable[Part], rows: int) -> None:
+    """Raises MigrationError where others' rows would go or change with the rows that leave, or keep them."""
+    if found := [text for (text,) in db.rows(FOLLOWING, {"tables": [part.oid for part in parts]})]:
+        raise MigrationError(
+            f"{rows:,} rows have to leave {target}, but something would follow or keep them: {'; '.join(found)}",
+            detail="To leave, a row is deleted here, and undoing the cutover inserts it again.",
+            hint="Mend or delete those rows, or drop or disable what is listed until the cutover is done.",
+        )
+
+
+def _require_right(db: Database, kept: int, *, to_read: bool) -> None:
+    ((reads, owns, owner, of_table, role),) = db.rows(RIGHTS, {"kept": kept, "table": db.names["table"]})
+    if owns or (reads and to_read):
+        return
+    name = db.names["kept"]
+    raise MigrationError(
+        f"role {quote(role)} may not read table {name}" if to_read else f"role {quote(role)} does not own table {name}",
+        detail=f"It belongs to {quote(owner)}, and has rows that left {db.names['table']} at its cutover.",
+        hint=f"ALTER TABLE {name} OWNER TO {quote(of_table)};"
+        if owner != of_table
+        else f"Connect as {quote(owner)}, or: GRANT {quote(owner)} TO {quote(role)};",
+    )
 
 
 def move_out(db: Database, target: Target, table: Table, settings: Settings) -> None:
     """Passes, until no row is left that no vector can hold. Raises MigrationError where one doesn't leave."""
     what = f"moving rows of {target} that no vector can hold to {quote(target.kept)}"
-    columns = locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: _ready(db, target))
-    moving = _Moving(db, table, settings, what, db.names["kept"], columns, db.sql(UNFIT, size=_size(target, table)))
+    columns = locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: _ready(db, target, table))
+    unfit = db.sql(UNFIT, size=_size(target, table))
+    moving = _Moving(db, target, table, settings, what, db.names["kept"], columns, unfit)
 
     def units() -> Iterator[tuple[Database, int]]:
         with db.transaction():
@@ -96,7 +197,7 @@ def move_out(db: Database, target: Target, table: Table, settings: Settings) -> 
 def take_last(db: Database, target: Target, table: Table, left: int) -> None:
     """Moves the few that have come since, inside the transaction of the switch. Raises MigrationError where one of
     those that are `left` doesn't leave."""
-    columns, which = _ready(db, target), db.sql(UNFIT, size=_size(target, table))
+    columns, which = _ready(db, target, table), db.sql(UNFIT, size=_size(target, table))
     # what is deferred would be pending, and no column can be renamed then
     db.run("SET CONSTRAINTS ALL IMMEDIATE")
     try:
@@ -124,7 +225,7 @@ def put_back(db: Database, target: Target, table: Table, settings: Settings) -> 
     if columns:
         known = replace(table, key=tuple(name for name in table.key if name in columns))
         what = f"putting rows back into {target}"
-        moving = _Moving(db, known, settings, what, db.names["table"], _sql(columns), "true")
+        moving = _Moving(db, target, known, settings, what, db.names["table"], _sql(columns), "true")
         obstacles, _ = moving.run(lambda: ((at, first) for first in range(0, pages, UNIT)))
         if moving.moved:
             log.notice(f"{moving.moved:,} rows that no vector can hold are back in {target}")
@@ -135,7 +236,12 @@ def put_back(db: Database, target: Target, table: Table, settings: Settings) -> 
     raise MigrationError(
         f"{rows:,} rows of {target} are still in table {quote(target.kept)}",
         detail=f"{obstacles.summary()}." if obstacles.rows else None,
-        hint=f"Mend what keeps them out, or delete them there if nobody needs them, then again: {UNDO}.",
+        hint=f"Mend what keeps them out, or delete them there if nobody needs them, then again: {UNDO}."
+        + (
+            f" A trigger: ALTER TABLE {db.names['table']} DISABLE TRIGGER … for the time of the undo."
+            if NOT_WHOLE in obstacles.refused
+            else ""
+        ),
     )
 
 
@@ -157,23 +263,34 @@ def drop(db: Database) -> bool:
 
 def _oid(db: Database) -> int | None:
     """Of the table, where it is ours."""
-    found: int | None = db.value(
-        "SELECT CAST(c.oid AS bigint) FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(:name)"
-        " AND starts_with(pg_catalog.obj_description(c.oid, 'pg_class'), :comment)",
-        {"name": db.names["kept"], "comment": COMMENT},
-    )
+    names = {"name": db.names["kept"], "table": db.names["table"], "comment": COMMENT}
+    found: int | None = db.value(OURS, names)
     return found
+
+
+def _comment(target: Target, table: Table) -> str:
+    return f"{COMMENT}{target}, oid {table.oid}"
 
 
 class _Moving:
     """Moves rows from one table to another, in smaller batches where something is in the way."""
 
     def __init__(
-        self, db: Database, table: Table, settings: Settings, what: str, to: str, columns: str, which: str
+        self,
+        db: Database,
+        target: Target,
+        table: Table,
+        settings: Settings,
+        what: str,
+        to: str,
+        columns: str,
+        which: str,
     ) -> None:
-        self.db, self.table, self.what, self.to, self.columns, self.which = db, table, what, to, columns, which
+        self.db, self.target, self.table, self.what = db, target, table, what
+        self.to, self.columns, self.which = to, columns, which
         self.moved = 0
         with db.transaction():
+            self.kept = _oid(db)
             self.lock_timeout = locks.batch_timeout(db, settings)
 
     def run(self, units: Callable[[], Iterable[tuple[Database, int]]]) -> tuple[Obstacles, int]:
@@ -218,11 +335,25 @@ class _Moving:
         with self.db.transaction(batch=True):
             self._settle()
             steps.heed()
+            self._require_same(at, len(tids))
             names = {"origin": f"ONLY {at.names['table']}", "which": self.which, "to": self.to, "columns": self.columns}
             ((gone, lost),) = at.rows(MOVE_THESE, {"values": tids}, **names)
             if lost:
                 raise _NotWhole
         return int(gone)
+
+    def _require_same(self, at: Database, rows: int) -> None:
+        """Raises MigrationError unless the tables are those that were meant, and the rows can leave; under locks that
+        keep it so: who adds a foreign key, a trigger or a partition, or renames a table, waits for the batch."""
+        db, tables = self.db, {self.db.names["table"]: self.table.oid, self.db.names["kept"]: self.kept}
+        db.run("LOCK TABLE {table}, {kept} IN ROW EXCLUSIVE MODE")
+        for (name,) in db.rows(NAMED, {"names": list(tables), "oids": list(tables.values())}):
+            raise Changed(f"another table has got the name {name}")
+        if self.to == db.names["kept"]:
+            parts = partitions.parts(db, self.table.oid)
+            if at.names["table"] not in [part.sql_name for part in parts]:
+                raise Changed(f"{at.names['table']} is no partition of {self.target} any more")
+            require_none_follows(db, self.target, parts, rows)
 
     def _names(self, at: Database, tids: list[str]) -> list[str]:
         with self.db.transaction():
@@ -236,13 +367,20 @@ class _Moving:
         self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-def _ready(db: Database, target: Target) -> str:
+def _ready(db: Database, target: Target, table: Table) -> str:
     """Makes the table if need be, inside a transaction; returns the columns of a whole row."""
     if drop(db):
         columns = _sql(_types(db, target, db.names["table"]))
         db.run(CREATE, columns=columns)
         db.run(HIDE)
-        db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(f"{COMMENT}{target}"))
+        db.run(IDENTIFY)
+        db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(_comment(target, table)))
+        try:
+            with db.attempt():  # who owns the table has to be able to undo
+                db.run(OWN, owner=quote(table.owner))
+        except DBAPIError as error:
+            if sqlstate(error) != DENIED:  # one who may create no tables here can't own them
+                raise
         return columns
     return _sql(_columns(db, target, db.names["table"], db.names["kept"]))
 
@@ -285,4 +423,15 @@ def _stay(db: Database, target: Target, table: Table, rows: int, refused: str) -
     )
 
 
-__all__ = ["FEW", "count", "count_left", "move_out", "put_back", "take_last", "taken"]
+__all__ = [
+    "FEW",
+    "count",
+    "count_left",
+    "move_out",
+    "put_back",
+    "require",
+    "require_none_follows",
+    "require_owned",
+    "take_last",
+    "taken",
+]

@@ -28,7 +28,7 @@ class Mark:
     """`source` and `vector` are what the columns had beside their values; `renamed` the index that newer OpenMemory
     finds under its own name, which had this one before. `parts` are the privileges on `source` that partitions had of
     their own, by their names, where the column is no more. `dimensions` are those that the vectors had; None in a mark
-    of before they were noted."""
+    of before they were noted. `kept` rows were in the kept table at the switch."""
 
     mode: Mode
     source: Attributes
@@ -36,6 +36,7 @@ class Mark:
     renamed: str | None = None
     parts: Mapping[str, tuple[Grant, ...]] = field(default_factory=dict)
     dimensions: int | None = None
+    kept: int = 0
 
     @property
     def text(self) -> str:
@@ -45,6 +46,7 @@ class Mark:
             "vector": self.vector.as_data(),
             "renamed": self.renamed,
             "dimensions": self.dimensions,
+            "kept": self.kept,
             "parts": {name: switching.grants_as_data(grants) for name, grants in self.parts.items()},
         }
         return CUT_OVER + json.dumps(data, sort_keys=True)
@@ -66,8 +68,14 @@ class Mark:
         data = json.loads(text.removeprefix(CUT_OVER))
         attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
         parts = {name: switching.grants_of_data(grants) for name, grants in data["parts"].items()}
-        dimensions = data.get("dimensions")
-        return cls(data["mode"], attributes["source"], attributes["vector"], data["renamed"], parts, dimensions)
+        return cls(
+            data["mode"],
+            **attributes,
+            renamed=data["renamed"],
+            parts=parts,
+            dimensions=data.get("dimensions"),
+            kept=data.get("kept", 0),
+        )
 
     def now(self, target: Target) -> Target:
         """Where bytes, if there are any, and vectors are as long as this holds."""

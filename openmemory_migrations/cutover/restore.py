@@ -46,6 +46,8 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         checks.require_rights(db, target, table, settings)
         _require_names(table, target, found)
         found.require_dimensions(table, target)
+        kept.require(db, target, table, found.kept, settings.accept_loss)
+        kept.require_owned(db)
         extension = catalog.extension(db)
     db.take_over()
     assert extension is not None  # there is a column of its type

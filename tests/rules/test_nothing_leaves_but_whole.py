@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
+from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
-from tests.support.commands import alembic, result, start_alembic
-from tests.support.cutover import DOWN, STAMP, UNDO, UP, both_modes, changed, cut_over, refuses, stamped, undo, whole
+from tests.support.commands import alembic, om, result, start_alembic
+from tests.support.cutover import (
+    DOWN,
+    STAMP,
+    UNDO,
+    UP,
+    VERSION_TABLE,
+    both_modes,
+    changed,
+    cut_over,
+    quoted,
+    refuses,
+    roles,
+    stamped,
+    undo,
+    whole,
+)
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, Row, create_table, load, pack, random_rows
+from tests.support.proxy import proxy
 from tests.support.states import column_type
 
 DIM = 4
@@ -138,6 +155,136 @@ def test_rows_that_a_changed_table_would_not_hold_as_they_are_stay(table: Databa
     assert not changed(before, whole(table))
 
 
+def test_rows_that_are_not_found_are_missed_before_any_change(table: Database) -> None:
+    before = whole(table)
+    cut_over(table, "drop", ACCEPTED)
+    comment = table.value("SELECT obj_description(%s::regclass)", KEPT)
+    table.run(f"COMMENT ON TABLE {KEPT} IS NULL")
+
+    done = alembic(table, *DOWN, check=False, env={"OM_ACCEPT_LOSS": "2"})
+
+    assert done.returncode != 0
+    assert f'3 rows have left "public.{TABLE}" at its cutover, and 0 of them are in table "{KEPT}"' in done.log
+    assert f'COMMENT ON TABLE "public"."{KEPT}" IS \'{comment}\';' in done.log
+    assert "OM_ACCEPT_LOSS=3." in done.log
+    assert column_type(table, "v") is None
+    status = om(table, "status")
+    assert (status.returncode, "3 rows have left" in status.stdout) == (1, True)
+    table.run(f"COMMENT ON TABLE {KEPT} IS '{comment}'")
+    assert f'3 rows that no vector can hold, in "{KEPT}"' in om(table, "status").stdout
+    undo(table)
+    assert not changed(before, whole(table))
+
+
+def test_rows_are_missed_that_others_have_deleted_and_nobody_has_accepted(table: Database) -> None:
+    cut_over(table, "swap", ACCEPTED)
+    table.run(f"DELETE FROM {KEPT} WHERE {where(BAD[0])}")
+    assert "3 rows have left" in alembic(table, *DOWN, check=False).log
+    undo(table, {"OM_ACCEPT_LOSS": "1"})
+    assert count(table) == len(ROWS) + 2
+
+
+def test_a_table_in_the_place_of_another_does_not_get_its_rows(table: Database) -> None:
+    cut_over(table, "drop", ACCEPTED)
+    table.run(f"ALTER TABLE {TABLE} RENAME TO before; DELETE FROM {VERSION_TABLE}")
+    table.run("DELETE FROM openmemory_alembic_version")
+    at_head(table)
+    refuses(table, f'the name "{KEPT}" is taken', "keeps the rows of another table", mode="drop", env=ACCEPTED)
+
+    alembic(table, *DOWN)
+
+    assert (count(table), count(table, KEPT)) == (len(ROWS) + len(BAD), len(BAD))
+    table.run(f"DROP TABLE {TABLE}; ALTER TABLE {KEPT} RENAME TO before_v_kept")
+    table.run(f"INSERT INTO {VERSION_TABLE} VALUES (%s)", STAMP)
+    undo(table, {"OM_VECTOR_TABLE": "before"})
+    assert count(table, "before") == len(ROWS) + len(BAD)
+
+
+def test_a_kept_table_from_a_dump_is_found(table: Database) -> None:
+    """The oid that it names is no table's in the database where it was restored."""
+    cut_over(table, "drop", ACCEPTED)
+    table.run(f"COMMENT ON TABLE {KEPT} IS 'openmemory_migrations: rows that no vector can hold, of it, oid 1'")
+    undo(table)
+    assert count(table) == len(ROWS) + len(BAD)
+
+
+def test_rows_leave_and_come_back_where_all_tables_are_published(table: Database) -> None:
+    table.run("CREATE PUBLICATION everything FOR ALL TABLES")
+    before = whole(table)
+    cut_over(table, "drop", ACCEPTED)
+    undo(table)
+    assert not changed(before, whole(table))
+
+
+def test_the_owner_of_the_table_undoes_what_another_role_has_cut_over(databases: Databases, table: Database) -> None:
+    with roles(table) as (owner, other):
+        table.run(
+            SQL("ALTER TABLE {} OWNER TO {}; GRANT ALL ON SCHEMA public TO {}; ALTER ROLE {} LOGIN").format(
+                Identifier(TABLE), owner, owner, owner
+            )
+        )
+        before = whole(table)["rows"]
+        cut_over(table, "drop", ACCEPTED)
+        kept_owner = "SELECT relowner::regrole::text FROM pg_class WHERE oid = %s::regclass"
+        assert table.value(kept_owner, KEPT) == quoted(owner)
+        table.run(
+            SQL("ALTER TABLE {} OWNER TO {}; GRANT ALL ON {} TO {}").format(
+                Identifier(KEPT), other, Identifier(VERSION_TABLE), owner
+            )
+        )
+        table.run(SQL("GRANT SELECT ON openmemory_alembic_version TO {}").format(owner))
+        by_owner = Database(table.name, databases.server.url(table.name, user=owner.string))
+        line = f'ALTER TABLE "public"."{KEPT}" OWNER TO {quoted(owner)};'
+        assert line in alembic(by_owner, *DOWN, check=False).log
+        assert line in om(by_owner, "status").stdout
+        table.run(SQL("ALTER TABLE {} OWNER TO {}").format(Identifier(KEPT), owner))
+        undo(by_owner)
+        assert whole(table)["rows"] == before
+
+
+@contextmanager
+def before_a_batch(databases: Databases, table: Database, change: str) -> Iterator[Database]:
+    left = [change]
+
+    def watch(statement: str) -> None:
+        if statement.endswith("IN ROW EXCLUSIVE MODE") and left:
+            table.run(left.pop())
+
+    with proxy(databases.server, watch) as between:
+        yield between.to(table)
+    assert not left
+
+
+def test_a_key_that_comes_before_a_batch_ends_the_cutover(databases: Databases, table: Database) -> None:
+    key = f"FOREIGN KEY (id, sector) REFERENCES {TABLE} ON DELETE CASCADE"
+    other = f"CREATE TABLE other AS SELECT id, sector FROM {TABLE}; ALTER TABLE other ADD CONSTRAINT fk {key}"
+    with before_a_batch(databases, table, other) as between:
+        done = alembic(between, *UP, env={"OM_CUTOVER": "drop", **ACCEPTED}, check=False)
+    assert done.returncode != 0
+    assert "something would follow or keep them: foreign key fk of other" in done.log
+    assert count(table, "other") == count(table) == len(ROWS) + len(BAD)
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_nothing_moves_once_another_table_has_the_name(databases: Databases, table: Database, forward: bool) -> None:
+    if not forward:
+        cut_over(table, "drop", ACCEPTED)
+    swap = (
+        f"ALTER TABLE {TABLE} RENAME TO blue; CREATE TABLE {TABLE} (LIKE blue INCLUDING ALL);"
+        f"INSERT INTO {TABLE} SELECT * FROM blue"
+    )
+    with before_a_batch(databases, table, swap) as between:
+        env = {"OM_CUTOVER": "drop", **ACCEPTED} if forward else {}
+        done = alembic(between, *(UP if forward else DOWN), env=env, check=False)
+    assert done.returncode != 0
+    assert f'another table has got the name "public"."{TABLE}"' in done.log
+    assert count(table) == count(table, "blue") == len(ROWS) + (len(BAD) if forward else 0)
+    if not forward:
+        table.run(f"DROP TABLE {TABLE}; ALTER TABLE blue RENAME TO {TABLE}")
+        undo(table)
+        assert count(table) == len(ROWS) + len(BAD)
+
+
 @pytest.mark.slow
 def test_a_row_that_stays_locked_is_waited_for_and_its_holder_named(table: Database) -> None:
     before = whole(table)
@@ -167,6 +314,7 @@ def test_rows_that_a_trigger_swallows_or_changes_stay(table: Database) -> None:
     done = alembic(table, *DOWN, check=False)
     assert "2 (such as " in done.log
     assert "refused with no error, by a trigger or a rule that keeps rows out or changes them" in done.log
+    assert f'A trigger: ALTER TABLE "public"."{TABLE}" DISABLE TRIGGER … for the time of the undo.' in done.log
     assert (count(table), count(table, KEPT)) == (len(ROWS) + 1, 2)
     table.run("DROP FUNCTION swallow() CASCADE; DROP FUNCTION alter() CASCADE")
     undo(table)

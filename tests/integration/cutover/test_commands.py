@@ -40,6 +40,7 @@ def test_every_command_knows_of_it(database: Database, mode: str) -> None:
         "rows": 121,
         "vectors": 121,
         "vectors_without_bytes": 1 if mode == "swap" else 121,
+        "kept": 0,
     }
     assert found["next"] == "nothing"
     lines = om(database, "status").stdout
