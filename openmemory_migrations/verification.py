@@ -66,6 +66,7 @@ class Comparison:
     wrong: dict[Kind, Wrong] = field(default_factory=dict)
     looked_at_again: int = 0  # wrong in a first comparison, and no longer in this one
     sampled: bool = False
+    left_out: int = 0  # rows that aren't in the sample
     seen: Seen = ()  # for whoever decides by it
 
     @property
@@ -83,7 +84,7 @@ class Comparison:
 
     @property
     def fine(self) -> bool:
-        return not self.rows_wrong and not self.unseen
+        return not self.rows_wrong and not self.unseen and (self.rows > 0 or not self.left_out)
 
     def problems(self, table: Table) -> str:
         """What isn't right, with the key of a row of each kind."""
@@ -95,12 +96,20 @@ class Comparison:
 
 
 def sample(db: Database, windows: Sequence[Window], rows: int) -> list[Window]:
-    """As many pages, evenly spread over all, as hold about so many rows; all of them if there are no more."""
-    # not the first ones: after a backfill, and until a vacuum, those hold nothing but dead rows
+    """Pages evenly spread over all that hold so many rows or some more; all of them where there are no more rows."""
     some = spread(windows, LOOK_PAGES)
-    seen = sum(int(window.part.at(db).value(ROWS, inside=_inside(window))) for window in some)
-    wanted = -(-rows * sum(window.end - window.first for window in some) // max(1, seen))
-    return list(windows) if wanted >= sum(window.end for window in windows) else spread(windows, wanted)
+    pages = -(-rows * sum(window.end - window.first for window in some) // max(1, _rows_in(db, some)))
+    while pages < sum(window.end for window in windows):
+        chosen = spread(windows, pages)
+        # pages needn't be alike: after a backfill, and until a vacuum, the first hold nothing but dead rows
+        if _rows_in(db, chosen) >= rows:
+            return chosen
+        pages *= 2
+    return list(windows)
+
+
+def _rows_in(db: Database, windows: Sequence[Window]) -> int:
+    return sum(int(window.part.at(db).value(ROWS, inside=_inside(window))) for window in windows)
 
 
 def spread(windows: Sequence[Window], pages: int) -> list[Window]:
@@ -146,7 +155,8 @@ class Comparing:
 
     def run(self, groups: Groups, see: Callable[[Batch], None]) -> None:
         if self.found.sampled:
-            self.found.rows = sum(int(w.part.at(self.db).value(ROWS, inside=_inside(w))) for w in self.windows)
+            everything, self.found.rows = self.found.rows, _rows_in(self.db, self.windows)
+            self.found.left_out = everything - self.found.rows
         with planned(self.db, "verifying"):
             for size in self._sizes():
                 for batch in batches(self.db, self.target, self.table, self.extension, self.windows, size, groups):

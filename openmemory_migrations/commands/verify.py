@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def proof_arguments(parser: argparse.ArgumentParser) -> None:
     search_arguments(parser)
-    parser.add_argument("--sample", type=int, metavar="N", help="compare about so many rows; default: all")
+    parser.add_argument("--sample", type=int, metavar="N", help="compare so many rows or some more; default: all")
     parser.add_argument(
         "--fail-under",
         type=float,
@@ -111,13 +111,13 @@ class Verdict:
     fail_under: float | None
 
     def data(self, target: Target) -> dict[str, Any]:
-        proof = self.proof
+        proof, found = self.proof, self.proof.comparison
         return {
             "table": f"{target.schema}.{target.table}",
             "fine": self.fine,
             "stopped": proof.stopped,
-            "not_looked_at": proof.comparison.unseen if proof.comparison else proof.rows,
-            "comparison": describe.comparison_data(self.table, proof.comparison) if proof.comparison else None,
+            "not_looked_at": found.unseen + found.left_out if found else proof.rows,
+            "comparison": describe.comparison_data(self.table, found) if found else None,
             "index": describe.index_data(proof.index),
             "search": describe.quality_data(proof.quality) if proof.quality else None,
             "not_searched": proof.unsearched,

@@ -115,6 +115,28 @@ def test_rows_that_the_comparison_never_came_to_are_not_right(
     assert (done.code, done.found["not_looked_at"], done.found["comparison"]["wrong"]) == (1, len(ROWS) - 100, [])
 
 
+def test_a_sample_is_of_rows_and_not_of_pages_that_hold_none(table: Database, here: Here) -> None:
+    """As a table is right after an upgrade: what was rewritten is dead in the first pages."""
+    table.run(f"DELETE FROM {TABLE} WHERE ctid < (SELECT max(ctid) FROM {TABLE} WHERE ctid < '(100,1)')")
+    table.run(f"INSERT INTO {TABLE} (id, sector, v, dim) SELECT gen_random_uuid(), sector, v, dim FROM {TABLE}")
+    with behind_its_back(table):
+        table.run(f"UPDATE {TABLE} SET v_vector = '[1,2,3,4,5,6,7,8]'")
+
+    done = here(table, *UNSEARCHED, "--sample", "1")
+
+    found = done.found["comparison"]
+    assert (done.code, found["rows"] + done.found["not_looked_at"]) == (1, 2)
+    assert found["wrong"][0]["rows"] == found["rows"] >= 1
+
+
+def test_a_sample_says_how_much_was_not_looked_at(table: Database, here: Here) -> None:
+    done = here(table, *UNSEARCHED, "--sample", "30")
+
+    seen = done.found["comparison"]["rows"]
+    assert (done.code, done.found["not_looked_at"]) == (0, len(ROWS) - seen)
+    assert 30 <= seen < len(ROWS)
+
+
 def test_a_vector_without_bytes_is_right_only_before_a_cutover(table: Database) -> None:
     """Where it may have been carried over from an adopted column; after one, bytes are rebuilt of every vector."""
     table.run(f"UPDATE {TABLE} SET v = NULL, v_vector = v_vector WHERE dim = {DIM}")
