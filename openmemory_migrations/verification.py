@@ -17,15 +17,16 @@ from .database import Database, Seen
 from .leftovers import LOOK_ROWS, NOT_FINITE
 from .pairs import Batch, Groups, batches
 from .partitions import Part
-from .reading import Scan, Window, planned
+from .reading import Scan, Unreadable, Window, planned
 from .target import Target, quote
 
-Kind = Literal["differs", "missing", "stale", "sourceless"]
+Kind = Literal["differs", "missing", "stale", "sourceless", "unreadable"]
 MEANING: Mapping[Kind, str] = {
     "differs": "the vector is another than the bytes",
     "missing": "the bytes have no vector",
     "stale": "there is a vector, but the bytes are none (any more)",
     "sourceless": "there is a vector, but no bytes",
+    "unreadable": "the server can't read it",
 }
 KEPT = 1000  # wrong rows of each kind whose keys are kept
 LOOK_PAGES, MOST_WINDOWS = 64, 64  # to see how many rows a page has; places of one part that a sample is taken from
@@ -159,7 +160,9 @@ class Comparing:
             self.found.left_out = everything - self.found.rows
         with planned(self.db, "verifying"):
             for size in self._sizes():
-                for batch in batches(self.db, self.target, self.table, self.extension, self.windows, size, groups):
+                for batch in batches(
+                    self.db, self.target, self.table, self.extension, self.windows, size, groups, self._unreadable
+                ):
                     self.found.equal += len(batch) - len(batch.differing) - len(batch.stale)
                     self._wrong("differs", batch.part, len(batch.differing), batch.differing)
                     self._wrong("stale", batch.part, len(batch.stale), batch.stale)
@@ -206,13 +209,16 @@ class Comparing:
         at = window.part.at(self.db)
         scan = Scan(size, LOOK_ROWS, window.first, window.end)
         while scan.more:
-            rows = scan.read(at)
-            scan.advance(rows.rows_read, rows.last_tid)
+            rows, unreadable = scan.take(at)
+            self._unreadable(window.part, unreadable)
             if rows.rows_bad:
                 self.found.skipped[NOT_FINITE] += rows.rows_bad
             if len(rows.good):
                 tids = [codec.tid_text(tid) for tid in rows.good["tid"][:KEPT]]
                 self._wrong("missing", window.part, len(rows.good), tids)
+
+    def _unreadable(self, part: Part, unreadable: Unreadable) -> None:
+        self._wrong("unreadable", part, len(unreadable), [place for place, _ in unreadable])
 
     def _wrong(self, kind: Kind, part: Part, rows: int, tids: Sequence[str]) -> None:
         if not rows:
