@@ -19,7 +19,7 @@ from openmemory_migrations.errors import ANEW
 from openmemory_migrations.reading import Scan
 from tests.support.commands import NOTHING, alembic, om
 from tests.support.cutover import DOWN, UP
-from tests.support.interruption import killed
+from tests.support.interruption import holding, killed
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_table, load, pack, random_rows
 from tests.support.package import TARGET, package
@@ -271,6 +271,17 @@ def test_a_statement_of_a_search_is_ended_when_the_time_is_up(
     assert (done.code, done.found["comparison"]["equal"], done.found["search"]) == (1, len(ROWS), None)
     assert [one["code"] for one in done.found["findings"]] == ["max-seconds"]
     assert here(table, "--max-seconds", "1", *UNSEARCHED).code == 0
+
+
+def test_a_lock_is_waited_for_no_longer_than_so_many_seconds(table: Database, here: Here) -> None:
+    began = time.monotonic()
+
+    with holding(table, "ACCESS EXCLUSIVE"):
+        done = here(table, *UNSEARCHED, "--max-seconds", "1")
+
+    assert time.monotonic() - began < 5
+    assert (done.code, done.found) == (3, {})
+    assert f'the 1 seconds of --max-seconds were over before "public.{TABLE}" could be looked at' in done.log
 
 
 def test_lines_of_a_verification_without_time(table: Database) -> None:
