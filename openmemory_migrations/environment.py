@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from . import catalog, checks, locks, log
 from .connecting import engine_of, reconnecting, required_url
 from .cutover import backtrigger, prepared, restore
-from .cutover.mark import UNDO, Mark
+from .cutover.mark import DO, UNDO, Mark
 from .database import Database
 from .errors import MigrationError
 from .offline import Stamps, opening
@@ -164,6 +164,11 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
     db.rollback()
 
 
+def only_stamps(mode: str) -> str:
+    """The command for a table that is cut over, and not stamped so."""
+    return f"With OM_CUTOVER={mode}: {DO}, which only stamps it"
+
+
 def _check_undone(db: Database, target: Target, settings: Settings) -> None:
     """Nothing is stamped: that must hide neither that the configured table is still cut over, nor what a cutover has
     left that was killed before its switch."""
@@ -172,7 +177,7 @@ def _check_undone(db: Database, target: Target, settings: Settings) -> None:
         raise MigrationError(
             f"{found.said(target)}; but this database isn't stamped so",
             detail="Another table of the schema had the same stamp, or it was taken away by hand.",
-            hint=f"With OM_CUTOVER={found.mode}: alembic -n cutover upgrade head, which only stamps it; then {UNDO}.",
+            hint=f"{only_stamps(found.mode)}; then {UNDO}.",
         )
     left = table and prepared.left(db, target, table)
     db.rollback()
@@ -183,4 +188,4 @@ def _check_undone(db: Database, target: Target, settings: Settings) -> None:
                 restore.downgrade(db, target, settings)
 
 
-__all__ = ["CUTOVER", "CUTOVER_VERSION_TABLE", "VERSION_TABLE", "run"]
+__all__ = ["CUTOVER", "CUTOVER_VERSION_TABLE", "VERSION_TABLE", "only_stamps", "run"]

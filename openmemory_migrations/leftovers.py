@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -97,14 +98,14 @@ def leftovers(db: Database, target: Target, table: Table, look: Look) -> Leftove
     return Leftovers(convertible, reasons, examples, differs)
 
 
-def by_reading(db: Database, table: Table, size: int) -> Found:
-    """Reads the values here: needs no function in the database."""
+def by_reading(db: Database, table: Table, size: int, enough: float = math.inf) -> Found:
+    """Reads the values here: needs no function in the database. No more than `enough`, once one of them is good."""
     parts = partitions.leaves(db, table.oid)
     db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at what is left", "lock_timeout": "0"})
     found = Found(0, 0, [])
     for part in parts:
         at = part.at(db)
-        found = read(at, table, Scan(size, LOOK_ROWS, 0, pages_of(at)), found)
+        found = read(at, table, Scan(size, LOOK_ROWS, 0, pages_of(at)), found, enough=enough)
     return found
 
 
@@ -114,11 +115,12 @@ def read(
     scan: Scan,
     found: Found,
     batch: Callable[[], AbstractContextManager[object]] = nullcontext,
+    enough: float = math.inf,
 ) -> Found:
     """What `scan` finds in one table that holds rows, added to what was `found`; each batch is read inside `batch`."""
     good, bad, keys, unread = found.good, found.bad, [*found.keys], found.unreadable
     tids: list[str] = []
-    while scan.more:
+    while scan.more and not (good and good + bad >= enough):
         with batch():
             rows, unreadable = scan.take(db)
             if unreadable:

@@ -6,7 +6,7 @@ table without bytes, whose vectors never were any or have been cut over, it stre
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +16,16 @@ from . import codec
 from .catalog import Extension, Table
 from .database import Database
 from .partitions import Part
-from .reading import Scan, Window
+from .reading import Scan, Tid, Unreadable, Window
 from .target import Target, literal, quote
 
 BATCH_ROWS = 4000
 
-READ = """
-SELECT ctid, {sector_number}, {user_number}, {values} FROM ONLY {table}
-WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {with_values}
-LIMIT {rows}
+ROWS = """
+ FROM ONLY {table} WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {with_values} LIMIT {rows}
 """
+READ = "SELECT ctid, {sector_number}, {user_number}, {values}" + ROWS
+PLACE = "SELECT CAST(ctid AS text)" + ROWS
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ def with_values(db: Database, target: Target, table: Table, extension: Extension
     return " AND ".join(conditions)
 
 
+def refuse(part: Part, unreadable: Unreadable) -> None:
+    """Where a row that is passed by would be missed."""
+    for _, error in unreadable:
+        raise error
+
+
 def batches(
     db: Database,
     target: Target,
@@ -89,8 +95,9 @@ def batches(
     windows: Sequence[Window],
     size: int,
     groups: Groups,
+    pass_by: Callable[[Part, Unreadable], None] = refuse,
 ) -> Iterator[Batch]:
-    """All rows `with_values`; without bytes no row is differing."""
+    """All rows `with_values`; without bytes no row is differing. `pass_by` gets those that the server can't read."""
     both = has_bytes(table, target)
     names = {
         "sector_number": groups.sector_number,
@@ -105,8 +112,13 @@ def batches(
         at = window.part.at(db)
         scan = Scan(size, BATCH_ROWS, window.first, window.end)
         while scan.more:
-            rows = codec.records(at.copy_out(READ, **scan.names, **names), f"{size} dimensions", *columns)
-            scan.advance(len(rows), codec.tid_of(rows["tid"][-1]) if len(rows) else None)
+
+            def read(at: Database = at, scan: Scan = scan) -> tuple[npt.NDArray[np.void], int, Tid | None]:
+                rows = codec.records(at.copy_out(READ, **scan.names, **names), f"{size} dimensions", *columns)
+                return rows, len(rows), codec.tid_of(rows["tid"][-1]) if len(rows) else None
+
+            rows, unreadable = scan.take_by(at, read, PLACE, with_values=names["with_values"])
+            pass_by(window.part, unreadable)
             if len(rows):
                 vectors = rows["vector"]["elements"]
                 source = rows["source"] if both else vectors.astype("<u4")

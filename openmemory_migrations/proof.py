@@ -121,7 +121,9 @@ def _prove(
         gathering = asked if found and not found.sampled else None
         if found:
             _compare(db, target, table, extension, chosen, found, gathering, see)
-        if asked and size:
+        if found and "unreadable" in found.wrong:
+            reason = "there are rows that the server can't read"
+        elif asked and size:
             if gathering is None:
                 gather(db, target, table, extension, everything, size, asked, see=bool if found else see)
             proof.quality = search(db, target, table, extension, size, proof.index, asked, asking.wanted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,11 @@ SELECT set_config('row_security', 'off', true),
 FROM = " FROM ONLY {table} WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND "
 READ = FROM + "{vector} IS NULL AND octet_length({source}) = {octets} LIMIT {rows}"
 READ_BACK = FROM + "{source} IS NULL AND {vector} IS NOT NULL LIMIT {rows}"
+
+T = TypeVar("T")
+Tid = tuple[int, int]
+Unreadable = list[tuple[str, DBAPIError]]  # places of rows, and why
+
 FILENODE = "SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass))"
 
 
@@ -94,14 +100,25 @@ class Scan:
         bounds = {"page": page, "item": item, "end": self._end, "octets": 4 * self.dimensions, "rows": self.rows}
         return {name: str(value) for name, value in bounds.items()}
 
-    def take(self, db: Database) -> tuple[Rows, list[tuple[str, DBAPIError]]]:
+    def take(self, db: Database) -> tuple[Rows, Unreadable]:
         """The next rows, and the places of those before them that the server can't read."""
-        unreadable: list[tuple[str, DBAPIError]] = []
+
+        def read() -> tuple[Rows, int, Tid | None]:
+            rows = self.read(db)
+            return rows, rows.rows_read, rows.last_tid
+
+        return self.take_by(db, read, self.way.place)
+
+    def take_by(
+        self, db: Database, read: Callable[[], tuple[T, int, Tid | None]], place: str, **names: str
+    ) -> tuple[T, Unreadable]:
+        """The same with what `read` gives: rows, how many, the last one's tid; `place` is SQL for the first's."""
+        unreadable: Unreadable = []
         while True:
             try:
                 with db.attempt():
-                    rows = self.read(db)
-                self.advance(rows.rows_read, rows.last_tid)
+                    rows, number, last = read()
+                self.advance(number, last)
                 return rows, unreadable
             except DBAPIError as error:
                 if not is_a_rows(error):
@@ -109,20 +126,20 @@ class Scan:
                 if self.rows > 1:
                     self.rows //= 2
                 else:
-                    unreadable.append((self.pass_by(db), error))
+                    unreadable.append((self.pass_by(db, place, **names), error))
 
     def read(self, db: Database) -> Rows:
         return self.way.parse(db.copy_out(self.way.read, **self.names), self.dimensions)
 
-    def advance(self, rows_read: int, last_tid: tuple[int, int] | None) -> None:
+    def advance(self, rows_read: int, last_tid: Tid | None) -> None:
         # fewer rows than asked for: nothing is left before the end of what was looked at
         full = rows_read == self.rows and last_tid is not None
         self.position = last_tid if full and last_tid else (self._end, 0)
         self.rows = min(2 * self.rows, self.most_rows)
 
-    def pass_by(self, db: Database) -> str:
+    def pass_by(self, db: Database, sql: str, **names: str) -> str:
         """Goes past the next row, which can't be read; returns its place, which takes no look at its value."""
-        place = str(db.value(self.way.place, **self.names))
+        place = str(db.value(sql, **self.names, **names))
         page, item = place.strip("()").split(",")
         self.position = (int(page), int(item))
         return place

@@ -11,14 +11,14 @@ from .catalog import Index, Table
 from .cutover import backtrigger, kept, mark, prepared
 from .cutover.mark import Mark
 from .database import APPLICATION_NAME, Database
-from .environment import VERSION_TABLE
+from .environment import CUTOVER_VERSION_TABLE, VERSION_TABLE
 from .errors import MigrationError
 from .indexes import DEFAULTS
 from .leftovers import COUNT, NOT_FINITE, by_reading
 from .settings import Settings
 from .target import Target, quote
 
-LOOK_INTO = 10_000  # pending rows that are read to tell NaN from what is still to be converted
+LOOK_INTO = 10_000  # rows without a vector that are read to tell NaN from what is still to be converted
 
 RUNS = """
 SELECT pid, application_name, CAST(date_trunc('second', backend_start) AS text) FROM pg_catalog.pg_stat_activity
@@ -33,7 +33,8 @@ WHERE table_schema = :schema AND table_name = :table AND column_name = :column
 
 @dataclass(frozen=True)
 class Rows:
-    """`pending` can be converted, as far as one can tell without reading more than 10,000 values; `skipped` can't."""
+    """`pending` can be converted, or may be: of 10,000 rows, and the first that can, on nothing is read; `skipped`
+    can't."""
 
     total: int
     converted: int
@@ -79,6 +80,8 @@ class State:
     found_by_application: bool = False
     cut_over: CutOver | None = None
     left_by_cutover: list[str] = field(default_factory=list)  # that was killed before its switch
+    cutover_revisions: list[str] | None = None  # as `revisions`, of the cutover
+    aside: bool = False  # an adopted column is still there, from which values without source are to be carried over
 
     @property
     def index(self) -> Index | None:
@@ -107,6 +110,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             db, target = db.at(target.native.names()), target.native
         column = table.columns.get(target.vector)
         tables = [part.oid for part in partitions.parts(db, table.oid)]
+        aside = table.columns.get(target.adopted)
         column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
         indexes = catalog.indexes(db, target.schema, *target.indexes)
         phase = building_progress.phase(db.connection, tables)
@@ -129,6 +133,8 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             to_be=to_be,
             found_by_application=db.value(DETECTED, column_is),
             left_by_cutover=[] if native else prepared.left(db, target, table),
+            cutover_revisions=revisions(db, settings, CUTOVER_VERSION_TABLE),
+            aside=bool(aside and aside.set_aside),
         )
 
 
@@ -165,6 +171,7 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
             kept_rows,
             _changed(db, found, table, target) or changed,
         ),
+        cutover_revisions=revisions(db, settings, CUTOVER_VERSION_TABLE),
     )
 
 
@@ -192,11 +199,11 @@ def _changed(db: Database, found: Mark, table: Table, target: Target) -> Migrati
     return None
 
 
-def revisions(db: Database, settings: Settings) -> list[str] | None:
+def revisions(db: Database, settings: Settings, name: str = VERSION_TABLE) -> list[str] | None:
     """Those stamped in our own version table, None where there is no such table."""
-    if not catalog.relation_exists(db, settings.pg_schema, VERSION_TABLE):
+    if not catalog.relation_exists(db, settings.pg_schema, name):
         return None
-    table = f"{quote(settings.pg_schema)}.{quote(VERSION_TABLE)}"
+    table = f"{quote(settings.pg_schema)}.{quote(name)}"
     return sorted(row[0] for row in db.rows("SELECT version_num FROM {versions}", versions=table))
 
 
@@ -222,13 +229,8 @@ def _rows(db: Database, target: Target, table: Table) -> Rows:
         if octets is None:
             continue
         reason = dimensions.problem(octets, fixed)
-        if reason is None and rows <= LOOK_INTO:
-            found = by_reading(db, table, octets // 4)
-            pending += found.good
-            if found.bad:
-                skipped[NOT_FINITE] += found.bad
-        elif reason is None:
-            pending += rows
-        else:
-            skipped[reason] += rows
+        bad = by_reading(db, table, octets // 4, LOOK_INTO).bad if reason is None else rows
+        pending += rows - bad
+        if bad:
+            skipped[reason or NOT_FINITE] += bad
     return Rows(total, converted, pending, dict(skipped), without)

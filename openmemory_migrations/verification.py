@@ -17,15 +17,16 @@ from .database import Database, Seen
 from .leftovers import LOOK_ROWS, NOT_FINITE
 from .pairs import Batch, Groups, batches
 from .partitions import Part
-from .reading import Scan, Window, planned
+from .reading import Scan, Unreadable, Window, planned
 from .target import Target, quote
 
-Kind = Literal["differs", "missing", "stale", "sourceless"]
+Kind = Literal["differs", "missing", "stale", "sourceless", "unreadable"]
 MEANING: Mapping[Kind, str] = {
     "differs": "the vector is another than the bytes",
     "missing": "the bytes have no vector",
     "stale": "there is a vector, but the bytes are none (any more)",
     "sourceless": "there is a vector, but no bytes",
+    "unreadable": "the server can't read it",
 }
 KEPT = 1000  # wrong rows of each kind whose keys are kept
 LOOK_PAGES, MOST_WINDOWS = 64, 64  # to see how many rows a page has; places of one part that a sample is taken from
@@ -66,6 +67,7 @@ class Comparison:
     wrong: dict[Kind, Wrong] = field(default_factory=dict)
     looked_at_again: int = 0  # wrong in a first comparison, and no longer in this one
     sampled: bool = False
+    left_out: int = 0  # rows that aren't in the sample
     seen: Seen = ()  # for whoever decides by it
 
     @property
@@ -83,7 +85,7 @@ class Comparison:
 
     @property
     def fine(self) -> bool:
-        return not self.rows_wrong and not self.unseen
+        return not self.rows_wrong and not self.unseen and (self.rows > 0 or not self.left_out)
 
     def problems(self, table: Table) -> str:
         """What isn't right, with the key of a row of each kind."""
@@ -95,12 +97,20 @@ class Comparison:
 
 
 def sample(db: Database, windows: Sequence[Window], rows: int) -> list[Window]:
-    """As many pages, evenly spread over all, as hold about so many rows; all of them if there are no more."""
-    # not the first ones: after a backfill, and until a vacuum, those hold nothing but dead rows
+    """Pages evenly spread over all that hold so many rows or some more; all of them where there are no more rows."""
     some = spread(windows, LOOK_PAGES)
-    seen = sum(int(window.part.at(db).value(ROWS, inside=_inside(window))) for window in some)
-    wanted = -(-rows * sum(window.end - window.first for window in some) // max(1, seen))
-    return list(windows) if wanted >= sum(window.end for window in windows) else spread(windows, wanted)
+    pages = -(-rows * sum(window.end - window.first for window in some) // max(1, _rows_in(db, some)))
+    while pages < sum(window.end for window in windows):
+        chosen = spread(windows, pages)
+        # pages needn't be alike: after a backfill, and until a vacuum, the first hold nothing but dead rows
+        if _rows_in(db, chosen) >= rows:
+            return chosen
+        pages *= 2
+    return list(windows)
+
+
+def _rows_in(db: Database, windows: Sequence[Window]) -> int:
+    return sum(int(window.part.at(db).value(ROWS, inside=_inside(window))) for window in windows)
 
 
 def spread(windows: Sequence[Window], pages: int) -> list[Window]:
@@ -146,10 +156,13 @@ class Comparing:
 
     def run(self, groups: Groups, see: Callable[[Batch], None]) -> None:
         if self.found.sampled:
-            self.found.rows = sum(int(w.part.at(self.db).value(ROWS, inside=_inside(w))) for w in self.windows)
+            everything, self.found.rows = self.found.rows, _rows_in(self.db, self.windows)
+            self.found.left_out = everything - self.found.rows
         with planned(self.db, "verifying"):
             for size in self._sizes():
-                for batch in batches(self.db, self.target, self.table, self.extension, self.windows, size, groups):
+                for batch in batches(
+                    self.db, self.target, self.table, self.extension, self.windows, size, groups, self._unreadable
+                ):
                     self.found.equal += len(batch) - len(batch.differing) - len(batch.stale)
                     self._wrong("differs", batch.part, len(batch.differing), batch.differing)
                     self._wrong("stale", batch.part, len(batch.stale), batch.stale)
@@ -196,13 +209,16 @@ class Comparing:
         at = window.part.at(self.db)
         scan = Scan(size, LOOK_ROWS, window.first, window.end)
         while scan.more:
-            rows = scan.read(at)
-            scan.advance(rows.rows_read, rows.last_tid)
+            rows, unreadable = scan.take(at)
+            self._unreadable(window.part, unreadable)
             if rows.rows_bad:
                 self.found.skipped[NOT_FINITE] += rows.rows_bad
             if len(rows.good):
                 tids = [codec.tid_text(tid) for tid in rows.good["tid"][:KEPT]]
                 self._wrong("missing", window.part, len(rows.good), tids)
+
+    def _unreadable(self, part: Part, unreadable: Unreadable) -> None:
+        self._wrong("unreadable", part, len(unreadable), [place for place, _ in unreadable])
 
     def _wrong(self, kind: Kind, part: Part, rows: int, tids: Sequence[str]) -> None:
         if not rows:

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, catalog, describe, dimensions, log, output, page, pictures, proof, running, state
+from .. import __version__, catalog, describe, dimensions, log, output, page, pictures, running, state
 from ..errors import UsageError
 from ..spread import Norms
 from ..steps import Step
@@ -49,9 +49,7 @@ def run(options: argparse.Namespace) -> int:
         judged = status.judge(found, step.settings, extension)
         norms, verdict = Norms(), None
         if found.ours or found.source_is_vector or found.cut_over:
-            at, table, ext = step.searched()
-            proved = proof.prove(at.db, at.target, table, ext, wanted, lambda batch: norms.add(batch.values))
-            verdict = verify.judge(table, ext, proved, options)
+            verdict = verify.prove(step, wanted, options, lambda batch: norms.add(batch.values))
         versions = f"openmemory-migrations {__version__}, PostgreSQL {server}"
         versions += f", pgvector {'.'.join(map(str, extension.version))}" if extension else ""
         lengths = {dimensions.length(octets): rows for octets, rows in sorted(survey.octets.items())} if survey else {}

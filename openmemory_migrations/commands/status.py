@@ -13,6 +13,7 @@ from typing import Any
 from .. import hosts, output, running, state
 from ..catalog import Extension, extension
 from ..cutover.mark import DO, UNDO
+from ..environment import only_stamps
 from ..errors import ANEW, INDEX_ANEW
 from ..indexes import NoIndex, Plan, plan
 from ..settings import Settings
@@ -57,12 +58,7 @@ class Judged:
 
 def judge(found: State, settings: Settings, installed: Extension | None) -> Judged:
     if found.cut_over:
-        index = f"{quote(found.cut_over.index.name)}, valid" if found.cut_over.index else "none that searches can use"
-        todo = f"{UNDO}, which was interrupted" if found.cut_over.undoing else ""
-        if changed := found.cut_over.changed:
-            todo = f"{changed.message}: {changed.hint}" + (f" Then {todo}" if todo else "")
-        waiting = "wait for what is running; " if found.runs else ""
-        return Judged(True, index, not todo, waiting + (todo or "nothing"))
+        return _judge_cut_over(found, found.cut_over, settings, installed)
     there, followed = found.ours, found.trigger or not settings.sync_trigger
     if found.source_is_vector:
         there, followed, settings = found.dimensions is not None, True, settings.native
@@ -70,13 +66,21 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
     at_head = found.revisions == [hosts.FINALIZE] or (found.revisions is None and there)
     index, wanted, remark = _index(found, settings, installed)
     pending = found.rows.pending if found.rows else 0
+    half_undone = bool(found.cutover_revisions) and not found.source_is_vector
     left = found.left_by_cutover + ([] if found.runs else [f"index {quote(one.name)}" for one in found.left])
     if not there or not at_head:
-        todo = ANEW if at_head else "openmemory-migrations upgrade"
+        # stamped without its column: by a downgrade that was killed before its stamp, which the same one ends
+        gone = at_head or (found.revisions and not there and not found.source_is_vector)
+        todo = ANEW if gone else "openmemory-migrations upgrade"
         if found.source_is_vector and not (there or found.to_be):
             todo = f"set OM_VEC_DIM or OM_TIER; {todo}"
+    elif half_undone:
+        todo = f"{UNDO}, which was interrupted before its stamp"
     elif pending:
         todo = "openmemory-migrations backfill"
+    elif found.aside:
+        todo = ANEW if found.revisions else "alembic upgrade head, or openmemory-migrations upgrade"
+        todo += f": {quote(found.target.adopted)} may have values without source, which that carries over"
     elif not followed:
         todo = f"the trigger is missing or disabled: ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(found.target.sync)}"
     elif found.left_by_cutover:
@@ -89,7 +93,31 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
         todo = f"nothing; {INDEX_ANEW} {remark}" if remark else "nothing"
     if found.runs:
         todo = "wait for what is running; " + todo
-    return Judged(at_head, index, bool(at_head and there and followed and not (pending or wanted or left)), todo, left)
+    open_ends = pending or wanted or left or half_undone or found.aside
+    return Judged(at_head, index, bool(at_head and there and followed and not open_ends), todo, left)
+
+
+def _judge_cut_over(found: State, cut_over: CutOver, settings: Settings, installed: Extension | None) -> Judged:
+    target = found.target
+    if cut_over.mode == "swap":
+        target, settings = target.native, settings.native
+    assert installed is not None  # there is a column of its type
+    wanted = plan(target, settings, installed, found.dimensions, cut_over.vectors)
+    if cut_over.index:
+        index = f"{quote(cut_over.index.name)}, valid"
+    else:
+        index = "none that searches can use" + ("" if isinstance(wanted, Plan) else f": {wanted.reason}")
+    todo = []
+    if found.cutover_revisions == []:  # without a version table it is a host's
+        todo.append(only_stamps(cut_over.mode))
+    if cut_over.changed:
+        todo.append(f"{cut_over.changed.message}: {(cut_over.changed.hint or '').rstrip('.')}")
+    if cut_over.undoing:
+        todo.append(f"{UNDO}, which was interrupted")
+    elif isinstance(wanted, Plan) and not cut_over.index:
+        todo.append(INDEX_ANEW)
+    waiting = "wait for what is running; " if found.runs else ""
+    return Judged(True, index, not todo, waiting + ("; then ".join(todo) or "nothing"))
 
 
 def _index(found: State, settings: Settings, installed: Extension | None) -> tuple[str, bool, str]:

@@ -9,14 +9,16 @@ snapshot, as pg_dump does, and a second one where rows of the first were not rig
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import advice, describe, output, proof, running
 from ..catalog import Extension, Table
-from ..errors import UsageError
+from ..errors import TryAgain, UsageError
 from ..finding import Finding
-from ..proof import Asking, Proof
+from ..proof import Asking, Proof, See
+from ..signals import TimeUp
 from ..steps import Step
 from ..target import Target
 
@@ -29,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def proof_arguments(parser: argparse.ArgumentParser) -> None:
     search_arguments(parser)
-    parser.add_argument("--sample", type=int, metavar="N", help="compare about so many rows; default: all")
+    parser.add_argument("--sample", type=int, metavar="N", help="compare so many rows or some more; default: all")
     parser.add_argument(
         "--fail-under",
         type=float,
@@ -88,8 +90,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = asking(options)
 
     def work(step: Step) -> Verdict:
-        at, table, extension = step.searched()
-        return judge(table, extension, proof.prove(at.db, at.target, table, extension, wanted), options)
+        return prove(step, wanted, options)
 
     verdict = running.on_postgres(options, work)
     if verdict is None:
@@ -98,6 +99,24 @@ def run(options: argparse.Namespace) -> int:
     _, target = running.configured(options)
     output.write(options, verdict.data(target), verdict.lines(target))
     return 0 if verdict.fine else 1
+
+
+def prove(step: Step, wanted: Asking, options: argparse.Namespace, see: See = bool) -> Verdict:
+    """Raises TryAgain where the seconds that there are were over before the table could be looked at."""
+    began, seconds = time.monotonic(), wanted.max_seconds
+    try:
+        # the catalogs are read in less than a second, unless somebody keeps the table from its readers
+        with step.db.stop.within(None if seconds is None else max(1.0, seconds), step.db.driver.cancel):
+            at, table, extension = step.searched()
+    except TimeUp as error:
+        raise TryAgain(
+            f"the {seconds:g} seconds of --max-seconds were over before {step.target} could be looked at",
+            detail="Somebody has locked it, or the server is slow.",
+            hint="Run the same command again.",
+        ) from error
+    if seconds is not None:
+        wanted = replace(wanted, max_seconds=max(0.0, seconds - (time.monotonic() - began)))
+    return judge(table, extension, proof.prove(at.db, at.target, table, extension, wanted, see), options)
 
 
 @dataclass(frozen=True)
@@ -111,13 +130,13 @@ class Verdict:
     fail_under: float | None
 
     def data(self, target: Target) -> dict[str, Any]:
-        proof = self.proof
+        proof, found = self.proof, self.proof.comparison
         return {
             "table": f"{target.schema}.{target.table}",
             "fine": self.fine,
             "stopped": proof.stopped,
-            "not_looked_at": proof.comparison.unseen if proof.comparison else proof.rows,
-            "comparison": describe.comparison_data(self.table, proof.comparison) if proof.comparison else None,
+            "not_looked_at": found.unseen + found.left_out if found else proof.rows,
+            "comparison": describe.comparison_data(self.table, found) if found else None,
             "index": describe.index_data(proof.index),
             "search": describe.quality_data(proof.quality) if proof.quality else None,
             "not_searched": proof.unsearched,

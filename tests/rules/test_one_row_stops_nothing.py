@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support.running import running
 from tests.support.servers import OPTIONS, programs
 from tests.support.sessions import eventually, logged_statements
 from tests.support.states import EXPAND
+from tests.support.verification import compared, verify
 
 DIM = 8
 ROWS = random_rows(300, DIM)
@@ -130,12 +132,16 @@ def test_a_value_that_cannot_be_read_is_passed_by() -> None:
         database.run("VACUUM")
         toast = database.value(f"SELECT reltoastrelid::regclass::text FROM pg_class WHERE relname = '{TABLE}'")
         path = server.data / database.value("SELECT pg_relation_filepath(%s)", toast)
-        # as many of its pages as one value takes, and so at least one value whole
-        server.stop()
-        with open(path, "r+b") as file:
-            file.seek(8192 * 50)
-            file.write(bytes(8192))
-        server.start()
+
+        def damage(page: int) -> None:
+            """As many of its pages as one value takes, and so at least one value whole; the last one is -1."""
+            server.stop()
+            with open(path, "r+b") as file:
+                file.seek(8192 * page, os.SEEK_SET if page >= 0 else os.SEEK_END)
+                file.write(bytes(8192))
+            server.start()
+
+        damage(50)
 
         for engine in ("client", "server"):
             done = alembic(database, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine}, check=False)
@@ -148,6 +154,15 @@ def test_a_value_that_cannot_be_read_is_passed_by() -> None:
             assert "SQLSTATE XX001" in done.log
             alembic(database, "downgrade", "base")
         alembic(database, "upgrade", "head", env={"OM_ON_BAD_ROWS": "skip"})
+        seen, wrong = compared(database, 1)
+        assert (seen["rows"], seen["equal"]) == (300, 300 - len(left))
+        assert {kind: len(keys) for kind, keys in wrong.items()} == {"unreadable": len(left)}
+        damage(-5)  # of vectors
+        searched = verify(database, 1)
+        (unreadable,) = searched["comparison"]["wrong"]
+        assert len(left) < unreadable["rows"] == 300 - searched["comparison"]["equal"] <= len(left) + 4
+        assert all(any(id in key for key in unreadable["keys"]) for id in left)
+        assert searched["not_searched"] == "there are rows that the server can't read"
         alembic(database, "downgrade", "base")
         found = om(database, "check")
         assert found.returncode == 1

@@ -11,17 +11,19 @@ import psycopg2
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import catalog, codec, embedded, pairs, proof
+from openmemory_migrations import catalog, codec, embedded, pairs, proof, state
 from openmemory_migrations.cli import main
-from openmemory_migrations.cutover.mark import names
+from openmemory_migrations.cutover.mark import DO, UNDO, names
 from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.errors import ANEW
 from openmemory_migrations.reading import Scan
 from tests.support.commands import NOTHING, alembic, om
 from tests.support.cutover import DOWN, UP
-from tests.support.interruption import killed
+from tests.support.interruption import holding, killed
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_table, load, pack, random_rows
 from tests.support.package import TARGET, package
+from tests.support.proxy import Verdict
 from tests.support.states import refused
 from tests.support.verification import UNSEARCHED, behind_its_back, compared, verify
 
@@ -50,12 +52,12 @@ Here = Callable[..., Run]
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """Runs `verify` in this process, whose functions a test can slow down or break."""
+    """Runs `verify`, or another command, in this process, whose functions a test can slow down or break."""
 
-    def run(database: Database, *args: str, env: Mapping[str, str] = NOTHING) -> Run:
+    def run(database: Database, *args: str, command: str = "verify", env: Mapping[str, str] = NOTHING) -> Run:
         for name, value in {"OM_DATABASE_URL": database.url, **env}.items():
             monkeypatch.setenv(name, value)
-        code = main(["verify", "--json", *args])
+        code = main([command, "--json", *args])
         said = capsys.readouterr()
         return Run(code, json.loads(said.out or "{}"), said.err)
 
@@ -113,6 +115,28 @@ def test_rows_that_the_comparison_never_came_to_are_not_right(
     done = here(table, *UNSEARCHED)
 
     assert (done.code, done.found["not_looked_at"], done.found["comparison"]["wrong"]) == (1, len(ROWS) - 100, [])
+
+
+def test_a_sample_is_of_rows_and_not_of_pages_that_hold_none(table: Database, here: Here) -> None:
+    """As a table is right after an upgrade: what was rewritten is dead in the first pages."""
+    table.run(f"DELETE FROM {TABLE} WHERE ctid < (SELECT max(ctid) FROM {TABLE} WHERE ctid < '(100,1)')")
+    table.run(f"INSERT INTO {TABLE} (id, sector, v, dim) SELECT gen_random_uuid(), sector, v, dim FROM {TABLE}")
+    with behind_its_back(table):
+        table.run(f"UPDATE {TABLE} SET v_vector = '[1,2,3,4,5,6,7,8]'")
+
+    done = here(table, *UNSEARCHED, "--sample", "1")
+
+    found = done.found["comparison"]
+    assert (done.code, found["rows"] + done.found["not_looked_at"]) == (1, 2)
+    assert found["wrong"][0]["rows"] == found["rows"] >= 1
+
+
+def test_a_sample_says_how_much_was_not_looked_at(table: Database, here: Here) -> None:
+    done = here(table, *UNSEARCHED, "--sample", "30")
+
+    seen = done.found["comparison"]["rows"]
+    assert (done.code, done.found["not_looked_at"]) == (0, len(ROWS) - seen)
+    assert 30 <= seen < len(ROWS)
 
 
 def test_a_vector_without_bytes_is_right_only_before_a_cutover(table: Database) -> None:
@@ -249,6 +273,17 @@ def test_a_statement_of_a_search_is_ended_when_the_time_is_up(
     assert here(table, "--max-seconds", "1", *UNSEARCHED).code == 0
 
 
+def test_a_lock_is_waited_for_no_longer_than_so_many_seconds(table: Database, here: Here) -> None:
+    began = time.monotonic()
+
+    with holding(table, "ACCESS EXCLUSIVE"):
+        done = here(table, *UNSEARCHED, "--max-seconds", "1")
+
+    assert time.monotonic() - began < 5
+    assert (done.code, done.found) == (3, {})
+    assert f'the 1 seconds of --max-seconds were over before "public.{TABLE}" could be looked at' in done.log
+
+
 def test_lines_of_a_verification_without_time(table: Database) -> None:
     done = om(table, "verify", "--max-seconds", "0")
 
@@ -273,8 +308,8 @@ def test_a_table_that_is_not_there(database: Database, command: str) -> None:
 # -- half done, or changed
 
 
-def status(database: Database, code: int) -> dict[str, Any]:
-    done = om(database, "status", "--json", env={"OM_INDEX": "none"})
+def status(database: Database, code: int, index: str = "none") -> dict[str, Any]:
+    done = om(database, "status", "--json", env={"OM_INDEX": index})
     assert done.returncode == code, done.log
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -349,3 +384,82 @@ def test_an_index_that_a_killed_replacement_has_left_is_named(table: Database) -
     assert found["next"].startswith("openmemory-migrations index clears up ")
     assert om(table, "index", env={"OM_INDEX": "none"}).returncode == 0
     assert status(table, 0)["left"] == []
+
+
+def stamps(_: int, text: str) -> Verdict:
+    """Before the last stamp of a command, up or down."""
+    return "before" if "_version" in text and text.startswith(("INSERT INTO", "DELETE FROM")) else None
+
+
+@pytest.mark.parametrize("mode", ["swap", pytest.param("drop", marks=pytest.mark.slow)])
+def test_a_cutover_that_was_killed_before_its_stamp_is_not_done(
+    server: embedded.Server, table: Database, mode: str
+) -> None:
+    env = {"OM_CUTOVER": mode, "OM_INDEX": "none"}
+
+    killed(server, table, UP, stamps, env)
+    assert status(table, 1)["next"] == f"With OM_CUTOVER={mode}: {DO}, which only stamps it"
+    alembic(table, *UP, env=env)
+    assert status(table, 0)["next"] == "nothing"
+
+    killed(server, table, DOWN, stamps, env)
+    assert status(table, 1)["next"] == f"{UNDO}, which was interrupted before its stamp"
+    alembic(table, *DOWN, env=env)
+    assert status(table, 0)["next"] == "nothing"
+
+
+def test_a_downgrade_that_was_killed_before_its_stamp_is_ended_by_the_same(
+    server: embedded.Server, table: Database
+) -> None:
+    killed(server, table, ("downgrade", "base"), stamps)
+
+    assert status(table, 1)["next"] == ANEW
+
+    alembic(table, "downgrade", "om_20240107_pgvector-1")
+    assert status(table, 1)["next"] == "openmemory-migrations upgrade"
+
+
+@pytest.mark.parametrize("mode", ["drop", pytest.param("swap", marks=pytest.mark.slow)])
+def test_a_table_that_was_cut_over_is_not_fine_without_its_index(table: Database, mode: str) -> None:
+    alembic(table, *UP, env={"OM_CUTOVER": mode, "OM_INDEX": "none"})
+    assert status(table, 0)["next"] == "nothing"
+
+    assert status(table, 1, "hnsw")["next"] == "openmemory-migrations index"
+
+    assert om(table, "index", env={"OM_INDEX": "hnsw"}).returncode == 0
+    assert status(table, 0, "hnsw")["next"] == "nothing"
+
+
+def test_an_adopted_column_whose_values_were_not_carried_over_is_named(database: Database) -> None:
+    """In a host's chain, whose version table only the host knows, nothing else says that the revision hasn't run."""
+    create_table(database)
+    load(database, ROWS)
+    database.run(f"CREATE EXTENSION vector; ALTER TABLE {TABLE} ADD v_vector vector({DIM})")
+    database.run(f"UPDATE {TABLE} SET v_vector = '[1,2,3,4,5,6,7,8]', v = NULL WHERE user_id = 'user1'")
+    alembic(database, "upgrade", "om_20240107_pgvector")
+    database.run("DROP TABLE openmemory_alembic_version")
+    assert om(database, "backfill").returncode == 0
+
+    next_ = status(database, 1)["next"]
+
+    assert next_.startswith(
+        'alembic upgrade head, or openmemory-migrations upgrade: "v_vector_adopted" may have values'
+    )
+    alembic(database, "upgrade", "head", env={"OM_INDEX": "none"})
+    assert status(database, 0)["next"] == "nothing"
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_rows_that_no_vector_can_hold_are_pending_however_many_only_beside_one_that_can(
+    table: Database, here: Here, monkeypatch: pytest.MonkeyPatch, good: int
+) -> None:
+    monkeypatch.setattr(state, "LOOK_INTO", 2)
+    bad = "SELECT gen_random_uuid(), 'x', %s, 8 FROM generate_series(1, 3)"
+    table.run(f"INSERT INTO {TABLE} (id, sector, v, dim) {bad}", pack([float("nan")] * DIM))
+    if good:
+        table.run(f"UPDATE {TABLE} SET v_vector = NULL WHERE id = %s", ROWS[0].id)
+
+    done = here(table, command="status", env={"OM_INDEX": "none"})
+
+    assert (done.code, done.found["rows"]["pending"]) == (good, good)
+    assert done.found["rows"]["skipped"] == {"NaN or infinite values": 3}
