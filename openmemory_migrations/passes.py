@@ -18,27 +18,30 @@ from sqlalchemy.exc import DBAPIError
 
 from . import locks, log
 from .database import Database
-from .errors import TryAgain
+from .errors import MigrationError, TryAgain
 from .keys import SHOWN_KEYS
 from .sqlerrors import DEADLOCK, LOCK_NOT_AVAILABLE, PASSING, constraint_of, context_of, sqlstate
 
+MOST_IN_A_ROW = 10_000  # rows that are refused, one by one, with none in between that is not
 MOST_NAMED = 1000  # rows that are refused for one reason whose names are kept
 MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to be in the way: a row may move past one
-MOST_WITHOUT_END = 100  # passes that change rows and leave no fewer than one before: others write past us all the time
+MOST_WITHOUT_END = 100  # passes that change rows and leave no fewer than one before: others go on writing past us
 LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
-# what isn't the fault of single rows: SQLSTATE classes of connections, rights, names, resources and the server itself
-NOT_A_ROWS = ("08", "0A", "25", "26", "28", "34", "3D", "3F", "40", "42", "53", "55", "57")
+# classes of SQLSTATE: of connections, transactions, resources and the server; and of rights, names and states, which are
+# no row's fault either, unless a function raises them
+OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57")
+NOT_A_ROWS = ("0A", "26", "34", "3F", "42", "55")
 
 
 def is_a_rows(error: DBAPIError) -> bool:
     """Whether the server may refuse, or fail to read, some of the rows only: by a constraint, a trigger, a bad page.
 
-    Whatever a function of others' raises is about a row, but for what another try may mend.
+    Whatever a function of others' raises is about a row, but for what is of the server, and what another try may mend.
     """
     state = sqlstate(error)
     if state is None or state in PASSING or error.connection_invalidated:
         return False
-    return bool(_functions(error)) or not state.startswith(NOT_A_ROWS)
+    return not state.startswith(OF_THE_SERVER) and (bool(_functions(error)) or not state.startswith(NOT_A_ROWS))
 
 
 def reason_of(error: DBAPIError) -> str:
@@ -64,6 +67,7 @@ class Obstacles:
     refused: dict[str, list[str]] = field(default_factory=dict)
     rows: int = 0  # that were refused
     locked: int = 0
+    _in_a_row: int = 0
     _counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -71,11 +75,24 @@ class Obstacles:
         self.refuse_for(reason_of(error), names)
 
     def refuse_for(self, reason: str, names: Sequence[str]) -> None:
+        """Raises MigrationError where it is no matter of single rows."""
         with self._lock:
             self.rows += len(names)
+            self._in_a_row += len(names)
             self._counts[reason] += len(names)
             kept = self.refused.setdefault(reason, [])
             kept += names[: MOST_NAMED - len(kept)]
+            if self._in_a_row > MOST_IN_A_ROW:
+                raise MigrationError(
+                    f"more than {MOST_IN_A_ROW:,} rows in a row are refused; what is committed is kept",
+                    detail=f"{self.summary()}.",
+                    hint="Mend what refuses them, then run the same command again.",
+                )
+
+    def wrote(self) -> None:
+        """Not all rows are refused."""
+        with self._lock:
+            self._in_a_row = 0
 
     def lock(self, rows: int) -> None:
         with self._lock:

@@ -49,6 +49,8 @@ class Progress:
 
     def add(self, db: Database, converted: int, skipped: int) -> None:
         """A batch is done; `db` is the connection that has done it, between two transactions."""
+        if converted:
+            self.obstacles.wrote()
         with self._lock:
             self.converted += converted
             self.skipped += skipped
