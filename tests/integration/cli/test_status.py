@@ -88,7 +88,7 @@ def test_rows_by_what_they_are(table: Database) -> None:
     assert om(table, "backfill").returncode == 0
     found = status(table, 1)
     assert found["rows"]["pending"] == 0
-    assert "ENABLE TRIGGER" in found["next"]
+    assert "ENABLE ALWAYS TRIGGER" in found["next"]
     status(table, 0, env={"OM_SYNC_TRIGGER": "off"})
     table.run(f"ALTER TABLE {TABLE} ENABLE TRIGGER USER")
     assert status(table, 0)["next"] == "nothing"
