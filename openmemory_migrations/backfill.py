@@ -23,7 +23,7 @@ from .errors import MigrationError
 from .keys import SHOWN_KEYS, keys_where
 from .leftovers import Leftovers, by_converting, by_reading, leftovers
 from .pace import Pace
-from .passes import Obstacles, in_the_way, passes
+from .passes import Obstacles, in_the_way, passes, until_none_is_left
 from .progress import Progress
 from .reading import pages_of
 from .settings import Settings
@@ -155,18 +155,15 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table, 
         moved += progress.converted
         return progress.converted, pending
 
-    obstacles, left = passes(db, table.oid, what, once)
-    if left:
-
-        def names(most: int) -> list[str]:
-            with db.transaction():
-                return keys_where(db, table, ADOPTED_ONLY, most=most)
-
-        raise MigrationError(
-            f"{left:,} values of {quote(target.adopted)} of {target} can't be carried over, so it stays",
-            detail=in_the_way(obstacles, left, names),
-            hint="Mend what keeps them as they are, then run the same command again.",
-        )
+    until_none_is_left(
+        db,
+        table,
+        what,
+        once,
+        pending=ADOPTED_ONLY,
+        otherwise=f"values of {quote(target.adopted)} of {target} can't be carried over, so it stays",
+        hint="Mend what keeps them as they are, then run the same command again.",
+    )
     if moved:
         log.notice(
             f"{moved:,} values without source in {quote(target.source)} carried over from {quote(target.adopted)}"

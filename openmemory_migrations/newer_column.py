@@ -11,9 +11,8 @@ from . import catalog, checks, locks, log, partitions, switching
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW, Changed, MigrationError
-from .keys import keys_where
 from .pace import Pace
-from .passes import Obstacles, in_the_way, passes
+from .passes import Obstacles, until_none_is_left
 from .progress import Progress
 from .reading import BATCH_BYTES, pages_of
 from .settings import Settings
@@ -118,19 +117,16 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
             told = (0, 0)
         return progress.converted, pending
 
-    obstacles, left = passes(db, table.oid, what, once)
-    if left:
-
-        def names(most: int) -> list[str]:
-            with db.transaction():
-                return keys_where(db, table, PENDING, most=most)
-
-        raise MigrationError(
-            f"{left:,} rows of {target} are still without a value in {quote(target.typed)}",
-            detail=in_the_way(obstacles, left, names),
-            hint="Delete or mend those rows (22000: of other dimensions, from before the trigger), or mend what keeps"
-            " them as they are, then run the same command again.",
-        )
+    until_none_is_left(
+        db,
+        table,
+        what,
+        once,
+        pending=PENDING,
+        otherwise=f"rows of {target} are still without a value in {quote(target.typed)}",
+        hint="Delete or mend those rows (22000: of other dimensions, from before the trigger), or mend what keeps"
+        " them as they are, then run the same command again.",
+    )
 
 
 def take_place(db: Database, target: Target, settings: Settings, extension: Extension) -> None:

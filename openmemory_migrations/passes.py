@@ -17,9 +17,10 @@ from typing import Literal
 from sqlalchemy.exc import DBAPIError
 
 from . import locks, log
+from .catalog import Table
 from .database import Database
 from .errors import MigrationError, TryAgain
-from .keys import SHOWN_KEYS
+from .keys import SHOWN_KEYS, keys_where
 from .sqlerrors import DEADLOCK, LOCK_NOT_AVAILABLE, PASSING, constraint_of, context_of, sqlstate
 
 MOST_IN_A_ROW = 10_000  # rows that are refused, one by one, with none in between that is not
@@ -190,6 +191,29 @@ def passes(
         idle += 1
         if changed or obstacles.rows >= left or idle == MOST_IDLE:
             return obstacles, left
+
+
+def until_none_is_left(
+    db: Database,
+    table: Table,
+    what: str,
+    once: Callable[[Obstacles], tuple[int, int]],
+    *,
+    pending: str,
+    otherwise: str,
+    hint: str,
+) -> None:
+    """The same for what can leave no row behind: raises MigrationError, which says that so many rows (of values) are
+    left `otherwise`, and names some that are `pending` (SQL)."""
+    obstacles, left = passes(db, table.oid, what, once)
+    if not left:
+        return
+
+    def names(most: int) -> list[str]:
+        with db.transaction():
+            return keys_where(db, table, pending, most=most)
+
+    raise MigrationError(f"{left:,} {otherwise}", detail=in_the_way(obstacles, left, names), hint=hint)
 
 
 def in_the_way(obstacles: Obstacles, left: int, names: Callable[[int], list[str]]) -> str:

@@ -15,9 +15,8 @@ from ..database import Database, Seen
 from ..engine_client import ClientEngine
 from ..errors import Changed, MigrationError
 from ..indexes import DEFAULTS
-from ..keys import keys_where
 from ..pace import Pace
-from ..passes import Obstacles, in_the_way, passes
+from ..passes import Obstacles, until_none_is_left
 from ..progress import Progress
 from ..reading import BACK
 from ..settings import Settings
@@ -136,19 +135,16 @@ def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extens
             progress.tell()
         return progress.converted, rows
 
-    obstacles, left = passes(at, table.oid, what, once)
-    if left:
-
-        def names(most: int) -> list[str]:
-            with at.transaction():
-                return keys_where(at, table, PENDING, most=most)
-
-        raise MigrationError(
-            f"{left:,} rows of {target} still have no bytes",
-            detail=in_the_way(obstacles, left, names),
-            hint=f"Mend what keeps them as they are, or end what writes past trigger {quote(target.back)}; then run the"
-            " same command again.",
-        )
+    until_none_is_left(
+        at,
+        table,
+        what,
+        once,
+        pending=PENDING,
+        otherwise=f"rows of {target} still have no bytes",
+        hint=f"Mend what keeps them as they are, or end what writes past trigger {quote(target.back)}; then run the"
+        " same command again.",
+    )
 
 
 def _pending(db: Database) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
+from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
@@ -162,27 +164,30 @@ def test_a_partition_that_is_attached_while_the_lock_is_waited_for_is_locked_too
         f"CREATE TABLE {TABLE} (id integer, v bytea) PARTITION BY LIST (id);"
         f"CREATE TABLE one PARTITION OF {TABLE} FOR VALUES IN (1); CREATE TABLE two (id integer, v bytea)"
     )
-    with package(database, PackageDatabase) as db, closing(database.connect()) as other:
+    with closing(database.connect()) as other:
         other.autocommit = False
         cursor = other.cursor()
-        db.take_over()
         statements: list[str] = []
-        run = db.run
 
-        def attaching(template: str, *values: object, **names: str) -> object:
-            statements.append(template)
-            found = run(template, *values, **names)  # type: ignore[arg-type]
-            if template.startswith("LOCK TABLE") and len(statements) < 10:
-                cursor.execute(f"ALTER TABLE {TABLE} ATTACH PARTITION two FOR VALUES IN (2)")
-                other.commit()
-            return found
+        class Attaching(PackageDatabase):
+            def run(
+                self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str
+            ) -> CursorResult[Any]:
+                statements.append(template)
+                found = super().run(template, parameters, **names)
+                if template.startswith("LOCK TABLE") and len(statements) < 10:
+                    cursor.execute(f"ALTER TABLE {TABLE} ATTACH PARTITION two FOR VALUES IN (2)")
+                    other.commit()
+                return found
 
-        db.run = attaching  # type: ignore[method-assign, assignment]
-        with db.transaction(snapshot=True) as seen:
-            locked = db.value(
-                "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()"
-                " AND relation IN ('one'::regclass, 'two'::regclass)"
-            )
+        with package(database, Attaching) as db:
+            db.take_over()
+            statements.clear()
+            with db.transaction(snapshot=True) as seen:
+                locked = db.value(
+                    "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()"
+                    " AND relation IN ('one'::regclass, 'two'::regclass)"
+                )
     assert len(seen) == 3
     assert locked == 2
 
