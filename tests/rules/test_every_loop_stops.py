@@ -85,6 +85,23 @@ def test_updates_that_are_swallowed_end_the_run(
         assert mismatches(database) == []
 
 
+def test_an_undo_whose_updates_are_swallowed_ends_and_takes_nothing(database: Database) -> None:
+    bytes_table(database)
+    env = {"OM_CUTOVER": "drop", "OM_INDEX": "none"}
+    alembic(database, "upgrade", "head", env=env)
+    alembic(database, "-n", "cutover", "upgrade", "head", env=env)
+    database.run(HOLD)
+
+    done = alembic(database, "-n", "cutover", "downgrade", "base", env=env, check=False)
+
+    assert done.returncode != 0
+    assert f'FAILED: {HELD} rows of "public.openmemory_vectors" still have no bytes' in done.log
+    assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == len(ROWS)
+    database.run(f"DROP TRIGGER hold ON {TABLE}")
+    alembic(database, "-n", "cutover", "downgrade", "base", env=env)
+    assert mismatches(database) == []
+
+
 def test_a_rule_that_keeps_the_result_of_updates_from_being_seen_is_refused(database: Database) -> None:
     bytes_table(database)
     database.run(RULE)
