@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from . import console, dimensions, locks, partitions
 from .catalog import Table
-from .database import APPLICATION_NAME, Database
+from .database import Database
 from .leftovers import DIFFERS, LOOK_ROWS, NOT_FINITE, Found, first_keys, has_dim, read
-from .reading import PLAN, Scan, pages_of
+from .reading import Scan, by_tid, pages_of
 from .settings import Settings
 from .target import Target
 
@@ -176,7 +176,7 @@ class Look:
                     shown.to(before + scan.position[0])
                     with self._looking():
                         timeout = self.db.value("SELECT current_setting('lock_timeout')")
-                        self.db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at the rows", "lock_timeout": timeout})
+                        self.db.set_local(by_tid("looking at the rows", timeout))
                         yield
 
                 found = read(at, self.table, scan, found, batch)

@@ -296,15 +296,25 @@ class Database:
     def local(self, name: str, value: str) -> Iterator[None]:
         """Sets `name` inside the transaction and puts it back; after an error the rollback does that."""
         before = self.value("SELECT current_setting(:name)", {"name": name})
-        self.set_local(name, value)
+        self.set_local({name: value})
         yield
-        self.set_local(name, before)
+        self.set_local({name: before})
 
-    def set_local(self, name: str, value: str) -> None:
-        self.run("SELECT set_config(:name, :value, true)", {"name": name, "value": value})
+    def set_local(self, settings: Mapping[str, str]) -> None:
+        """Inside the transaction, in one statement."""
+        calls = [f"set_config('{name}', :value_{number}, true)" for number, name in enumerate(settings)]
+        values = {f"value_{number}": value for number, value in enumerate(settings.values())}
+        self.run("SELECT " + ", ".join(calls), values)
 
     @contextmanager
-    def transaction(self, *, snapshot: bool = False, batch: bool = False, lock_timeout_ms: int = 0) -> Iterator[Seen]:
+    def transaction(
+        self,
+        *,
+        snapshot: bool = False,
+        batch: bool = False,
+        lock_timeout_ms: int = 0,
+        settings: Mapping[str, str] | None = None,
+    ) -> Iterator[Seen]:
         """Commits at the end, rolls back on any exception; what was open before must have been committed.
 
         No timeout of the role's ends it; but the statements of a `batch` heed statement_timeout, by smaller batches.
@@ -315,7 +325,7 @@ class Database:
         """
         self.stop.check()
         # row_security: an error instead of a partial result where a policy would hide rows from this role
-        own = {"lock_timeout": LOCK_TIMEOUT, "row_security": "off"}
+        own = {"lock_timeout": LOCK_TIMEOUT, "row_security": "off", **(settings or {})}
         if batch:  # a trigger of the host's may say what is in a row
             own["client_min_messages"] = "error"
 
@@ -466,13 +476,12 @@ class Database:
             for name, value in wanted.items():
                 self.run("SET LOCAL {name} = {value}", name=name, value=literal(value))
         else:
-            calls = [f"set_config({literal(name)}, {literal(value)}, true)" for name, value in wanted.items()]
-            self.run("SELECT {calls}", calls=", ".join(calls))
+            self.set_local(wanted)
 
     def borrow(self) -> None:
         """Sets in this transaction what was local to the host's: role, search_path."""
-        for name, value in self._lent.items():
-            self.set_local(name, value)
+        if self._lent:
+            self.set_local(self._lent)
 
     @contextmanager
     def autocommit(self, **settings: str) -> Iterator[None]:

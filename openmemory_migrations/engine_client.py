@@ -28,7 +28,7 @@ from .pace import Pace
 from .partitions import Part
 from .passes import Steps
 from .progress import Progress
-from .reading import FORTH, PLAN, Found, Reader, Way
+from .reading import FORTH, Found, Reader, Way, by_tid
 from .settings import Settings
 from .target import Target
 from .writing import Stage
@@ -136,8 +136,7 @@ class _Writer:
         return written
 
     def _some(self, found: Found, first: int, end: int, stage: Stage) -> int:
-        with self.db.transaction(batch=True):
-            self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
+        with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
             self.steps.heed()
             if self.steps.careful:
                 rows, payload = self._unlocked(found, first, end)

@@ -19,7 +19,7 @@ from . import locks, synctrigger
 from .beside import side_by_side
 from .catalog import Extension, Table
 from .claims import Claims, space_of
-from .database import Database
+from .database import APPLICATION_NAME, Database
 from .errors import MigrationError
 from .pace import Pace
 from .passes import Steps
@@ -116,7 +116,7 @@ class _Worker:
     def _passed_by(self, after: Key | None) -> Key | None:
         """The one row that a page of one would have."""
         with self.db.transaction():
-            self.db.run(PLAN, {"name": self.progress.application_name})
+            self.db.run(PLAN, {"name": f"{APPLICATION_NAME} {self.progress.activity}"})
             return self._key(">", after, 0)
 
     def _page(self, after: Key | None) -> Key | None:
@@ -124,7 +124,7 @@ class _Worker:
         done = bad = 0
         with self.db.transaction():
             locks.set_timeout(self.db, self.engine.lock_timeout)
-            self.db.run(PLAN, {"name": self.progress.application_name})
+            self.db.run(PLAN, {"name": f"{APPLICATION_NAME} {self.progress.activity}"})
             first = self._key(">", after, 0)
             if first is None:
                 return None
@@ -132,7 +132,7 @@ class _Worker:
             # a page may be far behind the one before it; only what is converted heeds a statement_timeout of the role's
             ours = self.claims.take(self.db, self.engine.space, [_number(until)])
             if ours:
-                self.db.set_local("statement_timeout", self.engine.statement_timeout)
+                self.db.set_local({"statement_timeout": self.engine.statement_timeout})
                 self.steps.heed()
                 self.db.run("SAVEPOINT openmemory_migrations")
                 found = self._convert(first, until)

@@ -12,10 +12,10 @@ from sqlalchemy.exc import DBAPIError
 
 from . import dimensions, partitions
 from .catalog import Table
-from .database import APPLICATION_NAME, Database
+from .database import Database
 from .keys import AT, SHOWN_KEYS, keys_at, keys_where
 from .passes import is_a_rows
-from .reading import PLAN, Scan, pages_of
+from .reading import Scan, by_tid, pages_of
 from .target import Target
 
 LOOK_ROWS = 1000  # at once, where nothing is written
@@ -101,7 +101,7 @@ def leftovers(db: Database, target: Target, table: Table, look: Look) -> Leftove
 def by_reading(db: Database, table: Table, size: int, enough: float = math.inf) -> Found:
     """Reads the values here: needs no function in the database. No more than `enough`, once one of them is good."""
     parts = partitions.leaves(db, table.oid)
-    db.run(PLAN, {"name": f"{APPLICATION_NAME} looking at what is left", "lock_timeout": "0"})
+    db.set_local(by_tid("looking at what is left", "0"))
     found = Found(0, 0, [])
     for part in parts:
         at = part.at(db)

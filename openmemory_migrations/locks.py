@@ -194,7 +194,7 @@ class Tries:
     def heed(self, db: Database) -> None:
         """Ends no statement of a batch that can't be smaller: with a statement_timeout no run would come past it."""
         if self._smallest:
-            db.set_local("statement_timeout", "0")
+            db.set_local({"statement_timeout": "0"})
 
 
 def table_holders(db: Database, table_oid: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from . import console, log
 from .console import Shown
-from .database import APPLICATION_NAME, Database
+from .database import Database
 from .passes import Obstacles
 
 LOG_INTERVAL = 5.0  # seconds
@@ -110,8 +110,8 @@ class Progress:
         return console.percent(self.done + self.skipped, self.total)
 
     @property
-    def application_name(self) -> str:
-        return f"{APPLICATION_NAME} {self.doing} {self.percent} %"
+    def activity(self) -> str:
+        return f"{self.doing} {self.percent} %"
 
     def __str__(self) -> str:
         done = self.done

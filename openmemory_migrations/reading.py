@@ -31,15 +31,15 @@ MOST_UNITS = 64  # claimed and read at once: 32 MiB of heap, how far one stateme
 MOST_HELD = 2 * MOST_UNITS  # by one worker, of the thousands of places in the lock table of the server
 
 # the planner would rather hash or scan the whole table once per batch as long as it thinks that it is small
-PLAN = """
-SELECT set_config('row_security', 'off', true),
-       set_config('enable_tidscan', 'on', true), set_config('enable_seqscan', 'off', true),
-       set_config('enable_hashjoin', 'off', true),
-       set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
-       set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-       set_config('max_parallel_workers_per_gather', '0', true),
-       set_config('application_name', :name, true), set_config('lock_timeout', :lock_timeout, true)
-"""
+BY_TID = {
+    "row_security": "off",
+    "max_parallel_workers_per_gather": "0",
+    "enable_tidscan": "on",
+    **{
+        f"enable_{way}": "off"
+        for way in ("seqscan", "indexscan", "indexonlyscan", "bitmapscan", "hashjoin", "mergejoin")
+    },
+}
 FROM = " FROM ONLY {table} WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND "
 READ = FROM + "{vector} IS NULL AND octet_length({source}) = {octets} LIMIT {rows}"
 READ_BACK = FROM + "{source} IS NULL AND {vector} IS NOT NULL LIMIT {rows}"
@@ -48,7 +48,10 @@ T = TypeVar("T")
 Tid = tuple[int, int]
 Unreadable = list[tuple[str, DBAPIError]]  # places of rows, and why
 
-FILENODE = "SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass))"
+# whoever names a table in a query has it locked before anything is looked at
+LOCKED_FILENODE = """
+SELECT pg_catalog.pg_relation_filenode(CAST(:table AS regclass)) WHERE NOT EXISTS (SELECT FROM ONLY {table} WHERE false)
+"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,6 @@ class Way:
     parse: Callable[[bytes | memoryview, int], Rows]
     written: str
     element: str
-    equal: str  # operator of that type
 
     @property
     def read(self) -> str:
@@ -71,8 +73,8 @@ class Way:
         return f"SELECT CAST(ctid AS text){self.rows}"
 
 
-FORTH = Way("{source}", READ, codec.parse, "{vector}", "{ext}.vector", "OPERATOR({ext}.=)")
-BACK = Way("{vector}", READ_BACK, codec.parse_vectors, "{source}", "bytea", "OPERATOR(pg_catalog.=)")
+FORTH = Way("{source}", READ, codec.parse, "{vector}", "{ext}.vector")
+BACK = Way("{vector}", READ_BACK, codec.parse_vectors, "{source}", "bytea")
 
 
 class Scan:
@@ -243,15 +245,14 @@ class Reader:
             try:
                 with db.attempt(keep=False):
                     db.borrow()
-                    db.run(PLAN, {"name": f"{APPLICATION_NAME} reading ahead", "lock_timeout": self.lock_timeout})
+                    db.set_local(by_tid("reading ahead", self.lock_timeout))
                     tries.heed(db)
                     # COPY takes its snapshot before its lock: behind a rewrite that it waited for it would see nothing
-                    db.run("LOCK TABLE ONLY {table} IN ACCESS SHARE MODE")
+                    filenode = db.value(LOCKED_FILENODE, {"table": db.names["table"]})
                     rows, unreadable = scan.take(db)
                     for place, error in unreadable:
                         self.obstacles.refuse(error, keys_at(db, self.table, [place]))
-                    # while the lock of the read is held: nobody can have rewritten the table since
-                    return rows, db.value(FILENODE, {"table": db.names["table"]})
+                    return rows, filenode
             except DBAPIError as error:
                 if part.gone(error):
                     raise Gone(f"{self.what}: partition {part} is gone") from error
@@ -274,12 +275,17 @@ def windows(db: Database, parts: Sequence[Part]) -> list[Window]:
     return [Window(part, 0, pages_of(part.at(db))) for part in parts]
 
 
+def by_tid(doing: str, lock_timeout: str) -> dict[str, str]:
+    """Settings of a transaction that reads and writes by tids, whatever the planner believes of the table's size."""
+    return {**BY_TID, "application_name": f"{APPLICATION_NAME} {doing}", "lock_timeout": lock_timeout}
+
+
 @contextmanager
 def planned(db: Database, doing: str) -> Iterator[None]:
     """Reads by ranges of tids inside a transaction that does other things as well; its settings are put back."""
     with db.attempt(keep=False):
         timeout = db.value("SELECT current_setting('lock_timeout')")
-        db.run(PLAN, {"name": f"{APPLICATION_NAME} {doing}", "lock_timeout": timeout})
+        db.set_local(by_tid(doing, timeout))
         yield
 
 

@@ -173,8 +173,8 @@ class Searcher:
     def way(self, way: Way) -> Iterator[None]:
         more = {"index": FORCED, "every row": EXACT, "planner": {}}[way.by]
         with self.db.attempt(keep=False):
-            for name, value in {**more, **way.settings}.items():
-                self.db.set_local(name, value)
+            if settings := {**more, **way.settings}:
+                self.db.set_local(settings)
             yield
 
     def _where(self, template: str, query: Query, text: str) -> tuple[str, dict[str, str]]:

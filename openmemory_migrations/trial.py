@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from . import catalog, codec, locks, synctrigger
 from .catalog import Extension, Table
-from .database import APPLICATION_NAME, Database
+from .database import Database
 from .expand import vector_type
-from .reading import BATCH_BYTES, FILENODE, FORTH, PLAN, Scan, pages_of
+from .reading import BATCH_BYTES, FORTH, LOCKED_FILENODE, Scan, by_tid, pages_of
 from .settings import Settings
 from .target import Target, quote
 from .writing import Stage
@@ -101,9 +101,9 @@ def _copy(
 
 def _client(copy: Database, extension: Extension, dimensions: int, batch: int) -> Trial:
     vector_oid = catalog.vector_oid(copy)
-    filenode = copy.value(FILENODE, {"table": copy.names["table"]})
+    filenode = copy.value(LOCKED_FILENODE, {"table": copy.names["table"]})
     timeout = copy.value("SELECT current_setting('lock_timeout')")
-    copy.run(PLAN, {"name": f"{APPLICATION_NAME} trying how fast it goes", "lock_timeout": timeout})
+    copy.set_local(by_tid("trying how fast it goes", timeout))
     stage = Stage(copy, extension.names(), FORTH)
     scan = Scan(dimensions, batch, 0, pages_of(copy))
     rows, reading, writing = 0, 0.0, 0.0

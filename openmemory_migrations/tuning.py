@@ -197,7 +197,7 @@ def _build(at: Database, settings: Settings, plan: Plan) -> tuple[float, int] | 
     began = time.monotonic()
     try:
         with at.transaction():
-            at.set_local("maintenance_work_mem", f"{memory_kb}kB")
+            at.set_local({"maintenance_work_mem": f"{memory_kb}kB"})
             at.run(
                 "CREATE INDEX {index} ON {table} USING {method} ({expression}) WITH ({options})",
                 index=quote(INDEX),

@@ -18,7 +18,7 @@ from .pace import Pace
 from .partitions import Part
 from .passes import Steps
 from .progress import Progress
-from .reading import PLAN
+from .reading import by_tid
 
 MOST_PAGES = 64  # in a batch: some 14,000 of the smallest rows
 PLACES = 2048  # counted for a page: more than any page, of whatever size, has rows
@@ -84,8 +84,7 @@ class Walk:
             page, item = divmod(number, PLACES)
             names |= {f"{prefix}page": str(page), f"{prefix}item": str(item)}
         at = self.part.at(self.db)
-        with self.db.transaction(batch=True):
-            self.db.run(PLAN, {"name": self.progress.application_name, "lock_timeout": self.lock_timeout})
+        with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
             steps.heed()
             if not steps.careful:
                 return int(at.value(FILL.replace("{which}", INSIDE + "{pending}"), **names))

@@ -27,7 +27,7 @@ CREATE = (
              AS s (tid, version, element)
         WHERE t.ctid = s.tid AND t.xmin = s.version
           AND pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode
-        RETURNING t.{written} {equal} s.element AS ok)
+        RETURNING t.{written} IS NOT NULL AS ok)
       SELECT pg_catalog.count(*) INTO written FROM done WHERE ok;
       PERFORM pg_catalog.set_config({counter}, (coalesce(nullif(pg_catalog.current_setting({counter}, true), ''), '0')
                                                 ::bigint + written)::text, true);
@@ -52,8 +52,7 @@ class Stage:
         names = {**db.names, **ext, "stage": quote(STAGE), "table_text": literal(db.names["table"])}
         names |= {"written": way.written.format_map(names), "element": way.element.format_map(names)}
         names["counter"] = literal(COUNTER)
-        names["equal"] = way.equal.format_map(names)
-        own = ("stage", "counter", "equal", "table_text", "written", "element", *ext)
+        own = ("stage", "counter", "table_text", "written", "element", *ext)
         self._names = {name: names[name] for name in own} | {"tag": tag(names.values())}
 
     def write(self, payload: bytes) -> int:

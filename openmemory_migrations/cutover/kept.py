@@ -361,7 +361,7 @@ class _Moving:
 
     def _settle(self) -> None:
         """What is deferred to a commit is checked with the statement that it is of."""
-        self.db.set_local("application_name", f"{APPLICATION_NAME} moving rows")
+        self.db.set_local({"application_name": f"{APPLICATION_NAME} moving rows"})
         locks.set_timeout(self.db, self.lock_timeout)
         self.db.run("SET LOCAL enable_seqscan = off")
         self.db.run("SET CONSTRAINTS ALL IMMEDIATE")

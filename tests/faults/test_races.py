@@ -13,6 +13,7 @@ from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
 from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.reading import LOCKED_FILENODE
 from tests.support.commands import alembic
 from tests.support.openmemory import Database, create_table, expected, load, mismatches, pack, random_rows
 from tests.support.package import run_backfill
@@ -64,7 +65,7 @@ class Interfering(PackageDatabase):
     numbers: dict[str, int]  # of all connections together: one reads, another writes
 
     def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
-        if template.startswith("LOCK TABLE ONLY"):
+        if template == LOCKED_FILENODE:
             self.before_lock(self.numbers["read"] + 1, self.numbers["page"])
         return super().run(template, parameters, **names)
 
