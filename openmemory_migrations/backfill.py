@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from . import catalog, citus, claims, dimensions, locks, log, partitions
+from . import catalog, citus, claims, dimensions, interference, locks, log, partitions
 from .catalog import Extension, Table
 from .claims import Claim, Claims
 from .database import Database, Seen
@@ -144,6 +144,7 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table, 
             pending = count(db)
             if not pending:
                 _refuse_loss(db, target, settings, table, extension)
+                interference.require_none(interference.of_sync(db, target, table))
             walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
         progress = Progress(what, pending, count, doing=what, obstacles=obstacles)
         if pending and spread:  # no place to go by; rows without source are few

@@ -19,6 +19,8 @@ from . import (
     followers,
     growth,
     indexes,
+    interference,
+    locks,
     newer,
     partitions,
     prerequisites,
@@ -51,6 +53,8 @@ def examine(step: Step, sample: int | None) -> Facts:
         part(step, facts, "rows", lambda: _rows(step, facts, table, sample), rows=True)
         part(step, facts, "index", lambda: _cost(step, facts, table))
         part(step, facts, "trial", lambda: _trial(step, facts, table), rows=True)
+    if table is not None and not facts.has("table", "cut-over"):
+        part(step, facts, "update", lambda: _updates(step, facts, table), rows=True)
     facts.findings.sort(key=lambda one: SEVERITIES.index(one.severity))
     return facts
 
@@ -134,6 +138,16 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
         facts.memory_kb = settings.index_memory or building.memory(step.db)[1]
 
 
+def _updates(step: Step, facts: Facts, table: Table) -> None:
+    """Not in a transaction that is read-only: one UPDATE is tried, of no row."""
+    native = facts.has("already-vector")
+    if not facts.has("standby", "read-only", "locked") and not (native and facts.dimensions):
+        with step.db.transaction():
+            locks.set_timeout(step.db, f"{step.settings.lock_timeout_ms}ms")
+            found = list(interference.of_the_table(step.db, step.target, table, step.settings.lock_timeout_ms))
+        facts.findings += [Finding.of(code, problem) for code, problem in found]
+
+
 def _rows(step: Step, facts: Facts, table: Table, sample: int | None) -> None:
     db, target, settings = step.db, step.target, step.settings
     look = Look.at(db, target, settings, table, sample)
@@ -162,8 +176,8 @@ def _rows(step: Step, facts: Facts, table: Table, sample: int | None) -> None:
 def _unfit(step: Step, facts: Facts, lengths: Lengths) -> Iterator[Finding]:
     looked_at = "" if lengths.share == 1 else f" of {lengths.looked_at:,} looked at"
     source = quote(step.target.source)
+    fails = step.settings.on_bad_rows == "fail"
     if skipped := facts.bad.reasons.total():
-        fails = step.settings.on_bad_rows == "fail"
         yield Finding(
             "error" if fails else "warning",
             "bad-rows",
@@ -175,12 +189,14 @@ def _unfit(step: Step, facts: Facts, lengths: Lengths) -> Iterator[Finding]:
             else f"Mend {source} in those rows, or set OM_ON_BAD_ROWS=skip.",
         )
     if unreadable := facts.bad.unreadable:
+        passed_by = not fails and "on_bad_rows" in step.settings.given
         yield Finding(
-            "error",
+            "warning" if passed_by else "error",
             "unreadable-rows",
             f"{len(unreadable):,} rows{looked_at} of {step.target} can't be read: their {source} is damaged",
             f"Such as {', '.join(unreadable[:SHOWN_KEYS])}.",
-            "Restore them from a backup or delete them, or pass them by with OM_ON_BAD_ROWS=skip.",
+            "Restore them from a backup or delete them"
+            + ("." if passed_by else ", or pass them by with OM_ON_BAD_ROWS=skip."),
         )
     if lengths.dim_differs:
         yield Finding(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, checks, dimensions, locks, log, synctrigger
+from . import catalog, checks, dimensions, interference, locks, log, synctrigger
 from .catalog import Column, Extension, Table
 from .cutover import prepared
 from .database import Database
@@ -30,12 +30,19 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         if extension is None:
             checks.require_available(db)
         size = _dimensions(db, target, settings, table, extension)
+        column = table.columns.get(target.vector)
+        for _, problem in interference.of_the_table(db, target, table, settings.lock_timeout_ms):
+            raise problem
+        interfering = list(interference.of_sync(db, target, table))
+        if column is not None and not column.ours:
+            # which goes in the end, and what was in it with it
+            interference.require_none(interfering)
     # still in Alembic's transaction: refused, it takes even the version table back
     extension = extension or _create_extension(db)
     db.take_over()
 
+    interference.warn(interfering)
     names = extension.names()
-    column = table.columns.get(target.vector)
     what = f"adding {quote(target.vector)} to {target}"
 
     def change() -> None:

@@ -1,4 +1,4 @@
-"""Who hears of every row that a backfill changes: triggers and rules of the table, replicas, subscribers, slots."""
+"""Who hears of every row that a backfill changes: triggers of the table, replicas, subscribers, slots."""
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND 
        OR (SELECT a.attnum FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attname = :vector)
           = ANY (CAST(t.tgattr AS int2[])))
 ORDER BY 1, 2
-"""
-RULES = """
-SELECT CAST(CAST(r.ev_class AS regclass) AS text), r.rulename, r.is_instead FROM pg_catalog.pg_rewrite r
-WHERE r.ev_class = ANY (:tables) AND r.ev_type = '2' AND r.ev_enabled IN ('O', 'A') ORDER BY 1, 2
 """
 # a publication with a list of columns (15) doesn't send a new one; read by name, as 14 hasn't got it
 PUBLICATIONS = """
@@ -97,14 +93,6 @@ def of_the_table(db: Database, target: Target, table: Table, type_name: str) -> 
             "trigger",
             f"trigger {quote(name)} on {on} fires for each row that the backfill converts",
             hint=f"If it need not see them: ALTER TABLE {on} DISABLE TRIGGER {quote(name)}; and afterwards ENABLE.",
-        )
-    for on, name, instead in db.rows(RULES, tables):
-        yield Finding(
-            "warning",
-            "rule",
-            f"rule {quote(name)} on {on} rewrites each UPDATE of the backfill",
-            "It does something instead: rows may never get their vectors." if instead else None,
-            f"ALTER TABLE {on} DISABLE RULE {quote(name)}; and afterwards ENABLE.",
         )
     if target.vector in table.columns:
         return

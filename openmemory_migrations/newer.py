@@ -18,6 +18,7 @@ from . import (
     dimensions,
     finalize,
     indexes,
+    interference,
     locks,
     log,
     newer_column,
@@ -168,6 +169,9 @@ def look(db: Database, target: Target, settings: Settings) -> Look:
     found, problems = examine(db, target, settings, table)
     for _, problem in problems:
         raise problem
+    if found.pending:
+        for _, problem in interference.of_the_table(db, target, found.table, settings.lock_timeout_ms):
+            raise problem
     return found
 
 
@@ -208,6 +212,9 @@ def _problems(db: Database, target: Target, settings: Settings, found: Look) -> 
         )
     for missing in checks.missing_rights(db, target, found.table, replace(settings, sync_trigger=not found.empty)):
         yield "rights", missing
+    if not found.empty:
+        for problem in newer_column.interfering(db, target, found.table):
+            yield "interference", problem
     for hanging in newer_column.dependents(db, target, found.table):
         yield "dependents", hanging
 

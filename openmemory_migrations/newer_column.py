@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import catalog, checks, locks, log, partitions, switching
+from . import catalog, checks, interference, locks, log, partitions, switching
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW, Changed, MigrationError
@@ -66,6 +66,11 @@ def mark(db: Database, target: Target, was: Attributes) -> None:
 
 def unmark(db: Database, target: Target, was: Attributes) -> None:
     switching.comment(db, target.source, (was.comment or "").removeprefix(GIVEN))
+
+
+def interfering(db: Database, target: Target, table: Table) -> Iterator[MigrationError]:
+    """Each trigger of others' that may leave another value in the column than in `v`."""
+    return interference.overriding(db, table, target.typing, target.source, target.typed)
 
 
 def dependents(db: Database, target: Target, table: Table, *ours: str) -> Iterator[MigrationError]:
@@ -140,6 +145,8 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
     if not_null:
         switching.prove_not_null(db, target, settings, table, target.typed)
     with db.transaction(snapshot=True) as seen:
+        # those that are there at the switch: it finds the triggers as they are here
+        interference.require_none(interfering(db, target, table))
         _compare(db, target, extension)
 
     def change() -> None:

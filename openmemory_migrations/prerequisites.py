@@ -6,8 +6,9 @@ Questions and words are the steps' own wherever they ask before they change anyt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from . import catalog, checks, citus, engine_server, expand, pace
+from . import catalog, checks, citus, engine_server, expand, interference, pace
 from .catalog import Extension, Table
 from .database import Database
 from .environment import VERSION_TABLE
@@ -73,6 +74,10 @@ def of_the_table(
     if column is not None and not column.ours:
         for problem in expand.not_adoptable(db, target, table, column):
             yield Finding.of("column-taken", problem)
+    aside = table.columns.get(target.adopted)
+    adopting = (column is not None and not column.ours) or (aside is not None and aside.set_aside)
+    for problem in interference.of_sync(db, target, table):
+        yield replace(Finding.of("interference", problem), severity="error" if adopting else "warning")
 
 
 def _engine(db: Database, target: Target, settings: Settings, table: Table) -> Iterator[Finding]:

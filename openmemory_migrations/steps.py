@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from . import backfill, catalog, checks, locks, log, newer
+from . import backfill, catalog, checks, interference, locks, log, newer
 from .catalog import Extension, Table
 from .cutover.mark import UNDO_HINT, Mark
 from .database import Database
@@ -89,6 +89,10 @@ class Step:
         The `last` of any number of runs also puts values without source into our column and drops the adopted one.
         """
         db, target, settings = self.db, self.target, self.settings
+        with db.transaction():
+            interference.warn(interference.of_sync(db, target, table))
+            for _, problem in interference.of_the_table(db, target, table, settings.lock_timeout_ms):
+                raise problem
         left = backfill.run(db, target, settings, table, extension)
         aside = table.columns.get(target.adopted)
         if aside is not None and aside.set_aside:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .. import catalog, checks, citus, followers, indexes, log, partitions, proof, switching
+from .. import catalog, checks, citus, followers, indexes, interference, log, partitions, proof, switching
 from ..catalog import Extension, Table
 from ..database import Database, Seen
 from ..errors import ANEW, INDEX_ANEW, MigrationError
@@ -75,6 +75,7 @@ def require_trigger(db: Database, target: Target, table: Table) -> None:
             hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.sync)}; or, with OM_SYNC_TRIGGER=on: {ANEW}."
             " Then the cutover again.",
         )
+    interference.require_none(interference.of_sync(db, target, table))
 
 
 def _require_functions(db: Database, target: Target, table: Table) -> None:

@@ -6,9 +6,10 @@ those that were written since. Whoever is interrupted goes on where it was.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
-from .. import catalog, checks, claims, locks, log, partitions, proof, replacing, switching, synctrigger
+from .. import catalog, checks, claims, interference, locks, log, partitions, proof, replacing, switching, synctrigger
 from ..catalog import Extension, Table
 from ..claims import Claims
 from ..database import Database, Seen
@@ -100,6 +101,10 @@ def _begin(at: Database, target: Target, settings: Settings, extension: Extensio
     """From here on what is written has its bytes; returns the table with its column for them."""
     with at.transaction():
         table = checks.require_table(at, target)
+        now = found.now(target)
+        interference.require_none(_interfering(at, target, found, table))
+        for _, problem in interference.of_updates(at, now, table, settings.lock_timeout_ms):
+            raise problem
     _require_names(table, target, found)
 
     def change() -> Table:
@@ -112,6 +117,11 @@ def _begin(at: Database, target: Target, settings: Settings, extension: Extensio
         return begun
 
     return locks.retried(at, settings.lock_timeout_ms, table.oid, f"preparing {target} for its bytes", change)
+
+
+def _interfering(at: Database, target: Target, found: Mark, table: Table) -> Iterator[MigrationError]:
+    now = found.now(target)
+    return interference.overriding(at, table, target.back, now.vector, now.source)
 
 
 def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target) -> None:
@@ -171,6 +181,7 @@ def _verify(at: Database, now: Target, table: Table, extension: Extension, targe
 def _switch(db: Database, at: Database, target: Target, table: Table, extension: Extension, found: Mark) -> None:
     if not catalog.trigger_enabled(db, table.oid, target.back):
         raise Changed(f"trigger {quote(target.back)} of {target} is missing or disabled")
+    interference.require_none(_interfering(at, target, found, table))
     backtrigger.drop(at)
     if found.mode == "swap":
         parts = partitions.parts(db, table.oid)

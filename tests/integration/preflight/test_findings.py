@@ -335,9 +335,9 @@ def test_triggers_and_rules(table: Database) -> None:
         """
     )
 
-    found = unchanged(table, 0)
+    found = unchanged(table, 1)
 
-    assert severities(found) == {"trigger": "warning", "rule": "warning"}
+    assert severities(found) == {"trigger": "warning", "rule": "error"}
     trigger = finding(found, "trigger")  # one, of the four
     assert 'trigger "any_update"' in trigger["message"]
     for code in ("trigger", "rule"):

@@ -1,0 +1,142 @@
+"""What of others' changes a value after our trigger, or keeps our UPDATE away, is named before anything is changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.openmemory import TABLE
+from openmemory_migrations.interference import leaves_alone
+from tests.support.commands import alembic
+from tests.support.cutover import cut_over, undo
+from tests.support.native import create_newer
+from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
+from tests.support.preflight import check, finding, severities, unchanged
+from tests.support.states import column_type
+
+ROWS = random_rows(20, 8)
+COLUMNS = ["v", "v_vector"]
+HARMLESS = [
+    "BEGIN NEW.updated_at := now(); RETURN NEW; END",
+    'BEGIN IF NEW.* IS DISTINCT FROM OLD.* THEN new."Changed" = 1; END IF; RETURN NEW ; END',
+    "BEGIN -- the new v\n NEW.note := 'new v'; IF NEW.vx THEN RETURN NULL; END IF; RETURN OLD; END",
+    "BEGIN IF octet_length(NEW.v) % 4 > 0 THEN RAISE '%', NEW::text; END IF; PERFORM note(NEW); RETURN NEW; END",
+]
+NOT_PROVEN = [
+    "BEGIN CALL change(NEW.v); RETURN NEW; END",
+    "BEGIN NEW.v := 'x'; RETURN NEW; END",
+    'BEGIN SELECT 1 INTO NEW . "v_vector"; RETURN NEW; END',
+    "BEGIN NEW.V = 'x'; RETURN NEW; END",
+    "BEGIN NEW := jsonb_populate_record(NEW, '{}'); RETURN NEW; END",
+    "DECLARE r record; BEGIN r := OLD; r.v := 'x'; RETURN r; END",
+    "DECLARE r ALIAS FOR NEW; BEGIN r.v := 'x'; RETURN NEW; END",
+    "BEGIN NEW/**/.v := E'\\''; RETURN NEW; END",
+    "BEGIN NEW.U&\"\\0076\" := 'x'; RETURN NEW; END",
+]
+
+
+def test_a_function_that_leaves_our_columns_alone_is_known_by_its_text() -> None:
+    assert [text for text in HARMLESS if not leaves_alone("plpgsql", text, [], COLUMNS)] == []
+    assert [text for text in NOT_PROVEN if leaves_alone("plpgsql", text, [], COLUMNS)] == []
+    assert leaves_alone("c", "moddatetime", ["updated_at"], COLUMNS)
+    assert not leaves_alone("c", "moddatetime", ["v"], COLUMNS)
+    assert not leaves_alone("c", "other", [], COLUMNS)
+    assert not leaves_alone("plpython3u", "", [], COLUMNS)
+
+
+def trigger(name: str, when: str, change: str) -> str:
+    return (
+        f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN {change}; RETURN NEW; END';"
+        f" CREATE TRIGGER {name} BEFORE {when} ON {TABLE} FOR EACH ROW EXECUTE FUNCTION {name}()"
+    )
+
+
+STAMPS = trigger("zz_stamps", "INSERT OR UPDATE", "NEW.user_id := NEW.user_id")
+AFTER = trigger("zz_after", "INSERT", r"NEW.v := set_byte(NEW.v, 0, 1)")
+ELSEWHERE = trigger("a_first", "UPDATE OF user_id", "NEW.v := NEW.v")
+NO_INDEX = {"OM_INDEX": "none"}
+
+
+def test_a_trigger_that_may_undo_ours_is_named_and_nothing_is_switched_beside_it(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(f"{STAMPS}; {AFTER}")
+    told = finding(unchanged(database, 0), "interference")
+    assert told["severity"] == "warning"
+    assert 'trigger "zz_after" on openmemory_vectors can change "v" or "v_vector"' in told["message"]
+
+    assert told["message"] in alembic(database, "upgrade", "head", env=NO_INDEX).log
+    up = ("-n", "cutover", "upgrade", "head")
+    env = {**NO_INDEX, "OM_CUTOVER": "drop"}
+    refused = alembic(database, *up, env=env, check=False)
+
+    assert f"FAILED: {told['message']}" in refused.log
+    assert column_type(database, "v") == "bytea"
+    database.run(told["hint"])
+    load(database, random_rows(2, 8, seed=5))
+    assert mismatches(database) == []
+    database.run(ELSEWHERE)
+    assert 'trigger "a_first"' in alembic(database, *up, env=env, check=False).log
+    database.run(f"DROP TRIGGER a_first ON {TABLE}")
+    cut_over(database, "drop", env=NO_INDEX)
+
+    database.run(AFTER.replace("zz_after", "zz_back").replace("NEW.v :", "NEW.v_bytea :"))
+    refused = alembic(database, "-n", "cutover", "downgrade", "base", env=NO_INDEX, check=False)
+
+    assert 'FAILED: trigger "zz_back"' in refused.log
+    assert column_type(database, "v_bytea") is None
+    database.run(f"DROP TRIGGER zz_back ON {TABLE}")
+    undo(database)
+    assert mismatches(database) == []
+
+
+def test_a_trigger_that_may_undo_ours_keeps_a_native_table_as_it_is(database: Database) -> None:
+    create_newer(database, ROWS)
+    database.run(f"{STAMPS}; {AFTER.replace('set_byte(NEW.v, 0, 1)', 'NEW.v')}")
+
+    told = finding(unchanged(database, 1), "interference")
+
+    assert f"FAILED: {told['message']}" in alembic(database, "upgrade", "head", check=False).log
+    assert column_type(database, "v_typed") is None
+    database.run(told["hint"])
+    assert severities(check(database, 0)).keys() == {"already-vector", "trigger"}
+    alembic(database, "upgrade", "head")
+    assert column_type(database, "v") == "vector(8)"
+
+
+IN_THE_WAY = [
+    ("rule", f"CREATE RULE held AS ON UPDATE TO {TABLE} WHERE OLD.user_id = 'x' DO INSTEAD NOTHING"),
+    ("update", f"ALTER TABLE {TABLE} DROP CONSTRAINT {TABLE}_pkey; CREATE PUBLICATION changes FOR TABLE {TABLE}"),
+    (
+        "update",
+        f"""
+        CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$;
+        CREATE TRIGGER no BEFORE UPDATE ON {TABLE} EXECUTE FUNCTION no()
+        """,
+    ),
+    (
+        "typed-table",
+        f"CREATE TYPE kind AS (id uuid, sector text, user_id text, v bytea, dim integer); ALTER TABLE {TABLE} OF kind",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("native", [False, True])
+def test_what_keeps_us_from_updates_is_told_by_check_and_step_alike(database: Database, native: bool) -> None:
+    if native:
+        create_newer(database, ROWS)
+    else:
+        create_table(database)
+        load(database, ROWS)
+    for code, statement in IN_THE_WAY[: 3 if native else 4]:
+        database.run(statement)
+
+        told = finding(unchanged(database, 1), code)
+
+        assert told["severity"] == "error"
+        assert f"FAILED: {told['message']}" in alembic(database, "upgrade", "head", check=False).log
+        assert column_type(database, "v_typed" if native else "v_vector") is None
+        mend = f"DROP TRIGGER no ON {TABLE}" if "not now" in told["message"] else told["hint"].partition(";")[0]
+        database.run(mend)
+    alembic(database, "upgrade", "head")
+    assert severities(check(database, 0)).keys() <= {"already-vector", "publication"}
