@@ -14,14 +14,14 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, CursorResult, Engine
+from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from . import log
 from .drivers import driver_of
 from .errors import Changed, MigrationError
 from .signals import Stop, listening
-from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, lost, sqlstate
+from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, answered, as_migration_error, lost, sqlstate
 from .target import literal, quote
 
 APPLICATION_NAME = "openmemory-migrations"
@@ -97,6 +97,12 @@ def no_timeouts(connection: Connection) -> dict[str, str]:
     return dict.fromkeys(timeouts, "0")
 
 
+def _still_connected(context: ExceptionContext) -> None:
+    """What a function of the host's raises may read as if the connection were lost; SQLAlchemy goes by the text."""
+    if answered(context.original_exception) and context.connection and not driver_of(context.connection).closed:
+        context.is_disconnect = False
+
+
 def in_thread(engine: Engine, work: Callable[[], None]) -> None:
     """Runs `work` in a thread that isn't the engine's: an async driver needs an event loop of its own there."""
     if engine.dialect.is_async:
@@ -116,6 +122,8 @@ class Database:
         self.names = dict(names)
         self.stop = Stop()
         self.driver = driver_of(connection)
+        if not sa.event.contains(connection.dialect, "handle_error", _still_connected):
+            sa.event.listen(connection.dialect, "handle_error", _still_connected)
         self._errors: tuple[Any, ...] = (*self.driver.errors, connection.dialect.loaded_dbapi.Error)
         self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
         self._isolation: Any = None  # to put back
@@ -197,7 +205,8 @@ class Database:
             yield
         except self._errors as error:
             # what the error says decides as well: after an immediate shutdown libpq thinks that all is well
-            lost = self.driver.closed or self.connection.dialect.is_disconnect(error, self._raw, None)
+            lost = self.connection.dialect.is_disconnect(error, self._raw, None) and not answered(error)
+            lost = lost or self.driver.closed
             raise DBAPIError(statement, None, error, connection_invalidated=lost) from error
 
     @contextmanager
