@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -48,6 +50,14 @@ WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT F
   AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
 ORDER BY 4 NULLS LAST LIMIT 5
 """
+# the locks between runs that are ours: of what, the key, and the process that holds it, which may end unnoticed
+HELD: ContextVar[tuple[tuple[str, int, int], ...]] = ContextVar("HELD", default=())
+STILL_HELD = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
+               WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid = :pid
+                 AND (CAST(classid AS bigint) << 32) + CAST(objid AS bigint) = :key)
+"""
+ASK_AGAIN = 2.0  # seconds, between batches
 LOOKS = 10  # at a tree that others attach tables to
 
 T = TypeVar("T")
@@ -86,7 +96,11 @@ def second_connection(engine: Engine) -> Iterator[Connection]:
     with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
         connection = connection.execution_options(isolation_level="READ COMMITTED")
         Database(connection, {}).stay_idle()
-        yield connection
+        try:
+            yield connection
+        except BaseException:
+            connection.invalidate()  # a ROLLBACK would wait for an answer that a dead network never brings
+            raise
 
 
 def no_timeouts(connection: Connection) -> dict[str, str]:
@@ -128,6 +142,7 @@ class Database:
         self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
         self._isolation: Any = None  # to put back
         self._session: dict[str, str] = {}  # settings of the session to put back, for all that `at` has made of this
+        self._asked = 0.0  # when, whether the locks between runs are still held
         self._oids: dict[str, int] = {}  # of the tables that have been looked at, by their names
 
     @property
@@ -334,6 +349,8 @@ class Database:
                 seen = self._take_snapshot(lock_timeout_ms, own)
             else:
                 self.outlive_timeouts(own, batch=batch)
+                if not batch or time.monotonic() - self._asked > ASK_AGAIN:
+                    self._require_locks()
             self.borrow()
             return seen
 
@@ -351,6 +368,13 @@ class Database:
                     error.add_detail(f"HINT:  {self.grant}")
                 self.rollback()
             raise
+
+    def _require_locks(self) -> None:
+        """Raises ConnectionLost where a lock between runs isn't ours any more: another run may be at work."""
+        for what, key, pid in HELD.get():
+            if not self.value(STILL_HELD, {"key": key, "pid": pid}):
+                raise lost(f"this run's lock on {what}", f"process {pid}, which held it, has ended")
+        self._asked = time.monotonic()
 
     def _take_snapshot(self, lock_timeout_ms: int, own: Mapping[str, str]) -> Seen:
         """Locks the whole tree, then looks: a table that is attached while the lock is waited for isn't locked."""
@@ -490,6 +514,7 @@ class Database:
         Behind a pooler in transaction mode those would stay with a server process that other clients use: there the
         statement runs with what the role has, and an error names the line that changes it.
         """
+        self._require_locks()
         own = {**no_timeouts(self.connection), "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
         own["default_transaction_isolation"] = "read committed"
         hint = self._through_pooler(own) if self.pooled else None
