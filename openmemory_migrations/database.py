@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, CursorResult, Engine
+from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from . import log
 from .drivers import driver_of
 from .errors import Changed, MigrationError
 from .signals import Stop, listening
-from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, lost, sqlstate
+from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, answered, as_migration_error, lost, sqlstate
 from .target import literal, quote
 
 APPLICATION_NAME = "openmemory-migrations"
@@ -48,6 +50,14 @@ WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT F
   AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
 ORDER BY 4 NULLS LAST LIMIT 5
 """
+# the locks between runs that are ours: of what, the key, and the process that holds it, which may end unnoticed
+HELD: ContextVar[tuple[tuple[str, int, int], ...]] = ContextVar("HELD", default=())
+STILL_HELD = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
+               WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid = :pid
+                 AND (CAST(classid AS bigint) << 32) + CAST(objid AS bigint) = :key)
+"""
+ASK_AGAIN = 2.0  # seconds, between batches
 LOOKS = 10  # at a tree that others attach tables to
 
 T = TypeVar("T")
@@ -86,7 +96,11 @@ def second_connection(engine: Engine) -> Iterator[Connection]:
     with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
         connection = connection.execution_options(isolation_level="READ COMMITTED")
         Database(connection, {}).stay_idle()
-        yield connection
+        try:
+            yield connection
+        except BaseException:
+            connection.invalidate()  # a ROLLBACK would wait for an answer that a dead network never brings
+            raise
 
 
 def no_timeouts(connection: Connection) -> dict[str, str]:
@@ -95,6 +109,12 @@ def no_timeouts(connection: Connection) -> dict[str, str]:
     if (connection.dialect.server_version_info or (0,)) >= (17,):
         timeouts.append("transaction_timeout")
     return dict.fromkeys(timeouts, "0")
+
+
+def _still_connected(context: ExceptionContext) -> None:
+    """What a function of the host's raises may read as if the connection were lost; SQLAlchemy goes by the text."""
+    if answered(context.original_exception) and context.connection and not driver_of(context.connection).closed:
+        context.is_disconnect = False
 
 
 def in_thread(engine: Engine, work: Callable[[], None]) -> None:
@@ -116,10 +136,13 @@ class Database:
         self.names = dict(names)
         self.stop = Stop()
         self.driver = driver_of(connection)
+        if not sa.event.contains(connection.dialect, "handle_error", _still_connected):
+            sa.event.listen(connection.dialect, "handle_error", _still_connected)
         self._errors: tuple[Any, ...] = (*self.driver.errors, connection.dialect.loaded_dbapi.Error)
         self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
         self._isolation: Any = None  # to put back
         self._session: dict[str, str] = {}  # settings of the session to put back, for all that `at` has made of this
+        self._asked = 0.0  # when, whether the locks between runs are still held
         self._oids: dict[str, int] = {}  # of the tables that have been looked at, by their names
 
     @property
@@ -197,7 +220,8 @@ class Database:
             yield
         except self._errors as error:
             # what the error says decides as well: after an immediate shutdown libpq thinks that all is well
-            lost = self.driver.closed or self.connection.dialect.is_disconnect(error, self._raw, None)
+            lost = self.connection.dialect.is_disconnect(error, self._raw, None) and not answered(error)
+            lost = lost or self.driver.closed
             raise DBAPIError(statement, None, error, connection_invalidated=lost) from error
 
     @contextmanager
@@ -335,6 +359,8 @@ class Database:
                 seen = self._take_snapshot(lock_timeout_ms, own)
             else:
                 self.outlive_timeouts(own, batch=batch)
+                if not batch or time.monotonic() - self._asked > ASK_AGAIN:
+                    self._require_locks()
             self.borrow()
             return seen
 
@@ -352,6 +378,13 @@ class Database:
                     error.add_detail(f"HINT:  {self.grant}")
                 self.rollback()
             raise
+
+    def _require_locks(self) -> None:
+        """Raises ConnectionLost where a lock between runs isn't ours any more: another run may be at work."""
+        for what, key, pid in HELD.get():
+            if not self.value(STILL_HELD, {"key": key, "pid": pid}):
+                raise lost(f"this run's lock on {what}", f"process {pid}, which held it, has ended")
+        self._asked = time.monotonic()
 
     def _take_snapshot(self, lock_timeout_ms: int, own: Mapping[str, str]) -> Seen:
         """Locks the whole tree, then looks: a table that is attached while the lock is waited for isn't locked."""
@@ -490,6 +523,7 @@ class Database:
         Behind a pooler in transaction mode those would stay with a server process that other clients use: there the
         statement runs with what the role has, and an error names the line that changes it.
         """
+        self._require_locks()
         own = {**no_timeouts(self.connection), "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
         own["default_transaction_isolation"] = "read committed"
         hint = self._through_pooler(own) if self.pooled else None

@@ -11,7 +11,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from . import log
-from .database import Database, Seen, no_timeouts, second_connection
+from .database import HELD, Database, Seen, no_timeouts, second_connection
 from .errors import Changed, MigrationError, TryAgain
 from .settings import Settings
 from .sqlerrors import PASSING, as_migration_error, sqlstate
@@ -61,7 +61,9 @@ def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], slee
     with second_connection(engine) as connection:
         said = None
         while True:
-            if connection.execute(sa.text(f"SELECT {function}(:key)"), {"key": key}).scalar():
+            asked = sa.text(f"SELECT {function}(:key), pg_backend_pid()")
+            got, pid = connection.execute(asked, {"key": key}).one()
+            if got:
                 # last, as a statement without a snapshot: psycopg 3 leaves the portal of the one before open, whose
                 # snapshot CONCURRENTLY would wait for
                 for name, value in no_timeouts(connection).items():
@@ -72,11 +74,15 @@ def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], slee
                 log.notice(f"waiting for another run on {what}", detail=_holders(connection, key))
             connection.rollback()
             sleep(POLL)
+        token = HELD.set((*HELD.get(), (what, key, pid)))
         try:
             yield
         finally:
-            with suppress(DBAPIError):  # its server process may be gone, and with it the lock
-                connection.rollback()
+            HELD.reset(token)
+        try:
+            connection.rollback()
+        except DBAPIError as error:
+            raise as_migration_error(error, f"this run's lock on {what}") from error
 
 
 def _holders(connection: Connection, key: int) -> str:

@@ -19,7 +19,17 @@ ON_ITS_WAY = ("starting up", "shutting down", "recovery", "too many", "connectio
 
 
 def sqlstate(error: DBAPIError) -> str | None:
-    return getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
+    return _state(error.orig)
+
+
+def _state(error: BaseException | None) -> str | None:
+    return getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)
+
+
+def answered(error: BaseException | None) -> bool:
+    """Whether the server has refused a statement and goes on: then the error's text says nothing of the connection."""
+    state = _state(error)
+    return state is not None and not state.startswith(("08", "57P"))
 
 
 def constraint_of(error: DBAPIError) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded
+from openmemory_migrations import embedded, locks
 from openmemory_migrations.connecting import engine_for
 from openmemory_migrations.database import Database as PackageDatabase
 from openmemory_migrations.facts import Facts, part
@@ -23,6 +23,7 @@ from tests.support.openmemory import Database, mismatches, random_rows
 from tests.support.package import TARGET, package
 from tests.support.proxy import Verdict, proxy
 from tests.support.running import expanded, filled, running, slow_rows, transaction
+from tests.support.sessions import converted, eventually
 from tests.support.states import BACKFILL, EXPAND, HEAD, indexes, stamp
 
 SNAPSHOT = ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT FROM pg_class LIMIT 1"]
@@ -195,6 +196,29 @@ def test_a_lost_connection_is_said_to_be_lost(databases: Databases, name: str, s
     done, _ = cut_off(databases, name, lambda text: "before" if statement in text else None)
 
     assert_lost(name, done)
+
+
+@pytest.mark.parametrize(
+    ("during", "lock"), [("backfill", ("table", "public", TABLE)), ("building index", ("chain", "public"))]
+)
+def test_a_run_whose_lock_is_lost_ends_before_it_changes_any_more(
+    database: Database, during: str, lock: tuple[str, ...]
+) -> None:
+    expanded(database, random_rows(60, 8))
+    with transaction(database, *SNAPSHOT) as reader:  # which CREATE INDEX CONCURRENTLY waits for
+        patch = "connecting.RECONNECT_PAUSES, database.ASK_AGAIN, building_progress.LOG_INTERVAL = (), 0, 0.1"
+        env = {"BACKFILL_BATCH": "1", "OM_BACKFILL_PAUSE_MS": "400" if during == "backfill" else "0"}
+        with running(database, "upgrade", "head", env=env, patch=patch) as run:
+            run.says("waiting for old snapshots") if during != "backfill" else eventually(lambda: converted(database))
+            key = "(classid::bigint << 32) + objid::bigint"
+            ended = f"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND {key} = %s"
+            assert database.value(ended, locks.key_of(*lock))
+            reader.rollback()
+            assert run.ends() > 0
+
+    assert re.search("FAILED: this run's lock on .* the connection was lost: process .*, which held it", run.log)
+    assert stamp(database) == [EXPAND if during == "backfill" else BACKFILL]
+    assert during != "backfill" or converted(database) < 10
 
 
 @pytest.mark.exhaustive

@@ -80,6 +80,19 @@ def test_rows_that_are_refused_are_named_and_all_others_done(database: Database,
         assert mismatches(database) == []
 
 
+@pytest.mark.parametrize("engine", ["server", "native"])  # whose statements SQLAlchemy executes
+def test_what_a_trigger_says_is_no_lost_connection(database: Database, engine: str) -> None:
+    column = table(database, engine)
+    database.run(RAISE.replace("RAISE 'not %', new.user_id", "RAISE 'server closed the connection unexpectedly'"))
+
+    env = {} if engine == "native" else {"OM_BACKFILL_ENGINE": engine}
+    done = alembic(database, "upgrade", "head", env=env, check=False)
+
+    assert "3 (such as" in done.log
+    assert "was lost" not in done.log
+    assert database.value(f"SELECT count(*) FROM {TABLE} WHERE {column} IS NULL") == 3
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_row_that_is_locked_is_waited_for_when_all_others_are_done(database: Database, engine: str) -> None:
     column = table(database, engine)
