@@ -50,7 +50,8 @@ class Engine(Protocol):
 def run(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Leftovers:
     """Converts all that can be converted, logs progress, and returns what is left with its reasons.
 
-    Without the trigger a busy application leaves new rows behind for ever, so then two passes are all.
+    Without the trigger a busy application leaves new rows behind for ever: from the second pass on, only what a pass
+    has come upon keeps it from being the last.
     """
     fixed = table.columns[target.vector].dimensions
     what = f"backfill {target.table}"
@@ -90,12 +91,14 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
                 heeded = _given_back(db, waiting, progress)
         done += 1
         left = leftovers(db, target, table, by_converting if in_server else by_reading)
-        enough = done >= 2 and not followed
-        return sum(progress.converted for progress in started.values()), 0 if enough else left.convertible
+        if done >= 2 and not followed:
+            return 0, min(left.convertible, obstacles.rows + obstacles.locked)
+        return sum(progress.converted for progress in started.values()), left.convertible
 
     obstacles, in_way = passes(db, table.oid, what, once)
     if in_way:
-        left = replace(left, in_the_way=in_the_way(obstacles, in_way, partial(_names, db, table, fixed)))
+        detail = in_the_way(obstacles, in_way, partial(_names, db, table, fixed))
+        left = replace(left, convertible=left.convertible - in_way, kept=in_way, in_the_way=detail)
     return left
 
 

@@ -26,7 +26,7 @@ from .database import Database
 from .keys import keys_at
 from .pace import Pace
 from .partitions import Part
-from .passes import Steps
+from .passes import UNCHANGED, Steps
 from .progress import Progress
 from .reading import FORTH, Found, Reader, Way, by_tid
 from .settings import Settings
@@ -143,9 +143,12 @@ class _Writer:
                 self.progress.obstacles.lock(end - first - rows)
             else:
                 rows, payload = end - first, found.some(first, end)
-            written = stage.write(payload) if rows else 0
+            written, kept = stage.write(payload) if rows else (0, [])
+            names = keys_at(found.part.at(self.db), self.table, kept) if kept else []
         if rows:
             stage.committed()
+        if names:
+            self.progress.obstacles.refuse_for(UNCHANGED, names)
         return written
 
     def _unlocked(self, found: Found, first: int, end: int) -> tuple[int, bytes]:

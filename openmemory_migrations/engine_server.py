@@ -22,7 +22,7 @@ from .claims import Claims, space_of
 from .database import APPLICATION_NAME, Database
 from .errors import MigrationError
 from .pace import Pace
-from .passes import Steps
+from .passes import UNCHANGED, Steps
 from .progress import Progress
 from .reading import BATCH_BYTES
 from .settings import Settings
@@ -44,6 +44,7 @@ KEY_OF = "SELECT {key_text} FROM {table} AS t WHERE " + PENDING + "{from} ORDER 
 CONVERT = "UPDATE {table} SET {vector} = {convert}({source}, {dimensions}) WHERE " + PENDING + "{from}{until}"
 CONVERTIBLE = " AND {convert}({source}, {dimensions}) IS NOT NULL"
 RETURNING = " RETURNING {vector} IS NULL"
+LEFT = "SELECT {key_text} FROM {table} AS t WHERE " + PENDING + CONVERTIBLE + "{from}{until}"
 LAST_PAGE = 0  # claimed by this number; the others by their last key's
 
 Key = tuple[str, ...]  # the primary key's values as text
@@ -106,9 +107,7 @@ class _Worker:
                 if outcome == "locked":
                     self.progress.obstacles.lock(1)
                 elif until:
-                    named = zip(self.engine.table.key, until, strict=True)
-                    name = ", ".join(f"{column}={value}" for column, value in named)
-                    self.progress.obstacles.refuse(error, [f"({name})"])
+                    self.progress.obstacles.refuse(error, [self._name(until)])
             else:
                 self.steps.done()
             after, over = until, until is None
@@ -122,6 +121,7 @@ class _Worker:
     def _page(self, after: Key | None) -> Key | None:
         """Converts the page behind `after` unless somebody else is at it; returns its last key, None at the end."""
         done = bad = 0
+        kept: list[Key] = []
         with self.db.transaction():
             locks.set_timeout(self.db, self.engine.lock_timeout)
             self.db.run(PLAN, {"name": f"{APPLICATION_NAME} {self.progress.activity}"})
@@ -140,7 +140,12 @@ class _Worker:
                     # those are not to be touched: once more without them
                     self.db.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
                     found = self._convert(first, until, CONVERTIBLE)
-                done = found.count(False)  # a trigger may keep a row as it was
+                    bad -= sum(found)
+                done = found.count(False)
+                if done + bad < self.steps.size:
+                    kept = self._kept(first, until)
+        if kept:
+            self.progress.obstacles.refuse_for(UNCHANGED, [self._name(key) for key in kept])
         if ours:
             self.progress.add(self.db, done, bad)
             self.pace.rest(self.progress.what)
@@ -155,6 +160,18 @@ class _Worker:
         """For each row that was updated, whether it has no vector even so."""
         bounds = {"from": (">=", first), "until": ("<=", until)}
         return [row[0] for row in self._run(CONVERT + more + RETURNING, bounds)]
+
+    def _kept(self, first: Key, until: Key | None) -> list[Key]:
+        """Those that an UPDATE leaves as they are: there before it and after, so nobody has written them meanwhile."""
+        bounds = {"from": (">=", first), "until": ("<=", until)}
+        before = {tuple(row) for row in self._run(LEFT, bounds)}
+        if not before:
+            return []
+        self._convert(first, until, CONVERTIBLE)
+        return sorted(before & {tuple(row) for row in self._run(LEFT, bounds)})
+
+    def _name(self, key: Key) -> str:
+        return "(" + ", ".join(f"{name}={value}" for name, value in zip(self.engine.table.key, key, strict=True)) + ")"
 
     def _run(self, template: str, bounds: dict[str, tuple[str, Key | None]], **names: str) -> CursorResult[Any]:
         key = self.engine.table.key

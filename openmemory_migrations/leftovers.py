@@ -53,7 +53,8 @@ class Leftovers:
     reasons: Counter[str]
     examples: dict[str, list[str]]  # reason -> the first few keys
     dim_differs: int  # rows whose column `dim` says something else than the bytes
-    in_the_way: str | None = None  # of the convertible ones, after passes that could not convert them
+    in_the_way: str | None = None  # what keeps rows, beside those, from being converted that could be
+    kept: int = 0  # so many
 
     @property
     def skipped(self) -> int:

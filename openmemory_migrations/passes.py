@@ -28,6 +28,7 @@ MOST_NAMED = 1000  # rows that are refused for one reason whose names are kept
 MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to be in the way: a row may move past one
 MOST_WITHOUT_END = 100  # passes that change rows and leave no fewer than one before: others go on writing past us
 LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
+UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as it was or changes the value"
 # classes of SQLSTATE: of connections, transactions, resources and the server; and of rights, names and states, which
 # are no row's fault either, unless a function raises them
 OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57")

@@ -105,8 +105,8 @@ class Step:
                 f"column dim disagrees with the bytes in {left.dim_differs:,} rows of {target}; the bytes decided"
             )
         if left.in_the_way:
-            self._refused(left, left.in_the_way)
-        elif left.convertible:
+            self._refused(left.kept, left.in_the_way)
+        if left.convertible:
             log.warning(
                 f"{left.convertible:,} rows of {target} were written during the backfill and have no vector",
                 detail="OM_SYNC_TRIGGER is off, so nothing converts what the application writes.",
@@ -122,9 +122,9 @@ class Step:
             log.warning(message, detail=f"{left.summary()}.", hint=hint)
         return left
 
-    def _refused(self, left: Leftovers, detail: str) -> None:
+    def _refused(self, rows: int, detail: str) -> None:
         """For rows whose bytes are a vector: that they are passed by has to be said, a default doesn't say it."""
-        message = f"{left.convertible:,} rows of {self.target} could not be converted, though their bytes are vectors"
+        message = f"{rows:,} rows of {self.target} could not be converted, though their bytes are vectors"
         if self.settings.on_bad_rows == "skip" and "on_bad_rows" in self.settings.given:
             log.warning(message, detail=detail)
             return

@@ -11,7 +11,8 @@ from .synctrigger import tag
 from .target import literal, quote
 
 STAGE = "openmemory_migrations_stage"
-COUNTER = "openmemory_migrations.written"  # of a transaction
+# of a transaction: how many rows have got their value, and the places of those that a trigger has kept from it
+COUNTER, KEPT = "openmemory_migrations.written", "openmemory_migrations.kept"
 # (tid, xmin) names one version of one row as long as nobody rewrites the table, which then gets another file
 CREATE = (
     "CREATE TEMPORARY TABLE {stage} (filenode oid, tids tid[], versions xid[], elements {element}[])",
@@ -20,6 +21,8 @@ CREATE = (
     #variable_conflict use_column
     DECLARE
       written bigint;
+      kept tid[];
+      others tid[];
     BEGIN
       WITH done AS (
         UPDATE ONLY {table} AS t SET {written} = s.element
@@ -27,8 +30,18 @@ CREATE = (
              AS s (tid, version, element)
         WHERE t.ctid = s.tid AND t.xmin = s.version
           AND pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode
-        RETURNING t.{written} IS NOT NULL AS ok)
-      SELECT pg_catalog.count(*) INTO written FROM done WHERE ok;
+        RETURNING t.ctid AS tid, t.{written} {equal} s.element AS ok)
+      SELECT pg_catalog.count(*) FILTER (WHERE ok), pg_catalog.array_agg(tid) FILTER (WHERE ok IS NOT TRUE)
+        INTO written, kept FROM done;
+      IF written < pg_catalog.cardinality(NEW.tids) THEN
+        -- that version is still there, so nobody else has written it
+        SELECT pg_catalog.array_agg(t.ctid) INTO others
+        FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions)) AS s (tid, version)
+             JOIN ONLY {table} AS t ON t.ctid = s.tid AND t.xmin = s.version
+        WHERE pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode;
+        PERFORM pg_catalog.set_config({kept}, pg_catalog.concat(pg_catalog.current_setting({kept}, true), ' ',
+          pg_catalog.translate(pg_catalog.array_to_string(kept || others, ' '), '"', '')), true);
+      END IF;
       PERFORM pg_catalog.set_config({counter}, (coalesce(nullif(pg_catalog.current_setting({counter}, true), ''), '0')
                                                 ::bigint + written)::text, true);
       RETURN NULL;
@@ -51,20 +64,26 @@ class Stage:
         self._made = False
         names = {**db.names, **ext, "stage": quote(STAGE), "table_text": literal(db.names["table"])}
         names |= {"written": way.written.format_map(names), "element": way.element.format_map(names)}
-        names["counter"] = literal(COUNTER)
-        own = ("stage", "counter", "table_text", "written", "element", *ext)
+        names |= {"counter": literal(COUNTER), "kept": literal(KEPT)}
+        names["equal"] = way.equal.format_map(names)
+        own = ("stage", "counter", "kept", "equal", "table_text", "written", "element", *ext)
         self._names = {name: names[name] for name in own} | {"tag": tag(names.values())}
 
-    def write(self, payload: bytes) -> int:
-        """Writes what codec.encode() has made of rows, inside the transaction that is open; returns how many rows
-        have got their value: not those that were changed or deleted since, or that a trigger or rule kept as they are.
+    def write(self, payload: bytes) -> tuple[int, list[str]]:
+        """Writes what codec.encode() has made of rows, inside the transaction that is open.
+
+        Returns how many rows have got their value, and the places of those that a trigger has kept from it or has given
+        another; a row that was changed or deleted since is neither.
         """
         if not self._made:
             self._run(CREATE)
         self._db.copy_in(STAGE, payload)
         if not self._lasting:
             self._run(DROP)
-        return int(self._db.value("SELECT current_setting(:name, true)", {"name": COUNTER}) or 0)
+        ((written, kept),) = self._db.rows(
+            "SELECT current_setting(:counter, true), current_setting(:kept, true)", {"counter": COUNTER, "kept": KEPT}
+        )
+        return int(written or 0), (kept or "").split()
 
     def committed(self) -> None:
         self._made = self._lasting

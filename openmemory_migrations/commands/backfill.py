@@ -34,5 +34,5 @@ def run(options: argparse.Namespace) -> int:
         if left:
             keys = left.examples
             skipped = [{"reason": r, "rows": rows, "keys": keys.get(r, [])} for r, rows in left.reasons.items()]
-        output.write(options, {"left": left.convertible if left else 0, "skipped": skipped}, [])
-    return 1 if left and left.convertible and not left.in_the_way else 0
+        output.write(options, {"left": left.convertible + left.kept if left else 0, "skipped": skipped}, [])
+    return 1 if left and left.convertible else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from demo.openmemory import TABLE
 from tests.support.commands import NOTHING, alembic, om
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
-from tests.support.states import EXPAND, column_type
+from tests.support.states import EXPAND, column_type, stamp
 
 DIM = 8
 ROWS = random_rows(60, DIM)
@@ -119,6 +120,38 @@ def test_a_role_whose_triggers_do_not_fire_converts_all_the_same(database: Datab
     )
     alembic(database, "upgrade", "head")
     assert mismatches(database) == []
+
+
+@pytest.mark.parametrize(("engine", "hold"), [("client", HOLD), ("client", KEEP), ("server", HOLD), ("server", KEEP)])
+def test_without_the_sync_trigger_they_are_told_from_rows_that_are_written_meanwhile(
+    database: Database, engine: str, hold: str
+) -> None:
+    env = {"OM_SYNC_TRIGGER": "off", "OM_BACKFILL_ENGINE": engine}
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", EXPAND, env=env)
+    # for each row that is converted the application writes another, so each pass converts some
+    database.run(
+        f"""
+        {SOME};
+        CREATE FUNCTION busy() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO {TABLE} VALUES (gen_random_uuid(), 'new', 'new', new.v, {DIM}); RETURN NULL; END $$;
+        CREATE TRIGGER busy AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION busy();
+        {hold}
+        """
+    )
+
+    done = alembic(database, "upgrade", "head", env=env, check=False)
+
+    assert f"FAILED: {HELD} rows of" in done.log
+    assert f"{HELD} (such as (id=" in done.log
+    held = database.rows(f"SELECT id::text FROM {TABLE} WHERE user_id = 'held'")
+    assert set(re.findall(r"\(id=([^,)]*)", done.log)) < {id for (id,) in held}
+    assert stamp(database) == [EXPAND]
+
+    database.run(f"DROP TRIGGER hold ON {TABLE}")
+    log = alembic(database, "upgrade", "head", env=env).log
+    assert "were written during the backfill" in log
 
 
 @pytest.mark.parametrize(("setting", "code"), [(NOTHING, 1), ({"OM_ON_BAD_ROWS": "skip"}, 0)])
