@@ -177,7 +177,7 @@ def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_m
         return None
     try:
         with at.attempt(keep=False):
-            at.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
+            at.set_local({"lock_timeout": f"{lock_timeout_ms}ms"})
             at.run("UPDATE {table} SET {column} = {column} WHERE false", column=quote(column))
     except DBAPIError as error:
         if sqlstate(error) in PASSING or sqlstate(error) not in (NO_IDENTITY, RAISED, NOT_SUPPORTED, DENIED):
