@@ -21,7 +21,7 @@ from .catalog import Table
 from .database import Database
 from .errors import MigrationError, TryAgain
 from .keys import SHOWN_KEYS, keys_where
-from .sqlerrors import DEADLOCK, LOCK_NOT_AVAILABLE, PASSING, constraint_of, context_of, sqlstate
+from .sqlerrors import DEADLOCK, DENIED, LOCK_NOT_AVAILABLE, PASSING, constraint_of, context_of, in_statement, sqlstate
 
 MOST_IN_A_ROW = 10_000  # rows that are refused, one by one, with none in between that is not
 MOST_NAMED = 1000  # rows that are refused for one reason whose names are kept
@@ -29,10 +29,11 @@ MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to 
 MOST_WITHOUT_END = 100  # passes that change rows and leave no fewer than one before: others go on writing past us
 LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
 UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as it was or changes the value"
-# classes of SQLSTATE: of connections, transactions, resources and the server; and of rights, names and states, which
-# are no row's fault either, unless a function raises them
+# classes of SQLSTATE: of connections, transactions, resources and the server; of rights and states, which are no row's
+# fault either, unless a function raises them; and of names, which a row may have in it, cast to regclass or jsonpath
 OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57")
-NOT_A_ROWS = ("0A", "26", "34", "3F", "42", "55")
+NOT_A_ROWS = ("0A", "26", "34", DENIED, "55")
+OF_NAMES = ("3F", "42")
 
 
 def is_a_rows(error: DBAPIError) -> bool:
@@ -43,7 +44,10 @@ def is_a_rows(error: DBAPIError) -> bool:
     state = sqlstate(error)
     if state is None or state in PASSING or error.connection_invalidated:
         return False
-    return not state.startswith(OF_THE_SERVER) and (bool(_functions(error)) or not state.startswith(NOT_A_ROWS))
+    if state.startswith(OF_THE_SERVER):
+        return False
+    ours = state.startswith(NOT_A_ROWS) or (state.startswith(OF_NAMES) and in_statement(error))
+    return not ours or bool(_functions(error))
 
 
 def reason_of(error: DBAPIError) -> str:

@@ -42,6 +42,11 @@ def context_of(error: DBAPIError) -> str | None:
     return _diagnostic(error, "context")
 
 
+def in_statement(error: DBAPIError) -> bool:
+    """Whether it points at a place in the text of a statement, which has failed before any row was looked at."""
+    return any(_diagnostic(error, name) for name in ("statement_position", "position", "internal_position"))
+
+
 def _diagnostic(error: DBAPIError, name: str) -> str | None:
     # psycopg keeps the server's message in parts as `diag`; asyncpg's error has them itself, behind SQLAlchemy's
     own = error.orig if hasattr(error.orig, "detail") else getattr(error.orig, "__cause__", None)
