@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from contextlib import ExitStack, nullcontext, suppress
 from logging.config import fileConfig
@@ -57,7 +56,7 @@ def run() -> None:
 def _print(settings: Settings) -> None:
     """Prints the script for --sql, which needs no database: all of it, or nothing where a step has none."""
     versions = f"{quote(settings.pg_schema)}.{quote(version_table())}"
-    printed = Stamps(versions) if settings.single_transaction else io.StringIO()
+    printed = Stamps(versions, settings)
     context.configure(
         output_buffer=printed,
         dialect_name="postgresql",

@@ -25,9 +25,9 @@ from .leftovers import NOT_FINITE
 from .locks import TRIES
 from .offline_sql import (
     AGAIN,
+    ALL_DONE,
     BACKFILL,
     BEGIN,
-    BEGIN_TOGETHER,
     BEGUN,
     BLOCK,
     BUILT,
@@ -35,6 +35,7 @@ from .offline_sql import (
     COUNT,
     COUNT_PENDING,
     CREATE,
+    DONE,
     DROP,
     DROP_CONVERT,
     DROP_DUPLICATE,
@@ -45,11 +46,14 @@ from .offline_sql import (
     EXT,
     FIND_COLUMN,
     FIND_EXTENSION,
+    GEXEC,
+    HOLDERS,
     KEPT_EXISTS,
     LISTS,
     LOCK_FAILED,
     MEMORY,
     MEMORY_GIVEN,
+    NEXT,
     OURS,
     PAGES,
     PENDING,
@@ -77,10 +81,13 @@ from .offline_sql import (
     VALUE,
     VALUE_ADOPTED,
     WAIT,
+    WAITING,
 )
 from .settings import MAX_DIMENSIONS, Settings
 from .target import CUT_OVER as CUT_OVER_COMMENT
 from .target import OWN_COMMENT, SET_ASIDE, Target, literal, quote
+
+RUNNING = "-- Running "  # of Alembic's, before each step
 
 
 def opening(settings: Settings) -> str:
@@ -96,17 +103,48 @@ def block(text: str) -> str:
     return text.replace(TAG, tag).strip()
 
 
-class Stamps(io.StringIO):
-    """What Alembic prints, with its stamps made to fail unless the step has been done in the same transaction."""
+class Order:
+    """What a setting of the session, or the transaction, holds when all that a script has so far is done."""
 
-    def __init__(self, versions: str) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.running = "step"  # as Alembic says it
+        self.number = 0
+        self.reached = literal("begun")
+
+    def next(self, what: str) -> dict[str, str]:
+        """For a block, or a stamp, that is done only where all before it have been."""
+        single = self._settings.single_transaction
+        before, self.number = self.reached, self.number + 1
+        self.reached = literal(f"{self.running}, {self.number}")
+        said = f"{what}: what comes before it in this script has failed, or was in another "
+        hint = (
+            "OM_SINGLE_TRANSACTION is for one that ends at the first error. With psql: psql -1 -v ON_ERROR_STOP=1 -f."
+            if single
+            else "Mend what the first error says, then run the script again from the revision that is stamped, by psql"
+            " -v ON_ERROR_STOP=1 -f."
+        )
+        names = {"before": before, "after": self.reached, "local": "true" if single else "false"}
+        names |= {"not_next": literal(said + ("transaction" if single else "session")), "not_next_hint": literal(hint)}
+        names["lock_timeout"] = str(self._settings.lock_timeout_ms)
+        return {"next": NEXT.format_map(names), "done": DONE.format_map(names)}
+
+
+class Stamps(io.StringIO):
+    """What Alembic prints, with its stamps made to fail unless all that comes before has been done."""
+
+    def __init__(self, versions: str, settings: Settings) -> None:
         super().__init__()
         self._versions = versions
+        self.order = Order(settings)
 
     def write(self, text: str) -> int:
-        if text.startswith(("INSERT INTO ", "UPDATE ", "DELETE FROM ")):  # the steps' own are in DO blocks
+        if text.startswith(RUNNING):
+            self.order.running = text.removeprefix(RUNNING).strip()
+        elif text.startswith(("INSERT INTO ", "UPDATE ", "DELETE FROM ")):  # the steps' own are in DO blocks
             stamp = literal(text.strip().removesuffix(";"))
-            text = block(STAMP.format(tag=TAG, stamp=stamp, versions=self._versions)) + "\n\n"
+            names = {"tag": TAG, "stamp": stamp, "versions": self._versions}
+            text = block(STAMP.format_map(names | self.order.next("not stamped"))) + "\n\n"
         return super().write(text)
 
 
@@ -123,6 +161,7 @@ class Script:
     direction: Literal["upgrade", "downgrade"]
     destination: str | None
     write: Callable[[str], None]
+    order: Order  # a host's own script has one for each step
 
     def upgrade_expand(self) -> None:
         self.begin()
@@ -168,23 +207,32 @@ class Script:
             "any_options": wanted.method == "ivfflat" and not self.settings.index_lists,
         }
         memory = MEMORY_GIVEN if self.settings.index_memory else MEMORY
-        self.emit_all(f"{COUNT}\n  {memory}", DROP_INVALID, CREATE, DROP_DUPLICATE, BUILT, **names)
+        waiting = WAITING.replace("{query}", DROP_INVALID)
+        self.emit_all(
+            f"{COUNT}\n  {memory}" + ("" if single else f"\n  {waiting}"),
+            DROP_INVALID,
+            CREATE,
+            DROP_DUPLICATE,
+            BUILT,
+            **names,
+        )
         if not single:
             self.write("RESET maintenance_work_mem;")
 
     def downgrade_finalize(self) -> None:
         self.begin(outside=True)
-        self.emit_all("{require_ordinary}", DROP)
+        waiting = "" if self.settings.single_transaction else "\n  " + WAITING.replace("{query}", DROP)
+        self.emit_all("{require_ordinary}" + waiting, DROP)
         self.end()
 
     def begin(self, *, outside: bool = False) -> None:
         """Of a step; `outside` a transaction, unless the whole script is one."""
         if outside and not self.settings.single_transaction:
             self.write(f"{PSQL.strip()}\n\n{UNTIMED}")
-            return
-        self.write(f"{opening(self.settings)} {UNTIMED_HERE}")
-        if self.settings.single_transaction:
-            self.write(BEGUN)
+        else:
+            self.write(f"{opening(self.settings)} {UNTIMED_HERE}")
+        if not self.order.number:
+            self.write(BEGUN.format(scope="LOCAL" if self.settings.single_transaction else "SESSION"))
 
     def end(self) -> None:
         """Of a step that was outside a transaction."""
@@ -223,6 +271,8 @@ class Script:
 
     def emit(self, template: str, *bodies: str, **more: Any) -> None:
         names = {**self.names(), **more}
+        order = self.order.next("not run")
+        names |= order | {"begin": BEGIN.format_map(order)}
         body = "\n  ".join(part.format_map(names) for part in bodies)
         self.write(block(template.format_map({**names, "body": body})))
 
@@ -234,9 +284,11 @@ class Script:
             return
         for part in parts:
             if part in queries:
-                self.write(part.format_map({**self.names(), **more}).strip() + "\n\\gexec")
+                names = {**self.names(), **more}
+                self.write(GEXEC.format(query=part.format_map(names).strip(), reached=self.order.reached))
             else:
                 self.emit(BLOCK, part, **more)
+        self.emit(BLOCK, *(ALL_DONE.replace("{query}", part) for part in parts if part in queries), **more)
 
     def sql(self, template: str) -> str:
         """A statement as a string constant, for EXECUTE; the extension's schema is still to be put in."""
@@ -306,6 +358,7 @@ class Script:
             "vector_shown": literal(quote(target.vector)),
             "adopted_text": literal(target.adopted),
             "label": literal(f"backfill {target.table}: "),
+            "no_lock": literal(f"no lock on table {target} in {TRIES} tries of {settings.lock_timeout_ms} ms"),
             "no_table": literal(f"table {target} does not exist"),
             "index_text": literal(f"{own['schema']}.{quote(target.index)}"),
             "mirrored_text": literal(f"{own['schema']}.{quote(target.mirrored_index)}"),
@@ -314,6 +367,8 @@ class Script:
             "other_type": literal(f"column {quote(target.vector)} of {target} is of type "),
             "adopted_taken": literal(f"{target} has both {quote(target.vector)} and {quote(target.adopted)}"),
             "has_views": literal(f"column {quote(target.vector)} of {target} can't be replaced while views show it"),
+            "has_rules": literal(f"updates of {target} can't be seen to have an effect, because of rule "),
+            "disable_rule": literal(f"ALTER TABLE {own['table']} DISABLE RULE "),
             "no_source": literal(f"{target} needs a column {quote(target.source)} of type bytea"),
             "no_row": literal(f"no row of {target} holds a vector of {self.size} dimensions"),
             "no_column": literal(f"{target} has no column {quote(target.vector)} of this package"),
@@ -364,7 +419,8 @@ class Script:
             "online_hint": literal(f"Scripts (--sql) are for ordinary tables of bytes. {self.online}"),
         }
         for name, part in (
-            ("begin", BEGIN + (BEGIN_TOGETHER if settings.single_transaction else "")),
+            ("holders", HOLDERS.replace("{seconds}", "0")),
+            ("long_holders", HOLDERS.replace("{seconds}", "1")),
             ("again", AGAIN),
             ("kept_exists", KEPT_EXISTS),
             ("reason", REASON),

@@ -32,36 +32,38 @@ READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
 UNTIMED_HERE = "SET LOCAL statement_timeout = 0;"
 # fails outside a transaction. A runner that goes on has the blocks fail, and with them the stamp
 TOGETHER = "LOCK TABLE pg_catalog.pg_extension IN ACCESS SHARE MODE;"
-BEGUN = "SET LOCAL openmemory.step = 'begun';"
+
+# each block and each stamp is done only where all before it have been: a runner may go on after an error, or connect
+# anew. What one has set is gone with its session, and with its transaction where it has failed
+BEGUN = "SET {scope} openmemory.step = 'begun';"
+NEXT = """IF current_setting('openmemory.step', true) IS DISTINCT FROM {before} THEN
+    RAISE EXCEPTION USING MESSAGE = {not_next}, HINT = {not_next_hint};
+  END IF;
+  PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);"""
+DONE = "PERFORM set_config('openmemory.step', {after}, {local});"
 
 # the first statements of every block. Whoever has waited for a lock has to see what its holder has committed
-BEGIN = """IF current_setting('transaction_isolation') NOT LIKE 'read %' THEN
+BEGIN = """{next}
+  IF current_setting('transaction_isolation') NOT LIKE 'read %' THEN
     RAISE EXCEPTION USING MESSAGE = 'the transaction is not READ COMMITTED, but '
         || upper(current_setting('transaction_isolation')),
       DETAIL = 'Rows that others commit while a statement waits for a lock would be missed.',
       HINT = 'Begin it with BEGIN ISOLATION LEVEL READ COMMITTED, or set default_transaction_isolation before.';
   END IF;
   PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);"""
-BEGIN_TOGETHER = """
-  IF current_setting('openmemory.step', true) IS DISTINCT FROM 'begun' THEN
-    RAISE EXCEPTION 'this script is not run in one transaction, as OM_SINGLE_TRANSACTION says'
-      USING HINT = 'With psql: psql -1 -v ON_ERROR_STOP=1 -f.';
-  END IF;
-  PERFORM set_config('openmemory.step', 'done', true);"""
-# what a step leaves for its stamp is gone where it has failed, and outside a transaction
 STAMP = """
 DO {tag}
 DECLARE
   rows bigint;
 BEGIN
-  IF current_setting('openmemory.step', true) IS DISTINCT FROM 'done' THEN
-    RAISE EXCEPTION 'not stamped: the step has failed, or was in another transaction';
-  END IF;
+  {next}
   EXECUTE {stamp};
   GET DIAGNOSTICS rows = ROW_COUNT;
   IF rows <> 1 OR (SELECT count(*) > 1 FROM {versions}) THEN
-    RAISE EXCEPTION 'not stamped: the version table is not as this script has to find it';
+    RAISE EXCEPTION 'not stamped: the version table is not as this script has to find it'
+      USING HINT = 'Print the script anew, from the revision that is stamped.';
   END IF;
+  {done}
 END
 {tag};
 """
@@ -108,7 +110,6 @@ BEGIN
       RAISE EXCEPTION USING MESSAGE = lost || {other_dimensions};
     END IF;
   END IF;
-  PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
   FOR attempt IN 1..{tries} LOOP
     BEGIN
       IF found.type IS NOT NULL AND NOT found.ours THEN
@@ -122,13 +123,15 @@ BEGIN
   END LOOP;
   {find_column}
   {require_size}
+  {done}
 END
 {tag};
 """
 
 # In a pass each batch is tried by itself: one that fails is halved down to the row that can't be updated, which is
-# passed over. Rows that somebody has locked are left to the next pass. The passes end when nothing is left to convert,
-# or after two in a row that changed nothing although nobody held the rows.
+# passed over, as is one whose UPDATE had no effect. Rows that somebody has locked are left to the next pass. The passes
+# end when nothing else is left to convert; without the trigger, when nothing is left that was locked all the time, as
+# the rest was written since; and after so many in a row that leave no fewer rows.
 BACKFILL = """
 DO {tag}
 #variable_conflict use_column
@@ -147,13 +150,15 @@ DECLARE
   attempt integer := 0;
   refused tid[];
   reasons text[];
+  same tid[];
+  unchanged tid[];
   remaining text;
   convertible bigint;
   before bigint;
-  keys text;
-  free bigint := 0;
-  were_free bigint;
-  stuck boolean;
+  free tid[];
+  locked tid[];
+  were_locked tid[];
+  waits integer := 0;
   said timestamptz := clock_timestamp();
   skipped text[];
   line text;
@@ -164,6 +169,12 @@ BEGIN
   {find_extension}
   {require_column}
   {require_size}
+  SELECT string_agg(quote_ident(rulename), ', ') AS rules INTO found FROM pg_rewrite
+   WHERE ev_class = {table_text}::regclass AND ev_type = '2' AND ev_enabled <> 'D';
+  IF found.rules IS NOT NULL THEN
+    RAISE EXCEPTION USING MESSAGE = {has_rules} || found.rules,
+      HINT = {disable_rule} || found.rules || '; and ENABLE it when this has run.';
+  END IF;
   {find_aside}
   adopted := found.ours IS TRUE;
   EXECUTE replace({create_convert}, {ext}, {quoted});
@@ -174,7 +185,7 @@ BEGIN
     changed := 0;
     refused := '{{}}';
     reasons := '{{}}';
-    stuck := false;
+    unchanged := '{{}}';
     place := 0;
     last_place := pg_relation_size({table_text}::regclass) / current_setting('block_size')::integer * {places};
     WHILE place < last_place LOOP
@@ -185,9 +196,9 @@ BEGIN
               set_config('max_parallel_workers_per_gather', '0', true);{immediate}
       BEGIN
         EXECUTE CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END
-          USING {tid_of_place}, {tid_of_end};
-        GET DIAGNOSTICS moved = ROW_COUNT;
+          INTO moved, same USING {tid_of_place}, {tid_of_end};
         changed := changed + moved;
+        unchanged := unchanged || same;
         attempt := CASE WHEN moved > 0 THEN 0 ELSE attempt END;
         place := place + places;
         places := CASE WHEN moved > {batch} THEN greatest(least(places, {places}), places / 2)
@@ -221,41 +232,45 @@ BEGIN
     END LOOP;
     done := done + changed;
     PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
+    -- a row may have been moved by each of several batches
+    unchanged := ARRAY(SELECT ctid FROM {table} WHERE ctid = ANY (unchanged));
+    refused := refused || unchanged;
     remaining := CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END;
-    EXECUTE 'SELECT count(*), array_to_string((array_agg(''ctid='' || tid))[1:5], '', '') FROM ('
-            || remaining || ') AS rows' INTO convertible, keys USING refused;
+    EXECUTE 'SELECT array_agg(tid) FROM (' || remaining || ') AS rows' INTO locked USING refused;
+    convertible := coalesce(cardinality(locked), 0);
     EXIT WHEN convertible = 0;
-    stuck := changed = 0 OR ({sync_trigger} AND convertible >= before);
-    EXIT WHEN NOT stuck AND passes > 1 AND NOT {sync_trigger};
+    EXECUTE 'SELECT array_agg(tid) FROM (' || remaining || ' FOR NO KEY UPDATE SKIP LOCKED) AS rows'
+      INTO free USING refused;
+    {commit}
+    locked := ARRAY(SELECT unnest(locked) EXCEPT SELECT unnest(free));
+    EXIT WHEN NOT {sync_trigger} AND passes > 1 AND NOT locked && were_locked;
+    waits := CASE WHEN changed > 0 AND convertible < before THEN 0 ELSE waits + 1 END;
+    EXIT WHEN waits > {tries};
     before := convertible;
-    were_free := free;
-    free := 0;
-    IF stuck THEN
-      EXECUTE 'SELECT count(*) FROM (' || remaining || ' FOR NO KEY UPDATE SKIP LOCKED) AS rows'
-        INTO free USING refused;
-      -- once may be chance: whoever had locked them is gone since
-      EXIT WHEN (free > 0 AND were_free > 0) OR attempt >= {tries};
-      attempt := attempt + 1;
-      {commit}
+    were_locked := locked;
+    IF waits > 0 THEN
+      attempt := waits;
       {rest}
     END IF;
   END LOOP;
   RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
-  IF stuck THEN
-    reasons := reasons || (keys || CASE WHEN free = 0 THEN ': locked by others' ELSE
-      ': not changed by an UPDATE' || coalesce((
-        SELECT ', perhaps because of ' || string_agg(name, ', ') FROM (
-          SELECT 'trigger ' || quote_ident(tgname) AS name FROM pg_trigger
-           WHERE tgrelid = {table_text}::regclass AND tgtype & 19 = 19 AND NOT tgisinternal AND tgname <> {sync_text}
-          UNION ALL
-          SELECT 'rule ' || quote_ident(rulename) FROM pg_rewrite
-           WHERE ev_class = {table_text}::regclass AND ev_type = '2') AS names), '') END);
+  IF waits > {tries} THEN
+    locked := CASE WHEN locked = '{{}}' THEN free ELSE locked END;
+    refused := refused || locked;
+    reasons := reasons || ((SELECT string_agg('ctid=' || tid, ', ') FROM unnest(locked[1:5]) AS tid)
+                           || ': locked by others, or written all the time');
+  END IF;
+  IF unchanged <> '{{}}' THEN
+    reasons := reasons || ((SELECT string_agg('ctid=' || tid, ', ') FROM unnest(unchanged[1:5]) AS tid)
+      || ': not changed by an UPDATE' || coalesce((
+        SELECT ', perhaps because of ' || string_agg('trigger ' || quote_ident(tgname), ', ') FROM pg_trigger
+         WHERE tgrelid = {table_text}::regclass AND tgtype & 19 = 19 AND NOT tgisinternal AND tgname <> {sync_text}),
+      ''));
   END IF;
   IF reasons <> '{{}}' THEN
     {commit}
     RAISE EXCEPTION USING
-      MESSAGE = {label} || cardinality(refused) + CASE WHEN stuck THEN convertible ELSE 0 END
-        || ' rows can''t be updated or read',
+      MESSAGE = {label} || cardinality(refused) || ' rows can''t be updated or read',
       DETAIL = array_to_string(reasons, '; ') || '.{others_kept}',
       HINT = 'Mend these rows or what keeps them, then run this step again.';
   END IF;
@@ -293,6 +308,7 @@ BEGIN
   FOREACH line IN ARRAY coalesce(skipped, '{{}}') LOOP
     RAISE WARNING USING MESSAGE = line;
   END LOOP;
+  {done}
 END
 {tag};
 """
@@ -307,11 +323,19 @@ REASON = """CASE WHEN octet_length({source}) = 0 THEN 'empty'
 REST = "PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));"
 AGAIN = """EXCEPTION WHEN {lock_failed} THEN
       IF attempt = {tries} THEN
-        RAISE;
+        RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = {no_lock},
+          DETAIL = coalesce('Locks on the table are held by ' || ({holders}) || '.', 'Its holder has just finished.'),
+          HINT = 'Run this step again when that transaction is over.';
       END IF;
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
       {rest}
     END;"""
+HOLDERS = """SELECT string_agg(DISTINCT coalesce(format('process %s ("%s", role %s)', pid, application_name, usename),
+          'a prepared transaction'), '; ')
+        FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+        WHERE relation = to_regclass({table_text}) AND granted AND pid IS DISTINCT FROM pg_backend_pid()
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND coalesce(xact_start < clock_timestamp() - {seconds} * interval '1 second', true)"""
 # unless another table of the schema needs it
 DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN prosrc) > 0) THEN
         DROP FUNCTION IF EXISTS {function};
@@ -323,13 +347,18 @@ PENDING_ADOPTED = """{vector} IS NULL
 COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
 VALUE = "{convert}({source}, {size})"
 VALUE_ADOPTED = "CASE WHEN {source} IS NULL THEN {adopted} ELSE {convert}({source}, {size}) END"
-# locked, a row doesn't change between its conversion and its update; xmin: nor before the lock
+# locked, a row doesn't change between its conversion and its update; xmin: nor before the lock. Of those
+# that were taken, how many have got a vector, and where the others are: a trigger has kept them as they were
 CONVERT_PAGES = """
 WITH batch AS MATERIALIZED (
   SELECT ctid AS tid, xmin AS version, {value} AS vector FROM ONLY {table}
-  WHERE ctid >= $1 AND ctid < $2 AND {pending} FOR NO KEY UPDATE SKIP LOCKED)
-UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
-WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
+  WHERE ctid >= $1 AND ctid < $2 AND {pending} FOR NO KEY UPDATE SKIP LOCKED),
+done AS (
+  UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
+  WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
+  RETURNING batch.tid, t.ctid AS place, t.{vector} IS NOT NULL AS ok)
+SELECT count(*) FILTER (WHERE ok), array_agg(coalesce(place, tid)) FILTER (WHERE ok IS NOT TRUE)
+FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 """
 # without those that the server has refused: $1
 REMAINING = """
@@ -348,6 +377,7 @@ BEGIN
   {begin}
   IF to_regclass({table_text}) IS NULL THEN
     RAISE WARNING USING MESSAGE = {no_table};
+    {done}
     RETURN;
   END IF;
   {require_ordinary}
@@ -386,6 +416,7 @@ BEGIN
       EXIT;
     {again}
   END LOOP;
+  {done}
 END
 {tag};
 """
@@ -421,7 +452,12 @@ REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
     RAISE EXCEPTION USING MESSAGE = {no_table};
   END IF;
   {require_ordinary}
-  LOCK TABLE {table} IN ACCESS SHARE MODE;
+  FOR attempt IN 1..{tries} LOOP
+    BEGIN
+      LOCK TABLE {table} IN ACCESS SHARE MODE;
+      EXIT;
+    {again}
+  END LOOP;
   SELECT format_type(atttypid, NULL) AS type INTO found FROM pg_attribute
    WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
   IF found.type IS DISTINCT FROM 'bytea' THEN
@@ -452,6 +488,7 @@ DECLARE
 BEGIN
   {begin}
   {body}
+  {done}
 END
 {tag};
 """
@@ -495,9 +532,25 @@ WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND lists > 0
   AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
 """
 # all of them first: a query that is still being read keeps its table from CREATE INDEX
-EACH = """FOREACH statement IN ARRAY ARRAY({query}) LOOP
-    EXECUTE statement;
+EACH = """FOR attempt IN 1..{tries} LOOP
+    BEGIN
+      FOREACH statement IN ARRAY ARRAY({query}) LOOP
+        EXECUTE statement;
+      END LOOP;
+      EXIT;
+    {again}
   END LOOP;"""
+# the same by psql, unless a block before it has failed, which psql may have gone on after
+GEXEC = """SELECT statement FROM ({query}) AS statements (statement)
+WHERE current_setting('openmemory.step', true) = {reached}
+\\gexec"""
+ALL_DONE = """IF EXISTS ({query}) THEN
+    RAISE EXCEPTION 'a statement of this step has failed' USING HINT = 'Mend that, then run this step again.';
+  END IF;"""
+WAITING = """IF EXISTS ({query}) AND ({long_holders}) IS NOT NULL THEN
+    RAISE NOTICE 'dropping an index has to wait until transactions that have locked the table are over'
+      USING DETAIL = ({long_holders}) || '.';
+  END IF;"""
 # those that may be ours, under either name
 OURS = """
   SELECT indexrelid, indisvalid, indclass::text, indkey::text, pg_get_expr(indexprs, indrelid) AS expression, reloptions

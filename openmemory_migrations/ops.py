@@ -26,7 +26,7 @@ from .cutover import forward, restore
 from .cutover.mark import DO, NO_SCRIPT, UNDO
 from .database import Database, refuse_foreign_transaction
 from .errors import MigrationError
-from .offline import Script
+from .offline import Order, Script, Stamps
 from .settings import Settings
 from .sqlerrors import as_migration_error
 from .steps import Step
@@ -229,7 +229,9 @@ def _script(direction: Literal["upgrade", "downgrade"], options: Mapping[str, An
             "a script (--sql) needs to know the dimensions", hint="Set OM_VEC_DIM or OM_TIER, or -x vec_dim=1536."
         )
     destination = migration.opts.get("destination_rev")  # as the command line has it, such as head
-    return Script(target, settings, settings.dimensions, direction, destination, migration.impl.static_output)
+    printed = migration.opts.get("output_buffer")
+    order = printed.order if isinstance(printed, Stamps) else Order(settings)
+    return Script(target, settings, settings.dimensions, direction, destination, migration.impl.static_output, order)
 
 
 def _refuse_script(*commands: str) -> None:

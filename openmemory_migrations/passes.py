@@ -83,10 +83,12 @@ class Obstacles:
     def refuse_for(self, reason: str, names: Sequence[str]) -> None:
         """Raises MigrationError where it is no matter of single rows."""
         with self._lock:
+            kept = self.refused.setdefault(reason, [])
+            # a pass may come upon a row once more that a trigger has changed
+            names = [name for name in names if name not in kept]
             self.rows += len(names)
             self._in_a_row += len(names)
             self._counts[reason] += len(names)
-            kept = self.refused.setdefault(reason, [])
             kept += names[: MOST_NAMED - len(kept)]
             if self._in_a_row > MOST_IN_A_ROW:
                 raise MigrationError(

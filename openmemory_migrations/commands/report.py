@@ -1,6 +1,7 @@
 """write state, verification and pictures as one HTML file, to attach to a change request; reads only
 
-It proves what verify proves. Exit code 0 when status and verify would end with 0. Pictures need the extra `report`;
+It proves what verify proves. Exit code 0 when status and verify would end with 0; 1 with what was seen so far when
+--max-seconds were over, and 3 when they were before the table could be looked at. Pictures need the extra `report`;
 without it their figures are there as tables.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, catalog, describe, dimensions, log, output, page, pictures, running, state
+from ..catalog import Extension
 from ..errors import UsageError
 from ..spread import Norms
 from ..steps import Step
@@ -41,19 +43,30 @@ def run(options: argparse.Namespace) -> int:
     _require_writable(options.output)
 
     def work(step: Step) -> Report | None:
-        found = state.look(step.db, step.target, step.settings)
-        with step.db.transaction(snapshot=True):
-            extension = catalog.extension(step.db)
-            survey = None if found.source_is_vector or found.cut_over else dimensions.survey(step.db)
-            server = str(step.db.value("SELECT current_setting('server_version')"))
+        def look() -> tuple[state.State, Extension | None, str]:
+            found = state.look(step.db, step.target, step.settings)
+            with step.db.transaction():
+                server = str(step.db.value("SELECT current_setting('server_version')"))
+                return found, catalog.extension(step.db), server
+
+        def measure() -> dimensions.Survey:
+            with step.db.transaction(snapshot=True):
+                return dimensions.survey(step.db)
+
+        (found, extension, server), left = verify.in_time(step, wanted, options, look)
         judged = status.judge(found, step.settings, extension)
-        norms, verdict = Norms(), None
-        if found.ours or found.source_is_vector or found.cut_over:
-            verdict = verify.prove(step, wanted, options, lambda batch: norms.add(batch.values))
+        norms, survey, verdict, stopped = Norms(), None, None, None
+        try:
+            if not found.source_is_vector and not found.cut_over:
+                survey, left = verify.in_time(step, left, options, measure)
+            if found.ours or found.source_is_vector or found.cut_over:
+                verdict = verify.prove(step, left, options, lambda batch: norms.add(batch.values))
+        except verify.OutOfTime as error:
+            stopped = error.message
         versions = f"openmemory-migrations {__version__}, PostgreSQL {server}"
         versions += f", pgvector {'.'.join(map(str, extension.version))}" if extension else ""
         lengths = {dimensions.length(octets): rows for octets, rows in sorted(survey.octets.items())} if survey else {}
-        return Report(step.target, versions, found, judged, verdict, lengths, norms)
+        return Report(step.target, versions, found, judged, verdict, lengths, norms, stopped)
 
     report = running.on_postgres(options, work)
     if report is None:
@@ -70,7 +83,10 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Report:
-    """`verdict` is None before there is a column to verify; `lengths` are the rows by the length of their bytes."""
+    """`verdict` is None before there is a column to verify; `lengths` are the rows by the length of their bytes.
+
+    What there was no time for is not there, and `stopped` says so.
+    """
 
     target: Target
     versions: str
@@ -79,16 +95,18 @@ class Report:
     verdict: Verdict | None
     lengths: dict[str, int]
     norms: Norms
+    stopped: str | None
 
     @property
     def fine(self) -> bool:
-        return self.judged.fine and (self.verdict is None or self.verdict.fine)
+        return self.judged.fine and not self.stopped and (self.verdict is None or self.verdict.fine)
 
     def data(self) -> dict[str, Any]:
         norms = self.norms
         return {
             "versions": self.versions,
             "fine": self.fine,
+            "stopped": self.stopped,
             "status": status.data(self.state, self.judged),
             "verify": self.verdict.data(self.target) if self.verdict else None,
             "lengths": self.lengths,
@@ -100,6 +118,8 @@ class Report:
         yield page.heading(f"Vectors of {self.target}", 1)
         yield page.paragraph(f"{now:%d %B %Y, %H:%M} UTC. {self.versions}.")
         yield page.verdict(self.fine, "Migrated and right" if self.fine else "Not finished, or not right")
+        if self.stopped:
+            yield page.paragraph(f"Not all was looked at: {self.stopped}.")
         yield page.heading("State")
         yield page.table(("", ""), status.lines_of(self.state, self.judged))
         plt = pictures.pyplot()

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import advice, describe, output, proof, running
 from ..catalog import Extension, Table
@@ -21,6 +22,12 @@ from ..proof import Asking, Proof, See
 from ..signals import TimeUp
 from ..steps import Step
 from ..target import Target
+
+T = TypeVar("T")
+
+
+class OutOfTime(TryAgain):
+    """The seconds that were given are over before there is anything to say."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,20 +110,26 @@ def run(options: argparse.Namespace) -> int:
 
 def prove(step: Step, wanted: Asking, options: argparse.Namespace, see: See = bool) -> Verdict:
     """Raises TryAgain where the seconds that there are were over before the table could be looked at."""
+    (at, table, extension), wanted = in_time(step, wanted, options, step.searched)
+    return judge(table, extension, proof.prove(at.db, at.target, table, extension, wanted, see), options)
+
+
+def in_time(step: Step, wanted: Asking, options: argparse.Namespace, look: Callable[[], T]) -> tuple[T, Asking]:
+    """What `look` finds, and what is asked for in the seconds that are left then. Raises TryAgain where none are."""
     began, seconds = time.monotonic(), wanted.max_seconds
     try:
         # the catalogs are read in less than a second, unless somebody keeps the table from its readers
         with step.db.stop.within(None if seconds is None else max(1.0, seconds), step.db.driver.cancel):
-            at, table, extension = step.searched()
+            found = look()
     except TimeUp as error:
-        raise TryAgain(
-            f"the {seconds:g} seconds of --max-seconds were over before {step.target} could be looked at",
+        raise OutOfTime(
+            f"the {options.max_seconds:g} seconds of --max-seconds were over before {step.target} could be looked at",
             detail="Somebody has locked it, or the server is slow.",
-            hint="Run the same command again.",
+            hint="Run the same command again, or allow more.",
         ) from error
     if seconds is not None:
         wanted = replace(wanted, max_seconds=max(0.0, seconds - (time.monotonic() - began)))
-    return judge(table, extension, proof.prove(at.db, at.target, table, extension, wanted, see), options)
+    return found, wanted
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import closing
+
 import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
-from tests.support.openmemory import Database, create_table, load, random_rows
-from tests.support.scripts import DIM8, SINGLE, offline
-from tests.support.states import EXPAND, stamp
+from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
+from tests.support.scripts import DIM8, SINGLE, offline, psql, script
+from tests.support.states import EXPAND, HEAD, stamp
 
 TRIGGER = f"""
 CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN %s; END';
@@ -17,10 +20,6 @@ CREATE TRIGGER hold BEFORE UPDATE ON {TABLE} FOR EACH ROW WHEN (OLD.user_id = 'u
 KEPT = {
     "no row": (TRIGGER % "RETURN NULL", "trigger hold"),
     "no vector": (TRIGGER % "NEW.v_vector := NULL; RETURN NEW", "trigger hold"),
-    "rule": (
-        f"CREATE RULE hold AS ON UPDATE TO {TABLE} WHERE old.user_id = 'user7' DO INSTEAD NOTHING",
-        "rule hold",
-    ),
 }
 
 
@@ -42,3 +41,75 @@ def test_a_script_ends_where_updates_change_nothing(
     assert f"not changed by an UPDATE, perhaps because of {named}." in result.stderr
     assert stamp(database) == [EXPAND]
     assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == (0 if single else 57)
+
+
+def test_a_script_names_a_rule_that_keeps_the_result_of_updates_from_being_seen(
+    server: Server, database: Database
+) -> None:
+    create_table(database)
+    load(database, random_rows(60, 8))
+    database.run(f"CREATE RULE hold AS ON UPDATE TO {TABLE} WHERE old.user_id = 'user7' DO INSTEAD NOTHING")
+
+    said = offline(server, database, "upgrade", "head", check=False).stderr
+
+    assert "because of rule hold\n" in said
+    assert stamp(database) == [EXPAND]
+    (named,) = re.findall(r"HINT:  (ALTER TABLE .*?);", said)
+    database.run(named)
+    offline(server, database, "upgrade", f"{EXPAND}:head")
+    assert mismatches(database) == []
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_without_the_sync_trigger_they_are_told_from_rows_that_are_written_meanwhile(
+    server: Server, database: Database, kind: str
+) -> None:
+    env = DIM8 | {"OM_SYNC_TRIGGER": "off"}
+    create_table(database)
+    load(database, random_rows(60, 8))
+    offline(server, database, "upgrade", EXPAND, env=env)
+    # for each row that is converted the application writes another, so each pass converts some
+    database.run(
+        f"""
+        CREATE FUNCTION busy() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO {TABLE} VALUES (gen_random_uuid(), 'new', 'new', new.v, 8); RETURN NULL; END $$;
+        CREATE TRIGGER busy AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION busy();
+        {KEPT[kind][0]}
+        """
+    )
+
+    said = offline(server, database, "upgrade", f"{EXPAND}:head", env=env, check=False).stderr
+
+    assert f"ERROR:  backfill {TABLE}: 3 rows can't be updated or read\n" in said
+    assert stamp(database) == [EXPAND]
+    database.run(f"DROP TRIGGER hold ON {TABLE}")
+    said = offline(server, database, "upgrade", f"{EXPAND}:head", env=env).stderr
+    assert "rows were written during the backfill" in said
+    assert stamp(database) == [HEAD]
+
+
+@pytest.mark.parametrize(
+    ("command", "mode", "single"),
+    [(("upgrade", "head"), "ACCESS EXCLUSIVE", {}), (("downgrade", f"{HEAD}:base"), "ACCESS SHARE", SINGLE)],
+    ids=["first lock", "index"],
+)
+def test_a_script_gives_up_a_lock_after_so_many_tries_and_names_who_holds_it(
+    server: Server, database: Database, command: tuple[str, str], mode: str, single: dict[str, str]
+) -> None:
+    create_table(database)
+    load(database, random_rows(60, 8))
+    if single:
+        offline(server, database, "upgrade", "head")
+    stamped = stamp(database)
+    text = script(*command, env=DIM8 | single | {"OM_LOCK_TIMEOUT_MS": "50"})
+    text = text.replace("1..30", "1..2").replace("attempt = 30", "attempt = 2")
+
+    with closing(database.connect()) as holder, holder.cursor() as cursor:
+        holder.autocommit = False
+        cursor.execute(f"LOCK TABLE {TABLE} IN {mode} MODE")
+        said = psql(server, database, text, *["-1"] * bool(single), check=False).stderr
+        pid = holder.info.backend_pid
+
+    assert f'ERROR:  no lock on table "public.{TABLE}" in 30 tries of 50 ms\nDETAIL:  Locks on the' in said
+    assert f"process {pid} " in said
+    assert stamp(database) == stamped

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import catalog, codec, embedded, pairs, proof, state
+from openmemory_migrations import catalog, codec, dimensions, embedded, pairs, proof, state
 from openmemory_migrations.cli import main
 from openmemory_migrations.cutover.mark import DO, UNDO, names
 from openmemory_migrations.database import Database as PackageDatabase
@@ -273,15 +273,30 @@ def test_a_statement_of_a_search_is_ended_when_the_time_is_up(
     assert here(table, "--max-seconds", "1", *UNSEARCHED).code == 0
 
 
-def test_a_lock_is_waited_for_no_longer_than_so_many_seconds(table: Database, here: Here) -> None:
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_a_lock_is_waited_for_no_longer_than_so_many_seconds(table: Database, here: Here, command: str) -> None:
     began = time.monotonic()
 
     with holding(table, "ACCESS EXCLUSIVE"):
-        done = here(table, *UNSEARCHED, "--max-seconds", "1")
+        done = here(table, *UNSEARCHED, "--max-seconds", "1", command=command)
 
     assert time.monotonic() - began < 5
     assert (done.code, done.found) == (3, {})
     assert f'the 1 seconds of --max-seconds were over before "public.{TABLE}" could be looked at' in done.log
+
+
+def test_a_report_that_ran_out_of_time_has_what_was_seen(
+    table: Database, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dimensions, "survey", lambda db, *_: db.run("SELECT pg_sleep(60)"))
+    began = time.monotonic()
+
+    done = here(table, "--max-seconds", "1", command="report")
+
+    assert time.monotonic() - began < 10
+    assert (done.code, done.found["fine"], done.found["verify"]) == (1, False, None)
+    assert done.found["stopped"].startswith("the 1 seconds of --max-seconds were over")
+    assert done.found["status"]["rows"]["converted"] == len(ROWS)
 
 
 def test_lines_of_a_verification_without_time(table: Database) -> None:

@@ -254,7 +254,9 @@ def test_a_downgrade_that_would_lose_values_is_refused_with_their_number_until_t
         assert result.returncode == 3
         assert "2 values have no source and would be lost" in result.stderr
         assert "OM_ACCEPT_LOSS=2" in result.stderr
-        assert stamp(by_script) == [HEAD if single else EXPAND]  # the index is dropped, and the stamp doesn't deny it
+        kept = HEAD if single else EXPAND  # the index is dropped, and the stamp doesn't deny it
+        assert stamp(by_script) == [kept]
+        back = ("downgrade", f"{kept}:base")
         assert by_script.value(f"SELECT count(*) FROM {TABLE} WHERE v_vector::text = {OWN}") == 2
 
         stopped(server, by_script, single | {"OM_ACCEPT_LOSS": "1"}, "2 values", command=back)
@@ -461,16 +463,17 @@ def test_without_a_trigger_rows_that_are_written_meanwhile_are_not_counted_as_ba
     load(database, random_rows(100, DIM))
     env = DIM8 | {"OM_SYNC_TRIGGER": "off", "OM_ON_BAD_ROWS": "fail"}
     offline(server, database, "upgrade", EXPAND, env=env)
-    # an update of v_vector that never succeeds stands for a writer who is always there
+    # stands for a writer who is always there
     database.run(
-        "CREATE FUNCTION undo() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.v_vector := NULL; RETURN NEW; END'"
+        "CREATE FUNCTION busy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" INSERT INTO {TABLE} SELECT gen_random_uuid(), 'new', 'new', v, dim FROM {TABLE} WHERE user_id = 'user1';"
+        " RETURN NULL; END $$;"
+        f"CREATE TRIGGER busy AFTER UPDATE ON {TABLE} FOR EACH STATEMENT EXECUTE FUNCTION busy()"
     )
-    when = "OLD.user_id IN ('user1', 'user2')"
-    database.run(f"CREATE TRIGGER undo BEFORE UPDATE ON {TABLE} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION undo()")
 
     said = offline(server, database, "upgrade", f"{EXPAND}:head", env=env).stderr
 
-    assert "WARNING:  10 rows were written during the backfill and have no vector" in said
+    assert " rows were written during the backfill and have no vector" in said
     assert "can't be converted" not in said
     assert stamp(database) == [HEAD]
 
