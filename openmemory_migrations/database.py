@@ -220,8 +220,9 @@ class Database:
             yield
         except self._errors as error:
             # what the error says decides as well: after an immediate shutdown libpq thinks that all is well
-            lost = self.connection.dialect.is_disconnect(error, self._raw, None) and not answered(error)
-            lost = lost or self.driver.closed
+            lost = self.driver.closed or (
+                not answered(error) and self.connection.dialect.is_disconnect(error, self._raw, None)
+            )
             raise DBAPIError(statement, None, error, connection_invalidated=lost) from error
 
     @contextmanager
