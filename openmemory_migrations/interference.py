@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from . import log, partitions
+from . import locks, log, partitions
 from .catalog import Table
 from .database import Database
 from .errors import MigrationError
@@ -177,7 +177,7 @@ def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_m
         return None
     try:
         with at.attempt(keep=False):
-            at.set_local({"lock_timeout": f"{lock_timeout_ms}ms"})
+            locks.set_timeout(at, f"{lock_timeout_ms}ms")
             at.run("UPDATE {table} SET {column} = {column} WHERE false", column=quote(column))
     except DBAPIError as error:
         if sqlstate(error) in PASSING or sqlstate(error) not in (NO_IDENTITY, RAISED, NOT_SUPPORTED, DENIED):
