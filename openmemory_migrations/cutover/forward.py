@@ -29,6 +29,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         if table.columns[target.source].is_vector:
             log.notice(f"column {quote(target.source)} of {target} is of type vector already, nothing to cut over")
             return
+        prepared.require_names(db, target, table)
         gate.require(db, target, settings, table)
         gate.warn(db, target, table)
     db.take_over()

@@ -23,6 +23,30 @@ from .mark import Mark
 # index for both would be of no use to it then, and it would read the table
 LEFT_INDEX = "CREATE INDEX CONCURRENTLY {index} ON {table} (({source} IS NOT NULL)) WHERE {vector} IS NULL"
 CLEAN_UP_TIMEOUT = "5s"
+# what has kept its name when the table got another, and the line that gives it the one that it is looked for by
+STRAYED = """
+SELECT 'table ' || CAST(CAST(c.oid AS regclass) AS text) || ', with rows that have left it',
+       CASE WHEN c.relname = :kept
+            THEN pg_catalog.format('ALTER TABLE %I.%I SET SCHEMA %I', n.nspname, c.relname, :schema)
+            ELSE pg_catalog.format('ALTER TABLE %I.%I RENAME TO %I', n.nspname, c.relname, :kept) END
+FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE d.classoid = CAST('pg_class' AS regclass) AND d.objsubid = 0
+  AND starts_with(d.description, :comment) AND substring(d.description FROM ', oid ([0-9]+)$') = CAST(:oid AS text)
+  AND (n.nspname, c.relname) IS DISTINCT FROM (CAST(:schema AS name), CAST(:kept AS name))
+UNION ALL
+SELECT 'constraint ' || quote_ident(conname) || ', which refuses rows without a vector',
+       pg_catalog.format('ALTER TABLE %I.%I RENAME CONSTRAINT %I TO %I', :schema, :table, conname, :left)
+FROM pg_catalog.pg_constraint
+WHERE CAST(conrelid AS text) = :oid AND contype = 'c' AND conname <> :left AND conname LIKE '%left'
+  AND pg_catalog.pg_get_expr(conbin, conrelid) = '(' || quote_ident(:vector) || ' IS NOT NULL)'
+UNION ALL
+SELECT 'index ' || quote_ident(c.relname),
+       pg_catalog.format('ALTER INDEX %I.%I RENAME TO %I', :schema, c.relname, :left)
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+WHERE CAST(i.indrelid AS text) = :oid AND c.relname <> :left AND c.relname LIKE '%left'
+  AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(:vector) || ' IS NULL)'
+"""
 
 
 def index_left(db: Database, target: Target, leaves: list[Part]) -> None:
@@ -56,11 +80,35 @@ def left(db: Database, target: Target, table: Table) -> list[str]:
         found.append(f"constraint {quote(target.left)}, which refuses rows without a vector")
     if rows := kept.count(db):
         found.append(f"table {quote(target.kept)}, with {rows:,} rows that have left {target}")
-    return found
+    return found + [text for text, _ in _strayed(db, target, table)]
+
+
+def _strayed(db: Database, target: Target, table: Table) -> list[tuple[str, str]]:
+    names = {
+        "schema": target.schema,
+        "table": target.table,
+        "kept": target.kept,
+        "left": target.left,
+        "vector": target.vector,
+    }
+    return [tuple(row) for row in db.rows(STRAYED, {**names, "oid": str(table.oid), "comment": kept.COMMENT})]
+
+
+def require_names(db: Database, target: Target, table: Table) -> None:
+    """Raises MigrationError for a table that got another name, or schema, after a run was killed: nothing would find
+    what that has left."""
+    if found := _strayed(db, target, table):
+        raise MigrationError(
+            f"an interrupted cutover of {target}, which had another name then, has left"
+            f" {'; '.join(text for text, _ in found)}",
+            hint=f"{'; '.join(line for _, line in found)}; then the same command again.",
+        )
 
 
 def take_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """Leaves the table as it was before a cutover that has not come to its switch. Raises MigrationError."""
+    with db.transaction():
+        require_names(db, target, table)
     unprove(db, target, settings, table)
     if target.newer.index_name:
         replacing.drop(db, target.newer, settings, table, replacing.LEFT)
@@ -73,6 +121,8 @@ def take_back(db: Database, target: Target, settings: Settings, table: Table) ->
 
 def rows_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """Without the index, which goes with the column. Raises MigrationError where rows have to stay away."""
+    with db.transaction():
+        require_names(db, target, table)
     unprove(db, target, settings, table)
     kept.put_back(db, target, table, settings)
 
@@ -132,4 +182,14 @@ def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = PATIENT
     building.drop(db.at({"schema": quote(part.schema)}), name, lock_timeout)
 
 
-__all__ = ["LEFT_INDEX", "clean_up", "drop_left", "index_left", "left", "rows_back", "take_back", "unprove"]
+__all__ = [
+    "LEFT_INDEX",
+    "clean_up",
+    "drop_left",
+    "index_left",
+    "left",
+    "require_names",
+    "rows_back",
+    "take_back",
+    "unprove",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
-from tests.support.commands import alembic, result, start_alembic
+from tests.support.commands import alembic, om, result, start_alembic
 from tests.support.cutover import BAD, DIM, DOWN, LOSS, MODES, STAMP, UP, VERSION_TABLE, changed, stamped, whole
 from tests.support.databases import Databases
 from tests.support.interruption import (
@@ -171,6 +172,34 @@ def test_a_cutover_that_is_never_resumed_is_given_up(
     left = snapshot(table)
     assert not left["triggers"] + left["functions"]
     assert LEFT not in repr(left["constraints"])
+
+
+@pytest.mark.parametrize("prepares", ["kept rows", "a constraint"])
+@pytest.mark.parametrize("step", STEPS[:1])
+def test_what_a_kill_has_left_is_named_where_the_table_got_another_name_since(
+    server: embedded.Server, table: Database, step: Step, prepares: str
+) -> None:
+    if prepares == "a constraint":
+        table.run(f"DELETE FROM {TABLE} WHERE v_vector IS NULL; ALTER TABLE {TABLE} ALTER v SET NOT NULL")
+    rows = table.value(f"SELECT count(*) FROM {TABLE}")
+    killed(server, table, UP, lambda _, text: "before" if EXCLUSIVE in text else None, env("swap"))
+    table.run(f"ALTER TABLE {TABLE} RENAME TO renamed")
+    renamed = {"OM_VECTOR_TABLE": "renamed", **env("swap")}
+    named = KEPT if prepares == "kept rows" else f"constraint {LEFT}, which refuses"
+
+    status = om(table, "status", env=renamed)
+    assert (status.returncode, named in status.stdout) == (1, True)
+    for command in (UP, ("downgrade", "base"), DOWN):
+        said = alembic(table, *command, env=renamed, check=False).log
+        assert 'FAILED: an interrupted cutover of "public.renamed", which had another name then, has left' in said
+        assert named in said
+
+    (lines,) = set(re.findall("HINT:  (ALTER .*); then the same", said))
+    table.run(lines)
+    alembic(table, *DOWN, env=renamed)
+    assert table.value("SELECT count(*) FROM renamed") == rows
+    assert "_left" not in repr(snapshot(table)["constraints"])
+    assert not relations(table) & {KEPT, "renamed_v_kept"}
 
 
 @pytest.mark.parametrize("step", STEPS[:1])
