@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sqlalchemy.exc import DBAPIError
+
 from . import catalog, citus, console, indexes, log, partitions, verification
 from .asking import Asked, Choice
 from .catalog import Extension, Index, Table
 from .database import Database, Seen
 from .errors import Changed, MigrationError
 from .pairs import Batch, Groups, batches, has_bytes
+from .passes import is_a_rows
 from .quality import Measurement, Quality, Tried, fastest
 from .reading import Window, planned, windows
 from .searching import SESSION, Searched, Searcher, ways
@@ -92,7 +95,18 @@ def prove(db: Database, target: Target, table: Table, extension: Extension, aski
     proof = Proof(Comparison() if has_bytes(table, target) else None)
     try:
         with db.stop.within(asking.max_seconds, db.driver.cancel):
-            _prove(db, target, table, extension, asking, see, proof)
+            try:
+                _prove(db, target, table, extension, asking, see, proof)
+            except DBAPIError as error:
+                # the others can't be compared past them
+                bare = table.columns[target.vector].dimensions is None
+                if (
+                    not bare
+                    or not is_a_rows(error)
+                    or not (named := verification.unreadable(db, target, table, extension))
+                ):
+                    raise
+                raise named from error
     except TimeUp:
         proof.stopped = True
     return proof

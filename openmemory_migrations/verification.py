@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from . import codec, dimensions
+from . import codec, dimensions, partitions
 from .catalog import Extension, Table
 from .database import Database, Seen
+from .errors import MigrationError
+from .keys import SHOWN_KEYS, keys_at
 from .leftovers import LOOK_ROWS, NOT_FINITE
-from .pairs import Batch, Groups, batches
+from .pairs import Batch, Groups, batches, has_bytes
 from .partitions import Part
-from .reading import Scan, Unreadable, Window, planned
+from .reading import Scan, Tid, Unreadable, Window, pages_of, planned
 from .target import Target, quote
 
 Kind = Literal["differs", "missing", "stale", "sourceless", "unreadable"]
@@ -41,6 +43,16 @@ TIDS = """
 SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {vector} IS NOT NULL AND {condition} LIMIT {most}
 """
 STALE, SOURCELESS = "octet_length({source}) <> 4 * {size}", "{source} IS NULL"
+# values are read whole for their dimensions; NEXT finds the place of one without
+DIMS = """
+SELECT CAST(max(tid) AS text), count(*), count(dims) FROM (
+  SELECT ctid AS tid, {ext}.vector_dims({vector}) AS dims FROM ONLY {table}
+  WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NOT NULL LIMIT {rows}) AS next
+"""
+NEXT = """
+SELECT CAST(ctid AS text) FROM ONLY {table}
+WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NOT NULL LIMIT {rows}
+"""
 KEYS = "SELECT {key} FROM {table} WHERE ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
 
 Key = tuple[str, ...]  # the primary key's values as text
@@ -229,6 +241,35 @@ class Comparing:
             key = ", ".join(f"CAST({quote(name)} AS text)" for name in self.table.key) or "CAST(ctid AS text)"
             found = part.at(self.db).rows(KEYS, {"tids": tids}, key=key)
             wrong.keys += [tuple(row) for row in found]
+
+
+def unreadable(db: Database, target: Target, table: Table, extension: Extension) -> MigrationError | None:
+    """Names the vectors that the server can't read, of a column without dimensions, where no row can be told apart
+    without reading its vector."""
+    names: list[str] = []
+    with db.transaction(snapshot=True):
+        for part in partitions.leaves(db, table.oid):
+            at = part.at(db)
+            scan = Scan(1, LOOK_ROWS, 0, pages_of(at))
+            with planned(db, "verifying"):
+                while scan.more:
+
+                    def read(at: Database = at, scan: Scan = scan) -> tuple[None, int, Tid | None]:
+                        ((tid, rows, _),) = at.rows(DIMS, **scan.names, **extension.names())
+                        page, item = (tid or "(0,0)").strip("()").split(",")
+                        return None, rows, (int(page), int(item))
+
+                    _, bad = scan.take_by(at, read, NEXT)
+                    names += keys_at(at, table, [place for place, _ in bad]) if bad else []
+    if not names:
+        return None
+    return MigrationError(
+        f"{len(names):,} vectors of {target} can't be read by the server, so nothing is verified",
+        detail=f"Such as {', '.join(names[:SHOWN_KEYS])}.",
+        hint=f"Set {quote(target.vector)} to NULL in those rows, then: openmemory-migrations backfill."
+        if has_bytes(table, target)
+        else None,
+    )
 
 
 def _inside(window: Window) -> str:

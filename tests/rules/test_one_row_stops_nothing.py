@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import closing
 
 import pytest
@@ -190,6 +191,34 @@ def test_a_value_that_cannot_be_read_is_passed_by() -> None:
         assert "can't be read" in found.stdout
         assert left[0] in found.stdout
         assert om(database, "check", env={"OM_ON_BAD_ROWS": "skip"}).returncode == 0, "as an upgrade is"
+
+
+@pytest.mark.slow
+def test_a_vector_that_cannot_be_read_is_named_in_a_column_without_dimensions() -> None:
+    with embedded.temporary(bin=programs(), options=OPTIONS) as server:
+        database = create_database(server, "damaged")
+        create_table(database)
+        alembic(database, "upgrade", "head")
+        database.run(f"ALTER TABLE {TABLE} ALTER v SET STORAGE MAIN")  # only vectors are out of line
+        load(database, random_rows(30, 1536))
+        toast = database.value(f"SELECT reltoastrelid::regclass::text FROM pg_class WHERE relname = '{TABLE}'")
+        path = server.data / database.value("SELECT pg_relation_filepath(%s)", toast)
+        server.stop()
+        with open(path, "r+b") as file:
+            file.seek(8192 * 15)
+            file.write(bytes(8192))
+        server.start()
+
+        for command in ("verify", "report"):
+            done = om(database, command)
+            assert done.returncode == 1
+            (id,) = re.findall(
+                "can't be read by the server, so nothing is verified\nDETAIL:  Such as .id=(.*),", done.stderr
+            )
+
+        database.run(f"UPDATE {TABLE} SET v_vector = NULL WHERE id = %s", id)
+        om(database, "backfill")
+        verify(database, 0)
 
 
 def test_what_a_trigger_says_of_a_row_is_not_in_the_log(database: Database) -> None:
