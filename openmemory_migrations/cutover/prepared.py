@@ -25,27 +25,31 @@ LEFT_INDEX = "CREATE INDEX CONCURRENTLY {index} ON {table} (({source} IS NOT NUL
 CLEAN_UP_TIMEOUT = "5s"
 # what has kept its name when the table got another, and the line that gives it the one that it is looked for by
 STRAYED = """
+WITH own AS (
+  SELECT CAST(:schema AS text) AS schema, CAST(:table AS text) AS table_name, CAST(:kept AS text) AS kept,
+         CAST(:left AS text) AS proof, CAST(:vector AS text) AS vector, CAST(:oid AS text) AS oid,
+         CAST(:comment AS text) AS comment)
 SELECT 'table ' || CAST(CAST(c.oid AS regclass) AS text) || ', with rows that have left it',
-       CASE WHEN c.relname = :kept
-            THEN pg_catalog.format('ALTER TABLE %I.%I SET SCHEMA %I', n.nspname, c.relname, :schema)
-            ELSE pg_catalog.format('ALTER TABLE %I.%I RENAME TO %I', n.nspname, c.relname, :kept) END
+       CASE WHEN c.relname = own.kept
+            THEN pg_catalog.format('ALTER TABLE %I.%I SET SCHEMA %I', n.nspname, c.relname, own.schema)
+            ELSE pg_catalog.format('ALTER TABLE %I.%I RENAME TO %I', n.nspname, c.relname, own.kept) END
 FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid
-     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, own
 WHERE d.classoid = CAST('pg_class' AS regclass) AND d.objsubid = 0
-  AND starts_with(d.description, :comment) AND substring(d.description FROM ', oid ([0-9]+)$') = CAST(:oid AS text)
-  AND (n.nspname, c.relname) IS DISTINCT FROM (CAST(:schema AS name), CAST(:kept AS name))
+  AND starts_with(d.description, own.comment) AND substring(d.description FROM ', oid ([0-9]+)$') = own.oid
+  AND (n.nspname, c.relname) IS DISTINCT FROM (own.schema, own.kept)
 UNION ALL
 SELECT 'constraint ' || quote_ident(conname) || ', which refuses rows without a vector',
-       pg_catalog.format('ALTER TABLE %I.%I RENAME CONSTRAINT %I TO %I', :schema, :table, conname, :left)
-FROM pg_catalog.pg_constraint
-WHERE CAST(conrelid AS text) = :oid AND contype = 'c' AND conname <> :left AND conname LIKE '%left'
-  AND pg_catalog.pg_get_expr(conbin, conrelid) = '(' || quote_ident(:vector) || ' IS NOT NULL)'
+       pg_catalog.format('ALTER TABLE %I.%I RENAME CONSTRAINT %I TO %I', own.schema, own.table_name, conname, own.proof)
+FROM pg_catalog.pg_constraint, own
+WHERE CAST(conrelid AS text) = own.oid AND contype = 'c' AND conname <> own.proof AND conname LIKE '%left'
+  AND pg_catalog.pg_get_expr(conbin, conrelid) = '(' || quote_ident(own.vector) || ' IS NOT NULL)'
 UNION ALL
 SELECT 'index ' || quote_ident(c.relname),
-       pg_catalog.format('ALTER INDEX %I.%I RENAME TO %I', :schema, c.relname, :left)
-FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-WHERE CAST(i.indrelid AS text) = :oid AND c.relname <> :left AND c.relname LIKE '%left'
-  AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(:vector) || ' IS NULL)'
+       pg_catalog.format('ALTER INDEX %I.%I RENAME TO %I', own.schema, c.relname, own.proof)
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid, own
+WHERE CAST(i.indrelid AS text) = own.oid AND c.relname <> own.proof AND c.relname LIKE '%left'
+  AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(own.vector) || ' IS NULL)'
 """
 
 
