@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from . import catalog, citus, claims, dimensions, interference, locks, log, partitions
+from . import catalog, citus, claims, dimensions, guard, interference, locks, log, partitions
 from .catalog import Extension, Table
 from .claims import Claim, Claims
 from .database import Database, Seen
@@ -124,7 +124,12 @@ def _given_back(db: Database, parts: set[Claim], progress: Progress) -> bool:
 
 def carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
     """Moves the values without source from the adopted column to ours, then drops the adopted column."""
-    locks.decided(lambda: _carry_over(db, target, settings, table, extension))
+
+    def carry_over() -> None:
+        with guard.against(guard.ADOPTED, db, target, settings, table, extension):
+            _carry_over(db, target, settings, table, extension)
+
+    locks.decided(carry_over)
 
 
 def _carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
@@ -172,14 +177,13 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table, 
         log.notice(
             f"{moved:,} values without source in {quote(target.source)} carried over from {quote(target.adopted)}"
         )
-    locks.retried(
-        db,
-        settings.lock_timeout_ms,
-        table.oid,
-        f"dropping {quote(target.adopted)} of {target}",
-        lambda: db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
-        seen,
-    )
+
+    def drop() -> None:
+        guard.drop(db)
+        db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}")
+
+    what = f"dropping {quote(target.adopted)} of {target}"
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, drop, seen)
 
 
 def _refuse_loss(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:

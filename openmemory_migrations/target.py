@@ -148,6 +148,11 @@ class Target:
         return self._own("_left")
 
     @property
+    def guard(self) -> str:
+        """Trigger, and its function, that refuses writes while a step is about to change the table."""
+        return self._own("_guard")
+
+    @property
     def comment(self) -> str:
         return OWN_COMMENT + self.source
 
@@ -177,6 +182,8 @@ class Target:
             "back_function": f"{quote(self.schema)}.{quote(self.back)}",
             "unconvert": f"{quote(self.schema)}.{quote('openmemory_vector_to_bytea')}",
             "left": quote(self.left),
+            "guard": quote(self.guard),
+            "guard_function": f"{quote(self.schema)}.{quote(self.guard)}",
             "kept": f"{quote(self.schema)}.{quote(self.kept)}",
             "convert": f"{quote(self.schema)}.{quote('openmemory_bytea_to_vector')}",
             "comment": literal(self.comment),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import building, building_tree, catalog, checks, indexes, locks, log, partitions, switching, synctrigger
+from .. import building, building_tree, catalog, checks, guard, indexes, locks, log, partitions, switching, synctrigger
 from ..building import CannotBuild
 from ..catalog import Extension, Table
 from ..database import Database
 from ..errors import Changed
 from ..indexes import INDEX_DIMENSIONS, NoIndex
+from ..partitions import Part
 from ..settings import Settings
 from ..target import Target, quote
 from . import backtrigger, gate, kept, mark, prepared
@@ -99,6 +100,21 @@ def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Ma
     renamed = _newer_index(db, target, settings, table, extension) if mode == "swap" else None
     if not to_leave:
         prepared.index_left(db, target, leaves)
+    with guard.against(guard.BYTES, db, target, settings, table, extension):
+        return _verified_and_switched(db, target, settings, mode, table, extension, leaves, not_null, renamed)
+
+
+def _verified_and_switched(
+    db: Database,
+    target: Target,
+    settings: Settings,
+    mode: str,
+    table: Table,
+    extension: Extension,
+    leaves: list[Part],
+    not_null: bool,
+    renamed: str | None,
+) -> Mark:
     skipped, seen = gate.verify(db, target, settings, table, extension)
     if skipped:
         # which would point to rows that have left, and the switch would visit them one by one
@@ -123,6 +139,7 @@ def _switch(
     db: Database, target: Target, settings: Settings, table: Table, mode: str, renamed: str | None, away: int
 ) -> Mark:
     """The one transaction in which anything is different for others; `away` are the rows that have left before."""
+    guard.drop(db)
     gate.require_trigger(db, target, table)
     gate.require_dependents(db, target, table)
     left = kept.count_left(db)

@@ -111,7 +111,12 @@ def _require_index(db: Database, target: Target, settings: Settings, table: Tabl
 
 def require_dependents(db: Database, target: Target, table: Table) -> None:
     """Raises MigrationError where something hangs on `v` that would be left behind."""
-    own = {target.sync, target.left, *(left_index(target, part) for part in partitions.parts(db, table.oid))}
+    own = {
+        target.sync,
+        target.guard,
+        target.left,
+        *(left_index(target, part) for part in partitions.parts(db, table.oid)),
+    }
     if found := switching.dependents(db, table, target.source, *own):
         raise MigrationError(
             f"what hangs on {quote(target.source)} of {target} would not go over: {'; '.join(found)}",

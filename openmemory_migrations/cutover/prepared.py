@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from .. import building, catalog, locks, log, partitions, replacing, switching
+from .. import building, catalog, guard, locks, log, partitions, replacing, switching
 from ..catalog import Index, Table
 from ..database import PATIENT_LOCK_TIMEOUT, Database
 from ..errors import MigrationError
@@ -82,6 +82,7 @@ def left(db: Database, target: Target, table: Table) -> list[str]:
     found = [f"index {quote(name)}" for schema, name, oid in named if _index(db, schema, name, oid)]
     if switching.has_proof(db, target):
         found.append(f"constraint {quote(target.left)}, which refuses rows without a vector")
+    found += [f"trigger {name}, which refuses values that would be lost" for name in guard.there(db)]
     if rows := kept.count(db):
         found.append(f"table {quote(target.kept)}, with {rows:,} rows that have left {target}")
     return found + [text for text, _ in _strayed(db, target, table)]
@@ -113,6 +114,10 @@ def take_back(db: Database, target: Target, settings: Settings, table: Table) ->
     """Leaves the table as it was before a cutover that has not come to its switch. Raises MigrationError."""
     with db.transaction():
         require_names(db, target, table)
+        guarded = guard.there(db)
+    if guarded:
+        what = f"dropping trigger {', '.join(guarded)} of {target}"
+        locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: guard.drop(db))
     unprove(db, target, settings, table)
     if target.newer.index_name:
         replacing.drop(db, target.newer, settings, table, replacing.LEFT)

@@ -9,7 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from .. import catalog, checks, claims, interference, locks, log, partitions, proof, replacing, switching, synctrigger
+from .. import (
+    catalog,
+    checks,
+    claims,
+    guard,
+    interference,
+    locks,
+    log,
+    partitions,
+    proof,
+    replacing,
+    switching,
+    synctrigger,
+)
 from ..catalog import Extension, Table
 from ..claims import Claims
 from ..database import Database, Seen
@@ -71,6 +84,14 @@ def _undo(db: Database, target: Target, settings: Settings, extension: Extension
     at = db.at(mark.names(now))
     table = _begin(at, target, settings, extension, found)
     _rebuild(at, now, settings, table, extension, target)
+    with guard.against(guard.VECTORS, at, now, settings, table, extension):
+        _verified_and_switched(db, at, target, settings, table, extension, found)
+
+
+def _verified_and_switched(
+    db: Database, at: Database, target: Target, settings: Settings, table: Table, extension: Extension, found: Mark
+) -> None:
+    now = found.now(target)
     seen = _verify(at, now, table, extension, target)
     if found.source.not_null:
         switching.prove_not_null(at, target, settings, table, now.source)
@@ -182,6 +203,7 @@ def _switch(db: Database, at: Database, target: Target, table: Table, extension:
     if not catalog.trigger_enabled(db, table.oid, target.back):
         raise Changed(f"trigger {quote(target.back)} of {target} is missing or disabled")
     interference.require_none(_interfering(at, target, found, table))
+    guard.drop(at)
     backtrigger.drop(at)
     if found.mode == "swap":
         parts = partitions.parts(db, table.oid)

@@ -24,7 +24,7 @@ from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_table, load, pack, random_rows
 from tests.support.package import TARGET, package
 from tests.support.proxy import Verdict
-from tests.support.states import refused
+from tests.support.states import guards, refused
 from tests.support.verification import UNSEARCHED, behind_its_back, compared, verify
 
 DIM = 8
@@ -348,6 +348,7 @@ def test_what_a_killed_cutover_has_left_is_named_and_goes(
         'index "openmemory_vectors_hnsw_idx"',
         f'index "{left}"',
         f'constraint "{left}", which refuses rows without a vector',
+        f'trigger "{TABLE}_vvector_guard", which refuses values that would be lost',
     ]
     assert found["next"].startswith("alembic -n cutover upgrade head goes on with the cutover")
     assert 'by a run that was interrupted: index "' in om(table, "status").stdout
@@ -356,6 +357,7 @@ def test_what_a_killed_cutover_has_left_is_named_and_goes(
         table.run(unfit)
     assert status(table, 0)["next"] == "nothing"
     assert table.value("SELECT count(*) FROM pg_class WHERE relname = %s", left) == 0
+    assert guards(table) == []
 
 
 @pytest.mark.parametrize("dimensions", ["", pytest.param("(4)", marks=pytest.mark.slow)])

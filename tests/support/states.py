@@ -188,3 +188,13 @@ def follows(database: Database, dim: int, table: str = TABLE, schema: str = "pub
             seen.append(sent and bytes(sent))
         connection.rollback()
     return seen == [expected(written), expected(updated)]
+
+
+def guards(database: Database) -> list[str]:
+    """Triggers and functions that refuse writes for the time of a step, and are there still."""
+    triggers = database.rows(
+        "SELECT tgname FROM pg_trigger WHERE tgparentid = 0 AND obj_description(oid, 'pg_trigger') LIKE %s",
+        "openmemory_migrations: refuses%",
+    )
+    functions = database.rows("SELECT proname FROM pg_proc WHERE proname LIKE %s", "%_guard")
+    return [name for (name,) in triggers + functions]

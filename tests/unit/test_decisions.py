@@ -107,6 +107,8 @@ def test_every_name_of_a_target_is_quoted_with_its_schema() -> None:
         "back_function": '"S""x"."t t_v_bytea_sync"',
         "unconvert": '"S""x"."openmemory_vector_to_bytea"',
         "left": '"t t_vvector_left"',
+        "guard": '"t t_vvector_guard"',
+        "guard_function": '"S""x"."t t_vvector_guard"',
         "kept": '"S""x"."t t_v_kept"',
         "typed": '"v_typed"',
         "typing": '"t t_v_typed_sync"',

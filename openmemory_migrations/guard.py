@@ -1,0 +1,184 @@
+"""Keeps what was found in all rows true until the change that was decided by it.
+
+A change drops values because each row was seen to need them no more. Whoever writes meanwhile could make that untrue,
+and to read the rows again under the lock would keep everybody waiting. So for that time a trigger refuses each write
+that would. To create it waits for the transactions that have written before: what those wrote, a snapshot that is taken
+afterwards sees. It fires AFTER the row is written, so that it sees what others' triggers have made of it, and ALWAYS,
+whatever session_replication_role. That nobody has disabled it in between is seen by `Database.require_seen`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError
+
+from . import locks, log, synctrigger
+from .catalog import Extension, Table
+from .database import Database
+from .errors import MigrationError
+from .settings import Settings
+from .sqlerrors import as_migration_error
+from .synctrigger import FIRE_ALWAYS, of_a_trigger, tag
+from .target import Target, literal, quote
+
+COMMENT = "openmemory_migrations: refuses, while a step is at work, what that step would lose"
+
+# SECURITY DEFINER: the writer may lack rights on the extension's schema
+CREATE_FUNCTION = """
+CREATE OR REPLACE FUNCTION {guard_function}() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {tag}
+BEGIN
+  IF TG_OP = 'UPDATE' AND {unchanged} THEN
+    RETURN NULL;
+  END IF;
+  IF {lost} THEN
+    RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = {message}, HINT = {hint};
+  END IF;
+  RETURN NULL;
+END
+{tag}
+"""
+# the condition makes it depend on the columns: whoever drops one while it is there is told so, and writes go on
+CREATE_TRIGGER = """
+CREATE OR REPLACE TRIGGER {guard} AFTER INSERT OR UPDATE ON {table}
+FOR EACH ROW WHEN (NEW.{one} IS NOT NULL OR NEW.{other} IS NOT NULL) EXECUTE FUNCTION {guard_function}()
+"""
+# by what it says of itself: the table, the trigger or its schema may have got other names since
+OURS = """
+SELECT t.tgname, CAST(CAST(t.tgfoid AS regprocedure) AS text)
+FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = pg_catalog.to_regclass(:table) AND t.tgparentid = 0
+  AND pg_catalog.obj_description(t.oid, 'pg_trigger') = :comment
+ORDER BY 1
+"""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Which write is refused: one that leaves `lost` true, unless it is an UPDATE that leaves `unchanged` true.
+
+    `column` is the one that nobody needs to write, beside `other`, as the names of a `Database` have them.
+    """
+
+    column: str
+    other: str
+    lost: str
+    unchanged: str
+
+
+def _same(column: str) -> str:
+    """Of vectors: the operator takes 0 and -0 for equal."""
+    return f"{{ext}}.vector_send(NEW.{column}) IS NOT DISTINCT FROM {{ext}}.vector_send(OLD.{column})"
+
+
+SAME_SOURCE = "NEW.{source} IS NOT DISTINCT FROM OLD.{source}"
+# `v` goes: another vector than its bytes say would be all that is left
+BYTES = Loss(
+    "vector",
+    "source",
+    "NEW.{source} IS NOT NULL AND {ext}.vector_send({convert}(NEW.{source}, {dimensions}))"
+    " IS DISTINCT FROM {ext}.vector_send(NEW.{vector})",
+    f"{SAME_SOURCE} AND {_same('{vector}')}",
+)
+# the bytes are to be the source again: others than the vector says would be taken for it
+VECTORS = Loss(
+    "source",
+    "vector",
+    "{unconvert}(NEW.{vector}) IS DISTINCT FROM NEW.{source}",
+    f"{SAME_SOURCE} AND {_same('{vector}')}",
+)
+# the vector column goes: a vector that no bytes give would be nowhere
+SOURCELESS = Loss(
+    "vector",
+    "source",
+    "NEW.{vector} IS NOT NULL AND {convert}(NEW.{source}, {ext}.vector_dims(NEW.{vector})) IS NULL",
+    _same("{vector}"),
+)
+# the adopted column goes
+ADOPTED = Loss("adopted", "source", "NEW.{adopted} IS NOT NULL", _same("{adopted}"))
+# a native table's `v` goes, and the column with dimensions takes its place
+UNTYPED = Loss(
+    "typed",
+    "source",
+    "{ext}.vector_send(NEW.{typed}) IS DISTINCT FROM {ext}.vector_send(NEW.{source})",
+    f"{_same('{typed}')} AND {_same('{source}')}",
+)
+
+
+@contextmanager
+def against(
+    loss: Loss,
+    db: Database,
+    target: Target,
+    settings: Settings,
+    table: Table,
+    extension: Extension,
+) -> Iterator[None]:
+    """Refuses such writes from here on, until the change has dropped it; after an error it takes that back."""
+
+    def create() -> None:
+        drop(db)
+        _create(db, target, loss, table, extension)
+
+    if "{convert}" in loss.lost:
+        synctrigger.ensure_convert(db, **extension.names())
+
+    what = f"guarding {target}"
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, create)
+    try:
+        yield
+    except BaseException:
+        take_back(db, settings)
+        raise
+
+
+def take_back(db: Database, settings: Settings) -> None:
+    """After a run that failed, not at the price of waiting for others; where it stays, it refuses nothing else."""
+    if not db.usable:
+        return
+    try:
+        db.rollback()
+        with db.transaction():
+            if there(db):
+                locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
+                drop(db)
+    except (MigrationError, DBAPIError) as error:
+        problem = error if isinstance(error, MigrationError) else as_migration_error(error, "removing a trigger")
+        log.warning(problem.message, detail=problem.detail, hint=problem.hint)
+
+
+def there(db: Database) -> list[str]:
+    """Triggers that a run has left, quoted."""
+    return [quote(name) for name, _ in db.rows(OURS, {"table": db.names["table"], "comment": COMMENT})]
+
+
+def drop(db: Database) -> None:
+    """Trigger and function, if they are there; inside the caller's transaction."""
+    for trigger, function in db.rows(OURS, {"table": db.names["table"], "comment": COMMENT}):
+        of_a_trigger(db, "DROP TRIGGER {trigger} ON {table}", trigger=quote(trigger))
+        db.run("DROP FUNCTION {function}", function=function)
+
+
+def _create(db: Database, target: Target, loss: Loss, table: Table, extension: Extension) -> None:
+    names = extension.names()
+    vector = table.columns.get(target.vector)
+    dimensions = str(vector.dimensions) if vector and vector.dimensions else "NULL"
+    db.run(
+        CREATE_FUNCTION,
+        unchanged=db.sql(loss.unchanged, **names),
+        lost=db.sql(loss.lost, dimensions=dimensions, **names),
+        message=literal(f"{db.names[loss.column]} of {target} can't have a value of its own now"),
+        hint=literal(
+            "openmemory-migrations is about to change this table; write the other column alone, or retry later."
+            f" Where it isn't at work, an interrupted run has left trigger {db.names['guard']}:"
+            " openmemory-migrations status names what takes it away."
+        ),
+        tag=tag([*db.names.values(), *names.values()]),
+    )
+    db.run("REVOKE ALL ON FUNCTION {guard_function}() FROM PUBLIC")
+    of_a_trigger(db, CREATE_TRIGGER, one=db.names[loss.column], other=db.names[loss.other])
+    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["guard"])
+    db.run("COMMENT ON TRIGGER {guard} ON {table} IS {comment}", comment=literal(COMMENT))
