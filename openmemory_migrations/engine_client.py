@@ -125,10 +125,11 @@ class _Writer:
             except DBAPIError as error:
                 if found.part.gone(error):
                     break  # the partition is gone; its reader says so
-                if self.steps.failed(error, end - first, can_care=True) == "refused":
+                outcome = self.steps.failed(error, end - first, can_care=True)
+                if outcome != "again":
                     with self.db.transaction():
                         names = keys_at(found.part.at(self.db), self.table, tids_of(found.rows[first:end]))
-                    self.progress.obstacles.refuse(error, names)
+                    self.progress.obstacles.pass_by(outcome, error, names)
                     first = end
             else:
                 first = end

@@ -103,11 +103,8 @@ class _Worker:
                 outcome = self.steps.failed(error, self.steps.size)
                 if outcome == "again":
                     continue
-                until = self._passed_by(after)
-                if outcome == "locked":
-                    self.progress.obstacles.lock(1)
-                elif until:
-                    self.progress.obstacles.refuse(error, [self._name(until)])
+                if until := self._passed_by(after):
+                    self.progress.obstacles.pass_by(outcome, error, [self._name(until)])
             else:
                 self.steps.done()
             after, over = until, until is None

@@ -34,17 +34,24 @@ UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as i
 OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57")
 NOT_A_ROWS = ("0A", "26", "34", DENIED, "55")
 OF_NAMES = ("3F", "42")
+# in the context of an error; a signature stays as it is in whatever language that is, a bare name is known in English
+FUNCTION = re.compile(
+    r"""^(?:[^\n]*?PL/\w*?[^\n]*?\s((?:"(?:[^"\n]|"")+"|[\w$.])+\([^)\n]*\))|(?:SQL|PL/\w+) function ("[^"\n]+"))""",
+    re.MULTILINE,
+)
 
 
 def is_a_rows(error: DBAPIError) -> bool:
     """Whether the server may refuse, or fail to read, some of the rows only: by a constraint, a trigger, a bad page.
 
-    Whatever a function of others' raises is about a row, but for what is of the server, and what another try may mend.
+    Whatever a function of others' says is about a row; what the server says there may be of the server, or pass.
     """
     state = sqlstate(error)
-    if state is None or state in PASSING or error.connection_invalidated:
+    if state is None or error.connection_invalidated:
         return False
-    if state.startswith(OF_THE_SERVER):
+    if _raised(error):
+        return True
+    if state in PASSING or state.startswith(OF_THE_SERVER):
         return False
     ours = state.startswith(NOT_A_ROWS) or (state.startswith(OF_NAMES) and in_statement(error))
     return not ours or bool(_functions(error))
@@ -62,8 +69,14 @@ def reason_of(error: DBAPIError) -> str:
 
 def _functions(error: DBAPIError) -> list[str]:
     """Those that the error went through, the innermost first, but for ours."""
-    found = re.findall(r"PL/pgSQL function (\S+?\(.*?\)) line", context_of(error) or "")
+    found = [signature or name for signature, name in FUNCTION.findall(context_of(error) or "")]
     return [name for name in found if "openmemory_" not in name]
+
+
+def _raised(error: DBAPIError) -> bool:
+    """Whether it is a function's own word, and not the server's: there another try says the same of the row."""
+    innermost = (context_of(error) or "").split("\n", 1)[0]
+    return "RAISE" in innermost and bool(_functions(error))
 
 
 @dataclass
@@ -73,9 +86,19 @@ class Obstacles:
     refused: dict[str, list[str]] = field(default_factory=dict)
     rows: int = 0  # that were refused
     locked: int = 0
+    waits: dict[str, str] = field(default_factory=dict)  # of what isn't a lock on a row: why, and one that waits
     _in_a_row: int = 0
     _counts: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def pass_by(self, outcome: Literal["refused", "locked"], error: DBAPIError, names: Sequence[str]) -> None:
+        """One row, as `Steps.failed` has it. Raises MigrationError as `refuse_for`."""
+        if outcome == "refused":
+            self.refuse(error, names)
+            return
+        self.lock(1)
+        with self._lock:
+            self.waits.setdefault(reason_of(error), ", ".join(names))
 
     def refuse(self, error: DBAPIError, names: Sequence[str]) -> None:
         self.refuse_for(reason_of(error), names)
@@ -105,6 +128,10 @@ class Obstacles:
     def lock(self, rows: int) -> None:
         with self._lock:
             self.locked += rows
+
+    def waiting(self) -> str:
+        """What rows have waited for that nobody has locked themselves."""
+        return "; ".join(f"{name} failed with {reason}" for reason, name in self.waits.items())
 
     def summary(self) -> str:
         return "; ".join(
@@ -184,15 +211,15 @@ def passes(
             continue
         if obstacles.locked:
             holders = locks.table_holders(db, table_oid)
+            if waiting := obstacles.waiting():
+                holders = f"{waiting}. {holders}"
             if (pause := next(pauses, None)) is not None:
                 log.notice(f"{what}: rows are locked, another pass in {pause:.1f} s", detail=holders)
                 db.stop.sleep(pause)
                 continue
             raise TryAgain(
                 f"{what}: {left:,} rows are left, and rows stay locked by somebody; what is committed is kept",
-                detail=" ".join(
-                    text for text in (f"{obstacles.summary()}." if obstacles.rows else "", holders) if text
-                ),
+                detail=f"{obstacles.summary()}. {holders}" if obstacles.rows else holders,
                 hint="Run the same command again when that transaction is over.",
             )
         idle += 1

@@ -61,11 +61,12 @@ class Walk:
                 if self.part.gone(error):
                     log.notice(f"{self.progress.what}: partition {self.part} is gone")
                     return
-                if steps.failed(error, steps.size, can_care=True) == "refused":
+                outcome = steps.failed(error, steps.size, can_care=True)
+                if outcome != "again":
                     with self.db.transaction():
                         page, item = divmod(place, PLACES)
                         names = keys_at(self.part.at(self.db), self.table, [f"({page},{item})"])
-                    self.progress.obstacles.refuse(error, names)
+                    self.progress.obstacles.pass_by(outcome, error, names)
                     place = end
                 continue
             place = end

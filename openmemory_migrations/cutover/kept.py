@@ -318,10 +318,7 @@ class _Moving:
                 outcome = steps.failed(error, len(some))
                 if outcome == "again":
                     continue
-                if outcome == "locked":
-                    obstacles.lock(1)
-                else:
-                    obstacles.refuse(error, self._names(at, some))
+                obstacles.pass_by(outcome, error, self._names(at, some))
             except _NotWhole:
                 if len(some) > 1:
                     steps.size = len(some) // 2

@@ -35,14 +35,27 @@ $$ BEGIN IF new.user_id = '{SECRET}' THEN
 CREATE TRIGGER refuse BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION refuse();
 """
 DENY = RAISE.replace("USING DETAIL", "USING ERRCODE = '42501', DETAIL")
+CANCEL = RAISE.replace("USING DETAIL", "USING ERRCODE = '57014', DETAIL")
+BUSY = RAISE.replace("USING DETAIL", "USING ERRCODE = '53300', DETAIL")
+ELSEWHERE = RAISE.replace("RAISE 'not %', new.user_id USING DETAIL = new::text;", "UPDATE other SET n = n;")
 DEFERRED = RAISE.replace("TRIGGER refuse BEFORE", "CONSTRAINT TRIGGER refuse AFTER").replace(
     "FOR EACH", "DEFERRABLE INITIALLY DEFERRED FOR EACH"
 )
-REFUSALS = {CHECK: "check", CAST: "cast", RAISE: "trigger", DENY: "denied", DEFERRED: "deferred"}
+REFUSALS = {
+    CHECK: "check",
+    CAST: "cast",
+    RAISE: "trigger",
+    DENY: "denied",
+    CANCEL: "cancel",
+    BUSY: "busy",
+    DEFERRED: "deferred",
+}
 SAID = {
     CHECK: 'SQLSTATE 23514, constraint "named"',
     CAST: "SQLSTATE 3F000",
     DENY: "SQLSTATE 42501, in function refuse()",
+    CANCEL: "SQLSTATE 57014, in function refuse()",
+    BUSY: "SQLSTATE 53300, in function refuse()",
 }
 LOCKED = f"SELECT FROM {TABLE} WHERE id IN ('{ROWS[2].id}', '{ROWS[200].id}') FOR UPDATE"
 SECRETS = f"UPDATE {TABLE} SET user_id = '{SECRET}' WHERE ctid IN ('(0,3)', '(1,1)', '(1,2)')"
@@ -130,6 +143,24 @@ def test_a_row_that_stays_locked_ends_the_run(database: Database, engine: str) -
     assert "2 rows are left" in log
     assert f"process {pid}" in log
     assert database.value(f"SELECT count(*) FROM {TABLE} WHERE {column} IS NULL") == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_waits_for_a_lock_elsewhere_ends_the_run_when_all_others_are_done(database: Database, engine: str) -> None:
+    """Nobody has locked the row itself: its trigger can't have a lock that it needs."""
+    column = table(database, engine)
+    database.run(f"CREATE TABLE other AS SELECT 1 AS n; {ELSEWHERE}")
+    env = {"OM_LOCK_TIMEOUT_MS": "20"} | ({} if engine == "native" else {"OM_BACKFILL_ENGINE": engine})
+    patch = "locks.TRIES, locks.FIRST_PAUSE = 4, 0.01"
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = False
+        cursor.execute("UPDATE other SET n = 2")
+        with running(database, "upgrade", "head", env=env, patch=patch) as run:
+            assert run.ends() != 0
+            log = run.log
+    assert "3 rows are left" in log
+    assert "failed with SQLSTATE 55P03, in function refuse()" in log
+    assert database.value(f"SELECT count(*) FROM {TABLE} WHERE {column} IS NULL") == 3
 
 
 def test_the_server_keeps_nothing_of_a_read(database: Database) -> None:
