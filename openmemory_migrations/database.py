@@ -422,6 +422,7 @@ class Database:
         With a rewrite, another tree, other columns, or a trigger that was disabled for a while, what was found in the
         rows may not be so any more.
         """
+        self._require_locks()  # without which nobody is kept from writing what was not there to be seen
         if self._seen() != seen:
             raise Changed(f"{self.names['table']} was changed since its rows were looked at")
 

@@ -4,7 +4,9 @@ A change drops values because each row was seen to need them no more. Whoever wr
 and to read the rows again under the lock would keep everybody waiting. So for that time a trigger refuses each write
 that would. To create it waits for the transactions that have written before: what those wrote, a snapshot that is taken
 afterwards sees. It fires AFTER the row is written, so that it sees what others' triggers have made of it, and ALWAYS,
-whatever session_replication_role. That nobody has disabled it in between is seen by `Database.require_seen`.
+whatever session_replication_role. That nobody has disabled it in between, and that this run has had its locks between
+runs all the time, is asked by `Database.require_seen`. Without those it refuses nothing: what a killed run leaves does
+no harm until a later one takes it away.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ from sqlalchemy.exc import DBAPIError
 
 from . import locks, log, synctrigger
 from .catalog import Extension, Table
-from .database import Database
+from .database import HELD, Database
 from .errors import MigrationError
 from .settings import Settings
 from .sqlerrors import as_migration_error
 from .synctrigger import FIRE_ALWAYS, of_a_trigger, tag
 from .target import Target, literal, quote
 
+CLEAN_UP_TIMEOUT = "100ms"
 COMMENT = "openmemory_migrations: refuses, while a step is at work, what that step would lose"
 
 # SECURITY DEFINER: the writer may lack rights on the extension's schema
@@ -34,7 +37,7 @@ BEGIN
   IF TG_OP = 'UPDATE' AND {unchanged} THEN
     RETURN NULL;
   END IF;
-  IF {lost} THEN
+  IF {lost} AND {at_work} THEN
     RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = {message}, HINT = {hint};
   END IF;
   RETURN NULL;
@@ -45,6 +48,10 @@ END
 CREATE_TRIGGER = """
 CREATE OR REPLACE TRIGGER {guard} AFTER INSERT OR UPDATE ON {table}
 FOR EACH ROW WHEN (NEW.{one} IS NOT NULL OR NEW.{other} IS NOT NULL) EXECUTE FUNCTION {guard_function}()
+"""
+AT_WORK = """
+EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+                               AND (pid, (classid::bigint << 32) + objid::bigint) IN ({held}))
 """
 # by what it says of itself: the table, the trigger or its schema may have got other names since
 OURS = """
@@ -120,7 +127,7 @@ def against(
     """Refuses such writes from here on, until the change has dropped it; after an error it takes that back."""
 
     def create() -> None:
-        drop(db)
+        drop(db, but=db.names["guard"])
         _create(db, target, loss, table, extension)
 
     if "{convert}" in loss.lost:
@@ -131,23 +138,23 @@ def against(
     try:
         yield
     except BaseException:
-        take_back(db, settings)
+        take_back(db)
         raise
 
 
-def take_back(db: Database, settings: Settings) -> None:
-    """After a run that failed, not at the price of waiting for others; where it stays, it refuses nothing else."""
+def take_back(db: Database) -> None:
+    """After a run that failed, and not at the price of waiting for others: where it stays it does no harm."""
     if not db.usable:
         return
     try:
         db.rollback()
         with db.transaction():
             if there(db):
-                locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
+                locks.set_timeout(db, CLEAN_UP_TIMEOUT)
                 drop(db)
     except (MigrationError, DBAPIError) as error:
         problem = error if isinstance(error, MigrationError) else as_migration_error(error, "removing a trigger")
-        log.warning(problem.message, detail=problem.detail, hint=problem.hint)
+        log.notice(f"{problem.message}; it does no harm, and goes with the next run")
 
 
 def there(db: Database) -> list[str]:
@@ -155,9 +162,12 @@ def there(db: Database) -> list[str]:
     return [quote(name) for name, _ in db.rows(OURS, {"table": db.names["table"], "comment": COMMENT})]
 
 
-def drop(db: Database) -> None:
-    """Trigger and function, if they are there; inside the caller's transaction."""
+def drop(db: Database, but: str | None = None) -> None:
+    """Trigger and function, if they are there, inside the caller's transaction; `but` one that is to be replaced, which
+    need not wait for readers."""
     for trigger, function in db.rows(OURS, {"table": db.names["table"], "comment": COMMENT}):
+        if quote(trigger) == but:
+            continue
         of_a_trigger(db, "DROP TRIGGER {trigger} ON {table}", trigger=quote(trigger))
         db.run("DROP FUNCTION {function}", function=function)
 
@@ -172,10 +182,11 @@ def _create(db: Database, target: Target, loss: Loss, table: Table, extension: E
         lost=db.sql(loss.lost, dimensions=dimensions, **names),
         message=literal(f"{db.names[loss.column]} of {target} can't have a value of its own now"),
         hint=literal(
-            "openmemory-migrations is about to change this table; write the other column alone, or retry later."
-            f" Where it isn't at work, an interrupted run has left trigger {db.names['guard']}:"
-            " openmemory-migrations status names what takes it away."
+            "openmemory-migrations is about to change this table: write the other column alone, or retry later."
         ),
+        at_work=AT_WORK.format(held=held)
+        if (held := ", ".join(f"({pid}, {key})" for _, key, pid in HELD.get()))
+        else "true",
         tag=tag([*db.names.values(), *names.values()]),
     )
     db.run("REVOKE ALL ON FUNCTION {guard_function}() FROM PUBLIC")
