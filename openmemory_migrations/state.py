@@ -149,7 +149,7 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
         bytes=quote(now.source) if has_bytes else "NULL",
     )
     index = proof.valid_index(db, now, table)
-    kept_rows, changed = _kept(db, found, table, target)
+    kept_rows, lost = _kept(db, found, table, target)
     return State(
         target=target,
         revisions=revisions(db, settings),
@@ -169,10 +169,16 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
             without,
             index,
             kept_rows,
-            _changed(db, found, table, target) or changed,
+            _changed(db, found, table, target) or lost,
         ),
         cutover_revisions=revisions(db, settings, CUTOVER_VERSION_TABLE),
     )
+
+
+def changed(db: Database, target: Target, table: Table) -> MigrationError | None:
+    """What isn't any more as a cutover has left it, and keeps that from being undone; in a transaction that is open."""
+    found = Mark.of(table, target)
+    return (_changed(db, found, table, target) or _kept(db, found, table, target)[1]) if found else None
 
 
 def _kept(db: Database, found: Mark, table: Table, target: Target) -> tuple[int | None, MigrationError | None]:

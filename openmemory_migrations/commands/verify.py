@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from .. import advice, describe, output, proof, running
+from .. import advice, describe, output, proof, running, state
 from ..catalog import Extension, Table
 from ..errors import TryAgain, UsageError
 from ..finding import Finding
@@ -111,7 +111,10 @@ def run(options: argparse.Namespace) -> int:
 def prove(step: Step, wanted: Asking, options: argparse.Namespace, see: See = bool) -> Verdict:
     """Raises TryAgain where the seconds that there are were over before the table could be looked at."""
     (at, table, extension), wanted = in_time(step, wanted, options, step.searched)
-    return judge(table, extension, proof.prove(at.db, at.target, table, extension, wanted, see), options)
+    found = proof.prove(at.db, at.target, table, extension, wanted, see)
+    with step.db.transaction():
+        changed = state.changed(step.db, step.target, table)
+    return judge(table, extension, found, options, [Finding.of("cutover", changed)] if changed else [])
 
 
 def in_time(step: Step, wanted: Asking, options: argparse.Namespace, look: Callable[[], T]) -> tuple[T, Asking]:
@@ -170,8 +173,9 @@ class Verdict:
         return [*lines, *describe.finding_lines(self.findings), ("verdict", verdict)]
 
 
-def judge(table: Table, extension: Extension, found: Proof, options: argparse.Namespace) -> Verdict:
-    findings = []
+def judge(
+    table: Table, extension: Extension, found: Proof, options: argparse.Namespace, findings: list[Finding]
+) -> Verdict:
     if found.stopped:
         message = f"the {options.max_seconds:g} seconds of --max-seconds were over before all was looked at"
         findings.append(Finding("error", "max-seconds", message))

@@ -29,7 +29,7 @@ from tests.support.cutover import (
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, Row, create_table, load, pack, random_rows
 from tests.support.proxy import proxy
-from tests.support.states import column_type
+from tests.support.states import column_type, without_guards
 
 DIM = 4
 ROWS = random_rows(20, DIM)
@@ -180,6 +180,10 @@ def test_rows_are_missed_that_others_have_deleted_and_nobody_has_accepted(table:
     cut_over(table, "swap", ACCEPTED)
     table.run(f"DELETE FROM {KEPT} WHERE {where(BAD[0])}")
     assert "3 rows have left" in alembic(table, *DOWN, check=False).log
+    # there are no bytes to compare, and those rows can't be right
+    verified = om(table, "verify", "--queries", "0", env={"OM_INDEX": "none"})
+    assert verified.returncode == 1
+    assert "3 rows have left" in verified.stdout
     undo(table, {"OM_ACCEPT_LOSS": "1"})
     assert count(table) == len(ROWS) + 2
 
@@ -296,7 +300,7 @@ def test_a_row_that_stays_locked_is_waited_for_and_its_holder_named(table: Datab
     assert ended.returncode != 0
     assert "1 rows are left, and rows stay locked by somebody" in ended.log
     assert "Locks on the table are held by process" in ended.log
-    assert not changed(before, whole(table))
+    assert not changed(before, without_guards(whole(table)))
 
 
 @pytest.mark.slow
