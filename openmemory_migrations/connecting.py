@@ -25,6 +25,16 @@ from .sqlerrors import as_migration_error, lost
 NO_VERIFICATION = "/nonexistent/openmemory-migrations"
 # Debian, Red Hat, Alpine and macOS
 AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+# A lock's connection is idle for hours, and what stands between forgets idle connections within minutes. A network that
+# swallows everything is a lost connection after a minute, whichever side is to speak next
+ARGUMENTS = {
+    "application_name": APPLICATION_NAME,
+    "connect_timeout": "60",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
 RECONNECT_PAUSES = (1, 2, 4, 8, 15, 30)  # seconds: a server that restarts is back within a minute
 
 T = TypeVar("T")
@@ -70,9 +80,7 @@ def engine_for(url: URL) -> Engine:
             f'driver "{url.get_driver_name()}" is not supported',
             hint="Use postgresql+psycopg2:// or postgresql+psycopg:// in OM_DATABASE_URL.",
         )
-    # a lock's connection is idle for hours, and what stands between forgets idle connections within minutes
-    arguments = {"application_name": APPLICATION_NAME, "keepalives_idle": "60"}
-    own = {name: value for name, value in arguments.items() if name not in url.query}
+    own = {name: value for name, value in ARGUMENTS.items() if name not in url.query}
     try:
         return sa.create_engine(url, poolclass=NullPool, connect_args=own)
     except ModuleNotFoundError as error:

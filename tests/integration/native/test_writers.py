@@ -77,7 +77,7 @@ def test_rows_that_another_transaction_has_locked_are_waited_for(table: Database
         connection.autocommit = False
         cursor.execute(f"UPDATE {TABLE} SET user_id = 'moved' WHERE sector = 'semantic'")
         process = start_alembic(table, "upgrade", "head", env={"OM_LOCK_TIMEOUT_MS": "20"})
-        eventually(lambda: sessions(table, extra="AND wait_event_type = 'Lock' AND query LIKE 'UPDATE ONLY%'"))
+        eventually(lambda: sessions(table, extra="AND wait_event_type = 'Lock' AND query LIKE '%UPDATE ONLY%'"))
         connection.commit()
 
     done = result(process)
