@@ -28,7 +28,7 @@ from .progress import Progress
 from .reading import pages_of
 from .settings import Settings
 from .target import Target, quote
-from .walking import Walk
+from .walking import Filling, Walk
 
 MOST_CARRIED = 14_000  # rows in a batch
 PATIENCE = 60  # seconds in which what another run has claimed is left to it
@@ -159,8 +159,8 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table, 
             progress.converted = locks.retried(db, settings.lock_timeout_ms, table.oid, what, at_once)
         elif pending:
             for part, last_page in walks:
-                names = ("{vector}", "{adopted}", ADOPTED_ONLY)
-                Walk(db, table, extension, part, *names, lock_timeout, MOST_CARRIED, progress).take(last_page)
+                filling = Filling("{vector}", "{adopted}", ADOPTED_ONLY)
+                Walk(db, table, extension, part, filling, lock_timeout, MOST_CARRIED, progress).take(last_page)
         moved += progress.converted
         return progress.converted, pending
 

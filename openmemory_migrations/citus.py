@@ -29,6 +29,12 @@ SELECT coalesce(sum(CAST(result AS bigint)), 0) FROM run_command_on_shards(
   WHERE i.indrelid = '%s'::regclass AND a.amname IN ('ivfflat', 'hnsw')$command$)
 WHERE success
 """
+PAGES = """
+SELECT coalesce(max(CAST(result AS bigint)), 0) FROM run_command_on_shards(
+  CAST(CAST(:oid AS oid) AS regclass),
+  $command$SELECT pg_relation_size('%s'::regclass) / CAST(current_setting('block_size') AS bigint)$command$)
+WHERE success
+"""
 BUILDING = """
 SELECT string_agg(nodename || ': ' || result, '; ' ORDER BY nodename, nodeport) FROM run_command_on_workers(
   $command$SELECT count(*) || ' shards, ' || coalesce(round(100.0 * sum(tuples_done) / nullif(sum(tuples_total), 0)), 0)
@@ -80,6 +86,11 @@ def rows_a_shard(db: Database, table_oid: int, rows: int) -> int:
         hint="maintenance_work_mem of the nodes: ALTER DATABASE … SET maintenance_work_mem = …, on the coordinator.",
     )
     return rows // found
+
+
+def pages(db: Database, table_oid: int) -> int:
+    """Of the largest shard: a range of places names rows in each."""
+    return int(db.value(PAGES, {"oid": table_oid}))
 
 
 def index_size(db: Database, table_oid: int) -> int | None:

@@ -29,7 +29,7 @@ AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bund
 # swallows everything is a lost connection after a minute, whichever side is to speak next
 ARGUMENTS = {
     "application_name": APPLICATION_NAME,
-    "connect_timeout": "60",
+    "connect_timeout": "15",
     "keepalives_idle": "30",
     "keepalives_interval": "10",
     "keepalives_count": "3",

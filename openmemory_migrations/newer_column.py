@@ -19,7 +19,7 @@ from .settings import Settings
 from .switching import Attributes
 from .synctrigger import FIRE_ALWAYS, of_a_trigger, tag
 from .target import GIVEN, TYPED, Target, literal, quote
-from .walking import Walk
+from .walking import Filling, Walk
 
 # A value of other dimensions fails the write, with pgvector's own error. Frozen with the first release.
 CREATE_FUNCTION = """
@@ -110,9 +110,7 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
                         table,
                         extension,
                         part,
-                        "{typed}",
-                        "{source}",
-                        PENDING,
+                        Filling("{typed}", "{source}", PENDING),
                         lock_timeout,
                         most_rows,
                         progress,

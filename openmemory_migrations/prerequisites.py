@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from . import catalog, checks, citus, engine_server, expand, interference, pace
+from . import catalog, checks, citus, expand, interference, pace
 from .catalog import Extension, Table
 from .database import Database
 from .environment import VERSION_TABLE
@@ -86,9 +86,7 @@ def _engine(db: Database, target: Target, settings: Settings, table: Table) -> I
     except MigrationError as error:
         yield Finding.of("engine", error)
         return
-    if engine == "server":
-        yield from _refused("engine", lambda: engine_server.require_key(target, table))
-    elif not db.value("SELECT has_database_privilege(current_database(), 'TEMPORARY')"):
+    if engine == "client" and not db.value("SELECT has_database_privilege(current_database(), 'TEMPORARY')"):
         role, name = quote(db.value("SELECT current_user")), quote(db.value("SELECT current_database()"))
         yield Finding(
             "error",
