@@ -589,7 +589,12 @@ class Database:
         self.outlive_timeouts(batch=True)
         try:
             with self.driver.notices(log.server_message), listening(self.stop, cancel):
-                yield
+                try:
+                    yield
+                except BaseException:
+                    if not self.usable:
+                        self.stop.check()  # or who was told to stop would connect again
+                    raise
         except BaseException:
             with suppress(DBAPIError, MigrationError):  # that one says more
                 self._put_back()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from sqlalchemy.engine import Connection
 from .errors import MigrationError
 
 BUFFER = 64 * 1024
+ANSWER = 1.0  # seconds in which a host answers that is to cancel a statement
 Heard = Callable[[str], None]
 
 
@@ -61,6 +63,10 @@ class Psycopg2:
         return int(self.raw.get_backend_pid())
 
     def cancel(self) -> None:
+        # it connects while it holds the interpreter's lock: never to a host that doesn't answer
+        host, port = self.raw.info.host, self.raw.info.port
+        if host and not host.startswith("/"):
+            socket.create_connection((host, port), timeout=ANSWER).close()
         self.raw.cancel()
 
     def copy_out(self, query: str) -> memoryview:

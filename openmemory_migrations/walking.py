@@ -84,10 +84,10 @@ class Walk:
                     self.progress.obstacles.pass_by(outcome, error, self._keys([_tid(place)]))
                     place += 1
                 continue
-            place = end
             self.steps.done()
-            if filled > self.most_rows:
-                self.steps.size = max(1, self.steps.size // 4)
+            if filled:  # rows lie evenly, more or less
+                self.steps.size = max(1, min(self.steps.size, (end - place) * self.most_rows // filled))
+            place = end
             if filled or bad:
                 self.progress.add(self.db, filled, bad)
             if filled and self.pace:

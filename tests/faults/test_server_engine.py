@@ -145,8 +145,7 @@ def test_a_signal_takes_back_the_page_and_the_same_command_continues(table: Data
     assert "Traceback" not in run.log, run.log
     wait_until_gone(table)
     before = done(table)
-    assert len(before) < ROWS
-    assert len(before) % 50 == 0
+    assert 0 < len(before) < ROWS
 
     alembic(table, "upgrade", "head", env=SERVER)
 
@@ -235,7 +234,7 @@ class Beginning(PackageDatabase):
     begun: list[bool]
 
     def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
-        if template.startswith("UPDATE {table}") and not self.begun:
+        if template.startswith("UPDATE ONLY {table}") and not self.begun:
             self.begun.append(True)
             self.before()
         return super().run(template, parameters, **names)
@@ -289,7 +288,7 @@ def test_a_statement_timeout_of_the_role_makes_pages_smaller_until_they_fit(data
     log = alembic(database, "upgrade", "head", env=SERVER | {"BACKFILL_BATCH": "100"}).stderr
 
     assert "statement timeout" in log
-    assert "try 1 of 30, again with 50 rows" in log
+    assert "try 1 of 30, again with 1,024 places" in log
     database.run(f"ALTER DATABASE {database.name} RESET statement_timeout")
     assert mismatches(database) == []
     assert converted(database) == 120
@@ -346,6 +345,6 @@ def test_in_a_host_on_each_driver(style: str, driver: str, database: Database, t
     assert mismatches(database, dim=64) == []
     assert checksum(database) == v
     commits = database.rows(f"SELECT count(*) FROM {TABLE} WHERE v_vector IS NOT NULL GROUP BY xmin")
-    assert max(rows for (rows,) in commits) <= 100
+    assert max(rows for (rows,) in commits) <= 200  # by pages, which hold more or less
     host.alembic("downgrade", "host_2", env=SERVER)
     assert checksum(database) == v
