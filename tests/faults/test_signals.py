@@ -13,9 +13,10 @@ from signal import Signals
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import locks
-from tests.support.commands import alembic
+from openmemory_migrations import embedded, locks
+from tests.support.commands import Process, alembic, result, start_alembic
 from tests.support.openmemory import Database, Row, checksum, mismatches, random_rows
+from tests.support.proxy import Verdict, proxy
 from tests.support.running import (
     OURS,
     REACTION,
@@ -69,6 +70,26 @@ def test_a_signal_in_a_batch_takes_that_batch_back_and_the_same_command_continue
     assert f"{500 - done} of {500 - done} rows (100 %)" in again.stderr
     assert mismatches(database) == []
     assert checksum(database) == v
+
+
+def test_a_run_that_is_told_to_stop_does_not_connect_again(server: embedded.Server, database: Database) -> None:
+    """The connection is lost before a cancel has come to the server."""
+    filled(database, random_rows(500, 16))
+    process: Process | None = None
+
+    def watch(statement: str) -> Verdict:
+        if not statement.startswith("CREATE TEMPORARY TABLE"):
+            return None
+        assert process
+        process.send_signal(SIGNALS[0])
+        time.sleep(0.2)
+        return "before"
+
+    with proxy(server, watch) as between:
+        process = start_alembic(between.to(database), "upgrade", "head")
+        ended = result(process)
+    assert "stopped by" in ended.log
+    assert "Connecting again" not in ended.log
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

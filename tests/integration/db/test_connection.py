@@ -16,7 +16,7 @@ from psycopg2.sql import SQL, Identifier, Literal
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from openmemory_migrations import embedded
-from openmemory_migrations.connecting import engine_for, url_of
+from openmemory_migrations.connecting import ARGUMENTS, engine_for, url_of
 from openmemory_migrations.database import Database as PackageDatabase
 from openmemory_migrations.errors import ConnectionLost
 from openmemory_migrations.settings import Settings
@@ -242,6 +242,9 @@ def test_the_connection_says_who_it_is_unless_the_url_does(
 
     with engine_for(found).connect() as connection:
         assert connection.execute(sa.text("SHOW application_name")).scalar() == expected
+        # what ends it where the network swallows everything; over a unix socket there is nothing more to see
+        given = connection.connection.dbapi_connection.info.dsn_parameters  # type: ignore[union-attr]
+        assert {name: given.get(name) for name in ARGUMENTS} == {**ARGUMENTS, "application_name": expected}
 
 
 # -- names that need quoting
