@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from . import catalog, citus, claims, dimensions, guard, interference, locks, log, partitions
+from . import catalog, citus, claims, dimensions, engines, guard, interference, locks, log, partitions
 from .catalog import Extension, Table
 from .claims import Claim, Claims
-from .database import Database, Seen
+from .database import Database
 from .engine_client import ClientEngine
 from .engine_server import ServerEngine
-from .errors import MigrationError
+from .errors import Changed, MigrationError
 from .keys import SHOWN_KEYS, keys_where
-from .leftovers import Leftovers, by_converting, by_reading, leftovers
+from .leftovers import Leftovers, by_counting, by_reading, leftovers
 from .pace import Pace
 from .passes import Obstacles, in_the_way, passes, until_none_is_left
 from .progress import Progress
@@ -58,9 +57,12 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
     with db.transaction():
         followed = catalog.trigger_enabled(db, table.oid, target.sync)
         pace = Pace(db, settings)
-        in_server = citus.engine(db, target, settings, table) == "server"
-    make: Callable[..., Engine] = ServerEngine if in_server else ClientEngine
-    engine = make(db, target, settings, table, extension)
+        chosen = engines.choose(db, target, settings, table, extension)
+    engine: Engine
+    if chosen.in_server:
+        engine = ServerEngine(db, target, settings, table, extension, native=chosen.name == "native")
+    else:
+        engine = ClientEngine(db, target, settings, table, extension)
     left = Leftovers(0, Counter(), {}, 0)
     done = 0  # passes
 
@@ -90,7 +92,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
             with progress.shown():
                 heeded = _given_back(db, waiting, progress)
         done += 1
-        left = leftovers(db, target, table, by_converting if in_server else by_reading)
+        left = leftovers(db, target, table, by_counting if chosen.in_server else by_reading)
         if done >= 2 and not followed:
             return 0, min(left.convertible, obstacles.rows + obstacles.locked)
         return sum(progress.converted for progress in started.values()), left.convertible
@@ -126,15 +128,15 @@ def carry_over(db: Database, target: Target, settings: Settings, table: Table, e
     """Moves the values without source from the adopted column to ours, then drops the adopted column."""
 
     def carry_over() -> None:
+        _carry_over(db, target, settings, table, extension)
         with guard.against(guard.ADOPTED, db, target, settings, table, extension):
-            _carry_over(db, target, settings, table, extension)
+            _drop_adopted(db, target, settings, table, extension)
 
     locks.decided(carry_over)
 
 
 def _carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
     moved = 0
-    seen: Seen = ()
     what = "carrying values over"
     with db.transaction():
         spread = citus.shards(db, table.oid)
@@ -143,18 +145,12 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table, 
     def at_once() -> int:
         return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
 
-    def count(db: Database) -> int:
-        return int(db.value("SELECT count(*) FROM {table} WHERE " + ADOPTED_ONLY))
-
     def once(obstacles: Obstacles) -> tuple[int, int]:
-        nonlocal moved, seen
-        with db.transaction(snapshot=True) as seen:
-            pending = count(db)
-            if not pending:
-                _refuse_loss(db, target, settings, table, extension)
-                interference.require_none(interference.of_sync(db, target, table))
+        nonlocal moved
+        with db.transaction(snapshot=True):
+            pending = _to_carry(db)
             walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
-        progress = Progress(what, pending, count, doing=what, obstacles=obstacles)
+        progress = Progress(what, pending, _to_carry, doing=what, obstacles=obstacles)
         if pending and spread:  # no place to go by; rows without source are few
             progress.converted = locks.retried(db, settings.lock_timeout_ms, table.oid, what, at_once)
         elif pending:
@@ -177,6 +173,18 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table, 
         log.notice(
             f"{moved:,} values without source in {quote(target.source)} carried over from {quote(target.adopted)}"
         )
+
+
+def _to_carry(db: Database) -> int:
+    return int(db.value("SELECT count(*) FROM {table} WHERE " + ADOPTED_ONLY))
+
+
+def _drop_adopted(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+    with db.transaction(snapshot=True) as seen:
+        if _to_carry(db):
+            raise Changed(f"values have come to {quote(target.adopted)} of {target}")
+        _refuse_loss(db, target, settings, table, extension)
+        interference.require_none(interference.of_sync(db, target, table))
 
     def drop() -> None:
         guard.drop(db)

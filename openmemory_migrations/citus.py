@@ -10,11 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from . import log
-from .catalog import Table
 from .database import Database
 from .errors import MigrationError
-from .settings import Settings
-from .target import Target
 
 INSTALLED = "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus')"
 DISTRIBUTION = """
@@ -59,21 +56,6 @@ def shards(db: Database, table_oid: int) -> int | None:
             hint="Connect to the coordinator and run the same command again.",
         )
     return max(1, int(row[0]))
-
-
-def engine(db: Database, target: Target, settings: Settings, table: Table) -> str:
-    """The engine to convert with: as configured, else on the client, for a distributed table on the server.
-
-    Raises MigrationError where the configured one can't work.
-    """
-    found = shards(db, table.oid)
-    if found and settings.backfill_engine == "client":
-        raise MigrationError(
-            f"{target} is distributed by Citus, and OM_BACKFILL_ENGINE=client works on ordinary tables only",
-            detail="A row's place (ctid), by which it writes, names a row in each of the shards.",
-            hint="Leave OM_BACKFILL_ENGINE unset, or set it to server.",
-        )
-    return settings.backfill_engine or ("server" if found else "client")
 
 
 def rows_a_shard(db: Database, table_oid: int, rows: int) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, TypeVar
@@ -28,6 +28,9 @@ from .target import literal, quote
 
 APPLICATION_NAME = "openmemory-migrations"
 READ_COMMITTED: Any = "READ COMMITTED"
+# whatever the role or the database has: an error instead of a partial result where a policy would hide rows from this
+# role, and types by the names that we know
+WHATEVER = {"row_security": "off", "quote_all_identifiers": "off"}
 LOCK_TIMEOUT = "10s"  # of whatever has no shorter one of its own: nothing waits for ever
 # CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
 PATIENT_LOCK_TIMEOUT = "1h"
@@ -288,11 +291,9 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Looks at rows inside the transaction that is open already, and leaves its settings as they were."""
-        with (
-            self.local("row_security", "off"),
-            self.local("statement_timeout", "0"),
-            self.local("lock_timeout", LOCK_TIMEOUT),
-        ):
+        with ExitStack() as settings:
+            for name, value in {**WHATEVER, "statement_timeout": "0", "lock_timeout": LOCK_TIMEOUT}.items():
+                settings.enter_context(self.local(name, value))
             self._wait_for_table()
             yield
 
@@ -349,8 +350,7 @@ class Database:
         Yields what was looked at, for whoever decides by it in a later transaction (`require_seen`).
         """
         self.stop.check()
-        # row_security: an error instead of a partial result where a policy would hide rows from this role
-        own = {"lock_timeout": LOCK_TIMEOUT, "row_security": "off", **(settings or {})}
+        own = {"lock_timeout": LOCK_TIMEOUT, **WHATEVER, **(settings or {})}
         if batch:  # a trigger of the host's may say what is in a row
             own["client_min_messages"] = "error"
 

@@ -1,16 +1,18 @@
-"""Converts inside the database, by the SQL function that the trigger has: no value travels.
+"""Converts inside the database: no value travels.
 
-Slower than the client where the server's processors are the limit, faster where the network is. The only way on a
-distributed table, where each node converts its own rows: a range of places names rows in each shard.
+By the server's own code, at the pace of a copy, where that can be had (native.py); else by the SQL function that the
+trigger has, slower than the client where the server's processors are the limit. The only way on a distributed table,
+where each node converts its own rows: a range of places names rows in each shard.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError
 
-from . import citus, locks, partitions, synctrigger
+from . import citus, locks, native, partitions, synctrigger
 from .beside import side_by_side
 from .catalog import Extension, Table
 from .claims import Claims
@@ -28,25 +30,35 @@ VALUE = "{{convert}}({{source}}, {dimensions})"
 
 
 class ServerEngine:
-    def __init__(self, db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+    """`native`: by the server's own code, of which nothing stays."""
+
+    def __init__(
+        self, db: Database, target: Target, settings: Settings, table: Table, extension: Extension, *, native: bool
+    ) -> None:
+        self.native = native
         self.db, self.target, self.settings, self.table, self.extension = db, target, settings, table, extension
         with db.transaction():
             self.lock_timeout = locks.batch_timeout(db, settings)
             self.spread = bool(citus.shards(db, table.oid))
-        synctrigger.ensure_convert(db, **extension.names())
+        if not native:
+            synctrigger.ensure_convert(db, **extension.names())
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
         with self.db.transaction():
             leaves = partitions.leaves(self.db, self.table.oid)
         filling = Filling(
             "{vector}",
-            VALUE.format(dimensions=dimensions),
+            native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
             PENDING.format(octets=4 * dimensions),
             ok="{filled} IS NOT NULL",  # to compare the value would be to convert once more
-            unfit=NOT_FINITE,
+            unfit=native.unfit(dimensions) if self.native else NOT_FINITE,
         )
 
         def convert(db: Database, claims: Claims) -> None:
+            with native.there(db, self.extension) if self.native else nullcontext():
+                _convert(db, claims)
+
+        def _convert(db: Database, claims: Claims) -> None:
             for part in leaves:
                 try:
                     with db.transaction():
@@ -67,6 +79,7 @@ class ServerEngine:
                     pace.on(db),
                     (claims, self.target.vector),
                     self.spread,
+                    native.here if self.native else None,
                 ).take(pages)
 
         side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])

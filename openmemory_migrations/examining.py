@@ -15,6 +15,7 @@ from . import (
     checks,
     citus,
     dimensions,
+    engines,
     expand,
     followers,
     growth,
@@ -212,7 +213,7 @@ def _cost(step: Step, facts: Facts, table: Table) -> None:
     if lengths is None or facts.has("engine", "dimensions") or (facts.ours and not facts.convertible):
         return
     facts.shards = citus.shards(db, table.oid)
-    facts.engine = citus.engine(db, target, settings, table)
+    facts.engine = engines.choose(db, target, settings, table, facts.extension if facts.installed else None).name
     if facts.dimensions:
         facts.growth = growth.growth(facts.engine, facts.dimensions, facts.convertible)
     if facts.extension is None:

@@ -11,10 +11,15 @@ from .catalog import Column, Extension, Table
 from .cutover import prepared
 from .database import Database
 from .errors import ANEW, MigrationError
+from .passes import is_a_rows
 from .settings import Settings
-from .sqlerrors import as_migration_error
+from .sqlerrors import as_migration_error, sqlstate
 from .target import SET_ASIDE, Target, literal, quote
 
+COUNT_LOST = """
+SELECT count(*) FROM {table}
+WHERE {vector} IS NOT NULL AND CASE WHEN {other_length} THEN true ELSE {not_finite} END AND {kept} IS NOT true
+"""
 FOR_AN_INDEX = "For an index, set OM_VEC_DIM or OM_TIER"
 EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 
@@ -216,15 +221,21 @@ def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Tar
     # vector_dims would fetch every value that is out of line; a column with dimensions needn't be asked
     size = str(column.dimensions) if column.dimensions else db.sql("{ext}.vector_dims({vector})", **names)
     kept = db.sql("{ext}.vector_send({adopted}) = {ext}.vector_send({vector})", **names) if aside else "false"
-    lost = db.value(
-        """
-        SELECT count(*) FROM {table}
-        WHERE {vector} IS NOT NULL AND CASE WHEN {other_length} THEN true ELSE {not_finite} END AND {kept} IS NOT true
-        """,
-        other_length=db.sql(dimensions.OTHER_LENGTH, size=size),
-        not_finite=db.sql(dimensions.NOT_FINITE),
-        kept=f"({kept})",
-    )
+    asked = {"other_length": db.sql(dimensions.OTHER_LENGTH, size=size), "kept": f"({kept})"}
+    try:
+        with db.attempt():
+            lost = db.value(COUNT_LOST, not_finite=db.sql(dimensions.NOT_FINITE), **asked)
+    except DBAPIError as error:
+        if not is_a_rows(error):
+            raise
+        if not settings.accept_loss:
+            raise MigrationError(
+                f"the server can't read all values of {quote(target.source)} of {target} (SQLSTATE {sqlstate(error)}),"
+                f" whose vectors may be all that is left of them",
+                hint="openmemory-migrations verify --queries 0 names those rows. Restore or delete them, or accept the"
+                " loss with OM_ACCEPT_LOSS=<their number>.",
+            ) from error
+        lost = db.value(COUNT_LOST, not_finite="false", **asked)
     if lost > settings.accept_loss:
         raise MigrationError(
             f"{lost:,} values of {quote(target.vector)} have no source in {quote(target.source)} of {target}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from . import building, building_tree, catalog, citus, indexes, log, partitions, proof, replacing, synctrigger
+from . import building, building_tree, catalog, citus, engines, guard, indexes, log, partitions, proof, replacing
 from .building import CannotBuild
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW, Changed
 from .indexes import NoIndex, Plan
-from .leftovers import by_converting, by_reading, leftovers
+from .leftovers import by_counting, by_reading, leftovers
 from .searching import listed
 from .settings import Settings
 from .sqlerrors import as_migration_error
@@ -24,6 +24,7 @@ TABLE_SIZE = "SELECT coalesce(sum(pg_catalog.pg_table_size(oid)), 0) FROM unnest
 
 def upgrade(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
     """Never fails for an index that can't be had, as the SQL that it mirrors promises; the log says why."""
+    guard.take_back(db)  # of a downgrade that was killed or refused
     size = table.columns[target.vector].dimensions
     if size is None:
         log.notice(
@@ -31,10 +32,8 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
     with db.transaction():
-        in_server = citus.engine(db, target, settings, table) == "server"
-    if in_server:
-        synctrigger.ensure_convert(db, **extension.names())
-    left = leftovers(db, target, table, by_converting if in_server else by_reading)
+        in_server = engines.choose(db, target, settings, table, extension).in_server
+    left = leftovers(db, target, table, by_counting if in_server else by_reading)
     if left.convertible:
         log.warning(
             f"{left.convertible:,} rows of {target} have {quote(target.source)} but no {quote(target.vector)}",

@@ -18,6 +18,7 @@ TRIGGERS = """
 SELECT CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname FROM pg_catalog.pg_trigger t
 WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
   AND t.tgname <> :ours AND t.tgtype & 16 <> 0
+  AND coalesce(obj_description(t.oid, 'pg_trigger'), '') NOT LIKE 'openmemory_migrations: %'
   AND (t.tgattr = CAST('' AS int2vector)
        OR (SELECT a.attnum FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attname = :vector)
           = ANY (CAST(t.tgattr AS int2[])))

@@ -29,15 +29,18 @@ from .target import Target, literal, quote
 CLEAN_UP_TIMEOUT = "100ms"
 COMMENT = "openmemory_migrations: refuses, while a step is at work, what that step would lose"
 
-# SECURITY DEFINER: the writer may lack rights on the extension's schema
+# SECURITY DEFINER: the writer may lack rights on the extension's schema. A run that was killed may have left it, and a
+# schema of these functions have got another name since: then it refuses nothing and fails nothing. Images are compared,
+# as the operator of vectors takes 0 and -0 for equal
 CREATE_FUNCTION = """
 CREATE OR REPLACE FUNCTION {guard_function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {tag}
 BEGIN
-  IF TG_OP = 'UPDATE' AND {unchanged} THEN
+  IF TG_OP = 'UPDATE' AND {unchanged}
+     OR EXISTS (SELECT FROM unnest({calls}) AS its (name) WHERE to_regprocedure(its.name) IS NULL) THEN
     RETURN NULL;
   END IF;
-  IF {lost} AND {at_work} THEN
+  IF ({lost}) AND {at_work} THEN
     RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = {message}, HINT = {hint};
   END IF;
   RETURN NULL;
@@ -65,7 +68,8 @@ ORDER BY 1
 
 @dataclass(frozen=True)
 class Loss:
-    """Which write is refused: one that leaves `lost` true, unless it is an UPDATE that leaves `unchanged` true.
+    """Which write is refused: one that leaves `lost` true, unless it is an UPDATE that leaves both columns as they
+    were, or with `other_may_change` only the first.
 
     `column` is the one that nobody needs to write, beside `other`, as the names of a `Database` have them.
     """
@@ -73,46 +77,42 @@ class Loss:
     column: str
     other: str
     lost: str
-    unchanged: str
+    other_may_change: bool = False
+
+    @property
+    def unchanged(self) -> str:
+        names = [self.column] if self.other_may_change else [self.column, self.other]
+        new, old = (", ".join(f"{row}.{{{name}}}" for name in names) for row in ("NEW", "OLD"))
+        return f"record_image_eq(ROW({new}), ROW({old}))"
 
 
-def _same(column: str) -> str:
-    """Of vectors: the operator takes 0 and -0 for equal."""
-    return f"{{ext}}.vector_send(NEW.{column}) IS NOT DISTINCT FROM {{ext}}.vector_send(OLD.{column})"
-
-
-SAME_SOURCE = "NEW.{source} IS NOT DISTINCT FROM OLD.{source}"
 # `v` goes: another vector than its bytes say would be all that is left
 BYTES = Loss(
     "vector",
     "source",
     "NEW.{source} IS NOT NULL AND {ext}.vector_send({convert}(NEW.{source}, {dimensions}))"
     " IS DISTINCT FROM {ext}.vector_send(NEW.{vector})",
-    f"{SAME_SOURCE} AND {_same('{vector}')}",
 )
 # the bytes are to be the source again: others than the vector says would be taken for it
-VECTORS = Loss(
-    "source",
-    "vector",
-    "{unconvert}(NEW.{vector}) IS DISTINCT FROM NEW.{source}",
-    f"{SAME_SOURCE} AND {_same('{vector}')}",
-)
-# the vector column goes: a vector that no bytes give would be nowhere
+VECTORS = Loss("source", "vector", "{unconvert}(NEW.{vector}) IS DISTINCT FROM NEW.{source}")
+# the vector column goes: a vector that no bytes give would be nowhere. One whose bytes the application takes away is
+# stale, where no trigger takes it along
 SOURCELESS = Loss(
     "vector",
     "source",
     "NEW.{vector} IS NOT NULL AND {convert}(NEW.{source}, {ext}.vector_dims(NEW.{vector})) IS NULL",
-    _same("{vector}"),
+    other_may_change=True,
 )
-# the adopted column goes
-ADOPTED = Loss("adopted", "source", "NEW.{adopted} IS NOT NULL", _same("{adopted}"))
-# a native table's `v` goes, and the column with dimensions takes its place
-UNTYPED = Loss(
-    "typed",
+# the adopted column goes: of a row that moves to another partition the server says that it is INSERTed
+ADOPTED = Loss(
+    "adopted",
     "source",
-    "{ext}.vector_send(NEW.{typed}) IS DISTINCT FROM {ext}.vector_send(NEW.{source})",
-    f"{_same('{typed}')} AND {_same('{source}')}",
+    "NEW.{adopted} IS NOT NULL AND CASE WHEN NEW.{source} IS NULL THEN {ext}.vector_send(NEW.{vector})"
+    " IS DISTINCT FROM {ext}.vector_send(NEW.{adopted}) ELSE NEW.{vector} IS NULL END",
+    other_may_change=True,
 )
+# a native table's `v` goes, and the column with dimensions takes its place
+UNTYPED = Loss("typed", "source", "{ext}.vector_send(NEW.{typed}) IS DISTINCT FROM {ext}.vector_send(NEW.{source})")
 
 
 @contextmanager
@@ -127,6 +127,8 @@ def against(
     """Refuses such writes from here on, until the change has dropped it; after an error it takes that back."""
 
     def create() -> None:
+        if "{convert}" in loss.lost:
+            synctrigger.bring_convert(db, **extension.names())
         drop(db, but=db.names["guard"])
         _create(db, target, loss, table, extension)
 
@@ -172,13 +174,22 @@ def drop(db: Database, but: str | None = None) -> None:
         db.run("DROP FUNCTION {function}", function=function)
 
 
+def _calls(db: Database, loss: Loss, extension: Extension) -> list[str]:
+    """The functions that it calls beside the server's own."""
+    ext = quote(extension.schema)
+    calls = [f"{ext}.vector_send({ext}.vector)"]
+    calls += [f"{db.names['convert']}(bytea, integer)"] if "{convert}" in loss.lost else []
+    return calls + ([f"{db.names['unconvert']}({ext}.vector)"] if "{unconvert}" in loss.lost else [])
+
+
 def _create(db: Database, target: Target, loss: Loss, table: Table, extension: Extension) -> None:
     names = extension.names()
     vector = table.columns.get(target.vector)
     dimensions = str(vector.dimensions) if vector and vector.dimensions else "NULL"
     db.run(
         CREATE_FUNCTION,
-        unchanged=db.sql(loss.unchanged, **names),
+        unchanged=db.sql(loss.unchanged),
+        calls=f"ARRAY[{', '.join(map(literal, _calls(db, loss, extension)))}]",
         lost=db.sql(loss.lost, dimensions=dimensions, **names),
         message=literal(f"{db.names[loss.column]} of {target} can't have a value of its own now"),
         hint=literal(

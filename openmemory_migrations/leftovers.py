@@ -26,7 +26,7 @@ SELECT CASE WHEN {vector} IS NULL THEN octet_length({source}) END, count(*), cou
 FROM {table} WHERE {source} IS NOT NULL GROUP BY 1
 """
 DIFFERS = "octet_length(v) <> 4 * CAST(dim AS bigint)"
-NOT_CONVERTED = "octet_length({source}) = {octets} AND {convert}({source}, {dimensions}) IS NULL"
+NOT_CONVERTED = "octet_length({source}) = {octets} AND {not_finite}"
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def read(
     return Found(good, bad, keys, unread)
 
 
-def by_converting(db: Database, table: Table, size: int) -> Found:
-    """Converts the values there: only numbers and keys travel."""
-    names = {"octets": str(4 * size), "dimensions": str(size)}
+def by_counting(db: Database, table: Table, size: int) -> Found:
+    """Looks at the values there: only numbers and keys travel."""
+    names = {"octets": str(4 * size), "not_finite": db.sql(dimensions.NOT_FINITE)}
     try:
         with db.attempt():
             ((all_rows, bad),) = db.rows(

@@ -385,7 +385,7 @@ class Script:
                 + OTHER_LENGTH.replace("{size}", "{column_size}")
             ),
             "count_not_finite": sql(
-                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND CASE WHEN "
+                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND CASE WHEN age(xmin) @@ age($1) OR "
                 + OTHER_LENGTH.replace("{size}", "{column_size}")
                 + " THEN false ELSE "
                 + NOT_FINITE_BYTES

@@ -55,7 +55,7 @@ class Options(TypedDict, total=False):
     dimensions: int  # OM_VEC_DIM
     sync_trigger: bool
     batch: int  # rows, BACKFILL_BATCH
-    engine: Literal["client", "server"]  # OM_BACKFILL_ENGINE
+    engine: Literal["client", "native", "server"]  # OM_BACKFILL_ENGINE
     workers: int
     pause_ms: int  # OM_BACKFILL_PAUSE_MS
     max_lag: int  # seconds, OM_BACKFILL_MAX_LAG

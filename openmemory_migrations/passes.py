@@ -68,9 +68,9 @@ def reason_of(error: DBAPIError) -> str:
 
 
 def _functions(error: DBAPIError) -> list[str]:
-    """Those that the error went through, the innermost first, but for ours."""
+    """Those that the error went through, the innermost first, but for the one that writes for us."""
     found = [signature or name for signature, name in FUNCTION.findall(context_of(error) or "")]
-    return [name for name in found if "openmemory_" not in name]
+    return [name for name in found if not name.endswith("openmemory_migrations_stage()")]
 
 
 def _raised(error: DBAPIError) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from . import catalog, checks, citus, expand, interference, pace
+from . import catalog, checks, engines, expand, interference, pace
 from .catalog import Extension, Table
 from .database import Database
 from .environment import VERSION_TABLE
@@ -82,7 +82,7 @@ def of_the_table(
 
 def _engine(db: Database, target: Target, settings: Settings, table: Table) -> Iterator[Finding]:
     try:
-        engine = citus.engine(db, target, settings, table)
+        engine = engines.choose(db, target, settings, table, catalog.extension(db)).name
     except MigrationError as error:
         yield Finding.of("engine", error)
         return

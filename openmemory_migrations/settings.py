@@ -152,9 +152,10 @@ class Settings:
     )
     backfill_engine: str | None = _option(
         "OM_BACKFILL_ENGINE",
-        _choice("client", "server"),
+        _choice("client", "native", "server"),
         None,
-        "where values are converted: here, or by the server; unset: here, on Citus by the server",
+        "what converts: the client, the server's own code (superusers only), or a function in the server; unset: the"
+        " client, on Citus the server",
     )
     backfill_workers: int = _option(
         "OM_BACKFILL_WORKERS", _whole(1, 32), 1, "pairs of connections that convert side by side"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from . import building_progress, catalog, checks, dimensions, newer, partitions, proof
+from . import building_progress, catalog, checks, dimensions, guard, newer, partitions, proof
 from .catalog import Index, Table
 from .cutover import backtrigger, kept, mark, prepared
 from .cutover.mark import Mark
@@ -81,6 +81,7 @@ class State:
     cut_over: CutOver | None = None
     left_by_cutover: list[str] = field(default_factory=list)  # that was killed before its switch
     cutover_revisions: list[str] | None = None  # as `revisions`, of the cutover
+    guards: list[str] = field(default_factory=list)  # triggers of runs that are no more: without any effect
     aside: bool = False  # an adopted column is still there, from which values without source are to be carried over
 
     @property
@@ -133,6 +134,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             to_be=to_be,
             found_by_application=db.value(DETECTED, column_is),
             left_by_cutover=[] if native else prepared.left(db, target, table),
+            guards=guard.there(db),
             cutover_revisions=revisions(db, settings, CUTOVER_VERSION_TABLE),
             aside=bool(aside and aside.set_aside),
         )

@@ -94,21 +94,26 @@ def create_convert(db: Database, **names: str) -> None:
     db.run(CREATE_CONVERT, tag=tag([*db.names.values(), *names.values()]), **names)
 
 
+def bring_convert(db: Database, **names: str) -> None:
+    """Creates the function where there is no trigger that has brought it, inside the caller's transaction."""
+    if _missing(db):
+        create_convert(db, **names)
+
+
+def _missing(db: Database) -> bool:
+    name = {"name": db.names["convert"] + "(bytea, integer)"}
+    return bool(db.value("SELECT pg_catalog.to_regprocedure(:name) IS NULL", name))
+
+
 def ensure_convert(db: Database, **names: str) -> None:
-    """Creates the function where there is no trigger that has brought it; who comes second finds it there."""
-
-    def missing() -> bool:
-        with db.transaction():
-            name = {"name": db.names["convert"] + "(bytea, integer)"}
-            return bool(db.value("SELECT pg_catalog.to_regprocedure(:name) IS NULL", name))
-
-    if not missing():
-        return
+    """The same in transactions of its own; who comes second finds it there."""
     try:
         with db.transaction():
-            create_convert(db, **names)
+            bring_convert(db, **names)
     except DBAPIError as error:
-        if missing():
+        with db.transaction():
+            missing = _missing(db)
+        if missing:
             raise as_migration_error(error, "creating the function that converts") from error
 
 

@@ -6,7 +6,8 @@ the server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,7 @@ class Walk:
     pace: Pace | None = None
     claims: tuple[Claims, str] | None = None  # and the column that they are for
     spread: bool = False
+    within: Callable[[Database, Extension], AbstractContextManager[None]] | None = None  # around what a batch does
 
     def take(self, last_page: int) -> None:
         place = 0  # a page and a row's place in it, as one number
@@ -105,25 +107,32 @@ class Walk:
             if not end:
                 return (place // (UNIT * PLACES) + 1) * UNIT * PLACES, 0, 0
             names["inside"] = INSIDE.format(**_bounds(place, end))
-            if self.steps.careful:
-                tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
-                self.progress.obstacles.lock(1)  # or it would not have come to this
-                done = _filled(at.rows(FILL.replace("{which}", OURS), {"tids": tids}, **names))
-            else:
-                done = _filled(at.rows(FILL.replace("{which}", "{inside}"), **names))
-            kept, bad = [tid for tid, ok in done.items() if not ok], 0
-            if self.filling.unfit:
-                left = [(tid, version, unfit) for tid, version, unfit in at.rows(LEFT, **names) if tid not in done]
-                bad = sum(unfit for _, _, unfit in left)
-                if bad < len(left) and not self.steps.careful:
-                    # there before an UPDATE and after it, as it was: kept so by a trigger, and by nobody else
-                    done |= _filled(at.rows(FILL.replace("{which}", "{inside}"), **names))
-                    again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
-                    kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
+            with self.within(self.db, self.extension) if self.within else nullcontext():
+                done, kept, bad = self._fill(at, names)
             keys = keys_at(at, self.table, kept) if kept else []
         if keys:
             self.progress.obstacles.refuse_for(UNCHANGED, keys)
         return end, sum(done.values()), bad
+
+    def _fill(self, at: Database, names: dict[str, str]) -> tuple[dict[str, bool], list[str], int]:
+        """The places of rows that were updated, and whether they have got their value; those that a trigger keeps as
+        they were; and how many are unfit."""
+        if self.steps.careful:
+            tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
+            self.progress.obstacles.lock(1)  # or it would not have come to this
+            done = _filled(at.rows(FILL.replace("{which}", OURS), {"tids": tids}, **names))
+        else:
+            done = _filled(at.rows(FILL.replace("{which}", "{inside}"), **names))
+        kept, bad = [tid for tid, ok in done.items() if not ok], 0
+        if self.filling.unfit:
+            left = [(tid, version, unfit) for tid, version, unfit in at.rows(LEFT, **names) if tid not in done]
+            bad = sum(unfit for _, _, unfit in left)
+            if bad < len(left) and not self.steps.careful:
+                # there before an UPDATE and after it, as it was: kept so by a trigger, and by nobody else
+                done |= _filled(at.rows(FILL.replace("{which}", "{inside}"), **names))
+                again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
+                kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
+        return done, kept, bad
 
     def _claimed(self, place: int) -> int | None:
         """The end of the batch: of as many units as are ours; None where others are at the first."""

@@ -213,6 +213,8 @@ def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
     lines.append(("index", judged.index))
     if judged.left:
         lines.append(("left", f"by a run that was interrupted: {'; '.join(judged.left)}"))
+    if found.guards and not found.runs:
+        lines.append(("left", f"trigger {', '.join(found.guards)}, without any effect; the next run drops it"))
     lines += _running(found)
     if found.source_is_vector:
         return [*lines, ("next", judged.next)]

@@ -82,7 +82,6 @@ def left(db: Database, target: Target, table: Table) -> list[str]:
     found = [f"index {quote(name)}" for schema, name, oid in named if _index(db, schema, name, oid)]
     if switching.has_proof(db, target):
         found.append(f"constraint {quote(target.left)}, which refuses rows without a vector")
-    found += [f"trigger {name}, which has no effect any more" for name in guard.there(db)]
     if rows := kept.count(db):
         found.append(f"table {quote(target.kept)}, with {rows:,} rows that have left {target}")
     return found + [text for text, _ in _strayed(db, target, table)]

@@ -17,7 +17,7 @@ from tests.support.interruption import killed
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_table, load, random_rows
 from tests.support.proxy import Verdict, proxy
-from tests.support.scripts import psql, script
+from tests.support.scripts import psql, script, start_psql
 from tests.support.sessions import eventually
 from tests.support.states import EXPAND, column_type, guards, refused
 
@@ -96,8 +96,15 @@ STEPS = {
         adopting,
         (),
         ("upgrade", "head"),
-        (NEW.format("v_vector_adopted", OWN), f"UPDATE {TABLE} SET v_vector_adopted = {OWN}"),
-        (*BY_THE_TRIGGER, UNFIT, NEW.format("v_vector", OWN)),
+        (NEW.format("v_vector_adopted", OWN),),
+        # also with a default of that column's
+        (
+            *BY_THE_TRIGGER,
+            UNFIT,
+            NEW.format("v_vector", OWN),
+            f"UPDATE {TABLE} SET v_vector_adopted = {OWN} WHERE sector = 'semantic'",
+            NEW.format("v, v_vector_adopted", f"{BYTES}, {OWN}"),
+        ),
         {"OM_INDEX": "none"},
     ),
     "drop": Step(
@@ -211,7 +218,7 @@ def test_what_a_killed_downgrade_has_left_is_named_and_goes(server: embedded.Ser
     database.run(f"DELETE FROM {TABLE} WHERE sector = 'own'")
     database.run(f'ALTER TRIGGER {GUARD} ON {TABLE} RENAME TO "Other"')
     said = om(database, "status").stdout
-    assert 'by a run that was interrupted: trigger "Other"' in said
+    assert 'trigger "Other", without any effect' in said
 
     alembic(database, *down[1])
     assert guards(database) == []
@@ -271,6 +278,22 @@ def test_a_vector_beside_bytes_that_no_vector_can_hold_has_no_source(
         else:
             alembic(database, "downgrade", "base")
         assert column_type(database, "v_vector") is None
+
+
+def test_a_script_waits_for_who_has_written_before_it_counts(databases: Databases) -> None:
+    """Also what takes long to count, and was counted before the lock."""
+    lost = NEW.format("v, v_vector", f"decode(repeat('0000c07f', {DIM}), 'hex'), {OWN}")
+    down = script("downgrade", f"{EXPAND}:base", env={"OM_VEC_DIM": str(DIM)})
+    with databases.copy(expanded) as database, closing(database.connect()) as other:
+        other.autocommit = False
+        other.cursor().execute(lost)
+        process = start_psql(databases.server, database, down)
+        eventually(lambda: database.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0, 30)
+        other.commit()
+        _, log = process.communicate(timeout=60)
+
+        assert "1 values have no source and would be lost" in log
+        assert database.value(f"SELECT count(*) FROM {TABLE} WHERE v_vector::text = {OWN}") == 1
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 
 import pytest
@@ -24,6 +25,7 @@ CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON {TABLE} DEFERRABLE INITIALLY DE
 REFUSED = {
     "CHECK": (f"ALTER TABLE {TABLE} ADD CONSTRAINT named CHECK (user_id <> 'user7') NOT VALID", "23514 named"),
     "deferred": (CONSTRAINT_TRIGGER, "P7777"),
+    "denied": (CONSTRAINT_TRIGGER.replace("P7777", "42501"), "42501"),
 }
 
 
@@ -105,3 +107,22 @@ def test_a_value_without_source_that_is_refused_stays_where_it_is(server: Server
     assert database.value(f"SELECT count(*) FROM {TABLE} WHERE v IS NULL AND v_vector = {own}") == 1
     assert database.value(f"SELECT count(*) FROM {TABLE} WHERE v IS NULL AND v_vector_adopted = {own}") == 2
     assert column_type(database, "v_vector_adopted") == "vector"
+
+
+@pytest.mark.slow
+def test_rows_that_others_change_meanwhile_are_no_obstacle(server: Server, database: Database) -> None:
+    """In other columns, between the snapshot of a batch and its lock on the row."""
+    create_table(database)
+    load(database, random_rows(1000, 1536))
+    up = script("upgrade", "head", env={"OM_VEC_DIM": "1536", "OM_INDEX": "none"})
+    ids = [id for (id,) in database.rows(f"SELECT id FROM {TABLE} ORDER BY random()")]
+    process = start_psql(server, database, up)
+    with closing(database.connect()) as connection, connection.cursor() as cursor:
+        for id in ids:
+            if process.poll() is not None:
+                break
+            cursor.execute(f"UPDATE {TABLE} SET user_id = 'touched' WHERE id = %s", (id,))
+            time.sleep(0.02)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert mismatches(database, dim=1536) == []
