@@ -131,7 +131,13 @@ def _prove(
             found.rows, found.sampled, found.seen = proof.rows, chosen != everything, seen
         proof.unsearched = "the time is up"
         size, reason = _size(db, target, table, extension, asking)
-        asked = Choice(db, target, table, extension, size).ask(asking.queries, asking.k) if size else None
+        asked = None
+        try:
+            with db.attempt():
+                asked = Choice(db, target, table, extension, size).ask(asking.queries, asking.k) if size else None
+        except DBAPIError as error:
+            if not found or not is_a_rows(error):
+                raise  # else the comparison comes upon it, too, and names it
         gathering = asked if found and not found.sampled else None
         if found:
             _compare(db, target, table, extension, chosen, found, gathering, see)
