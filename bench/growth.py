@@ -26,7 +26,7 @@ def measure(share: float, large_dimensions: int, large_rows: int) -> dict[str, A
         for dimensions, whole in SIZES:
             rows = int(whole * share)
             template = make(server, f"growth_{dimensions}", dimensions, rows)
-            for engine in ("client", "server"):
+            for engine in ("client", "native", "server"):
                 with copied(server, template) as database:
                     measured = _measured(database, dimensions, rows, {"OM_BACKFILL_ENGINE": engine})
                 found["rows"].append({"engine": engine, **measured})

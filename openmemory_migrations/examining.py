@@ -215,7 +215,7 @@ def _cost(step: Step, facts: Facts, table: Table) -> None:
     facts.shards = citus.shards(db, table.oid)
     facts.engine = engines.choose(db, target, settings, table, facts.extension if facts.installed else None).name
     if facts.dimensions:
-        facts.growth = growth.growth(facts.engine, facts.dimensions, facts.convertible)
+        facts.growth = growth.growth(facts.dimensions, facts.convertible)
     if facts.extension is None:
         return
     # an index for each partition, or for each shard

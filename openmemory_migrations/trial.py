@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from . import catalog, codec, locks, synctrigger
+from . import catalog, codec, locks, native, synctrigger
 from .catalog import Extension, Table
 from .database import Database
 from .expand import vector_type
@@ -57,8 +57,8 @@ def run(
     batch = max(1, min(settings.backfill_batch, BATCH_BYTES // (4 * dimensions)))
     try:
         copy = _copy(db, target, settings, table, extension, dimensions, BATCHES * batch, engine)
-        if engine == "server":
-            return _server(copy, extension, dimensions)
+        if engine != "client":
+            return _server(copy, extension, dimensions, engine)
         return _client(copy, extension, dimensions, batch)
     finally:
         db.rollback()
@@ -122,8 +122,14 @@ def _client(copy: Database, extension: Extension, dimensions: int, batch: int) -
     return Trial(rows, reading, writing)
 
 
-def _server(copy: Database, extension: Extension, dimensions: int) -> Trial:
-    synctrigger.create_convert(copy, **extension.names())
+def _server(copy: Database, extension: Extension, dimensions: int, engine: str) -> Trial:
+    if engine == "native":
+        copy.run(native.CREATE, **extension.names())
+        value = copy.sql(native.value(dimensions), **extension.names())
+        unfit = copy.sql(native.unfit(dimensions), **extension.names())
+    else:
+        synctrigger.create_convert(copy, **extension.names())
+        value, unfit = copy.sql("{convert}({source}, {size})", size=str(dimensions)), "false"
     began = time.perf_counter()
-    rows = copy.run("UPDATE {table} SET {vector} = {convert}({source}, {size})", size=str(dimensions)).rowcount
+    rows = copy.run("UPDATE {table} SET {vector} = {value} WHERE NOT ({unfit})", value=value, unfit=unfit).rowcount
     return Trial(rows, 0.0, time.perf_counter() - began)

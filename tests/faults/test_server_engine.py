@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import threading
 import time
@@ -68,11 +69,14 @@ def more_than(table: Database, rows: float) -> bool:
     return converted(table) > rows
 
 
-def test_killed_at_random_points_it_carries_on_and_converts_nothing_twice(table: Database, ends: Ends) -> None:
+@pytest.mark.parametrize("engine", ["server", "native"])
+def test_killed_at_random_points_it_carries_on_and_converts_nothing_twice(
+    table: Database, ends: Ends, engine: str
+) -> None:
     v = checksum(table)
     before: set[tuple[str, ...]] = set()
     for share in sorted(random.uniform(0.05, 0.8) for _ in range(3)):
-        process = start_alembic(table, "upgrade", "head", env=SLOW)
+        process = start_alembic(table, "upgrade", "head", env={**SLOWLY, "OM_BACKFILL_ENGINE": engine})
         eventually(partial(more_than, table, share * ROWS))
         kill(process)
         wait_until_gone(table)
@@ -80,7 +84,7 @@ def test_killed_at_random_points_it_carries_on_and_converts_nothing_twice(table:
         before = done(table)
     assert 0 < len(before) < ROWS
 
-    again = alembic(table, "upgrade", "head", env=SERVER)
+    again = alembic(table, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine})
 
     assert reported(again.log) == ROWS - len(before)
     assert before <= done(table), "a row was converted twice"
@@ -288,7 +292,7 @@ def test_a_statement_timeout_of_the_role_makes_pages_smaller_until_they_fit(data
     log = alembic(database, "upgrade", "head", env=SERVER | {"BACKFILL_BATCH": "100"}).stderr
 
     assert "statement timeout" in log
-    assert "try 1 of 30, again with 1,024 places" in log
+    assert re.search(r"try 1 of 30, again with [\d,]+ places", log)
     database.run(f"ALTER DATABASE {database.name} RESET statement_timeout")
     assert mismatches(database) == []
     assert converted(database) == 120
@@ -315,9 +319,12 @@ def test_a_statement_timeout_of_the_role_does_not_keep_it_from_going_on_far_into
 
 @pytest.mark.skipif(PROGRAM is None, reason="no pgbouncer on PATH or in /usr/sbin")
 @pytest.mark.parametrize("workers", ["1", pytest.param("3", marks=pytest.mark.slow)])
-def test_through_pgbouncer_in_transaction_mode(server: embedded.Server, database: Database, workers: str) -> None:
+@pytest.mark.parametrize("engine", ["server", "native"])
+def test_through_pgbouncer_in_transaction_mode(
+    server: embedded.Server, database: Database, workers: str, engine: str
+) -> None:
     v = expanded(database, random_rows(900, 16))
-    env = SERVER | {"BACKFILL_BATCH": "50", "OM_BACKFILL_WORKERS": workers}
+    env = {"OM_BACKFILL_ENGINE": engine} | {"BACKFILL_BATCH": "50", "OM_BACKFILL_WORKERS": workers}
 
     with bouncer(server, database) as through:
         processes = assert_nothing_stays(database, through)
@@ -331,7 +338,8 @@ def test_through_pgbouncer_in_transaction_mode(server: embedded.Server, database
 @pytest.mark.parametrize(
     ("style", "driver"), [("async", "asyncpg"), *(pytest.param(*both, marks=pytest.mark.slow) for both in OTHERS)]
 )
-def test_in_a_host_on_each_driver(style: str, driver: str, database: Database, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["server", "native"])
+def test_in_a_host_on_each_driver(style: str, driver: str, engine: str, database: Database, tmp_path: Path) -> None:
     host = create(tmp_path / "host", style, database, driver, settings={"OM_VEC_DIM": "64", "BACKFILL_BATCH": "100"})
     host.alembic("upgrade", "host_2")
     load(
@@ -339,7 +347,7 @@ def test_in_a_host_on_each_driver(style: str, driver: str, database: Database, t
     )
     v = checksum(database)
 
-    log = host.alembic("upgrade", "head", env=SERVER | {"OM_BACKFILL_WORKERS": "2"}).log
+    log = host.alembic("upgrade", "head", env={"OM_BACKFILL_ENGINE": engine, "OM_BACKFILL_WORKERS": "2"}).log
 
     assert "3 rows of" in log
     assert mismatches(database, dim=64) == []

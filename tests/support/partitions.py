@@ -17,7 +17,7 @@ DIM = 16
 ROWS = random_rows(3_000, DIM)
 ENV = {"OM_VEC_DIM": str(DIM)}
 SLOW = {**ENV, "BACKFILL_BATCH": "25", "OM_BACKFILL_PAUSE_MS": "10"}  # 120 batches, more than a second
-engines = pytest.mark.parametrize("engine", ["client", "server"])
+engines = pytest.mark.parametrize("engine", ["client", "server", "native"])
 
 ODD = '"epi ""sodic"" 50%:v"'
 ELSEWHERE = '"else ""where"": 50 %"'

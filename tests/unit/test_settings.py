@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "vec_dim": ([*NUMBERS, "0", "16001"], "a whole number from 1 to 16,000"),
     "tier": (["slow", "256"], "fast, smart, deep or hybrid"),
     "backfill_batch": ([*NUMBERS, "0", "100001"], "a whole number from 1 to 100,000"),
-    "backfill_engine": (["auto", "python"], "client or server"),
+    "backfill_engine": (["auto", "python"], "client, native or server"),
     "backfill_workers": ([*NUMBERS, "0", "33"], "a whole number from 1 to 32"),
     "backfill_pause_ms": ([*NUMBERS, "600001"], "a whole number from 0 to 600,000"),
     "backfill_max_lag": ([*NUMBERS, "0", "86401"], "a whole number from 1 to 86,400"),
