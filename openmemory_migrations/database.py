@@ -10,7 +10,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, TypeVar
@@ -203,7 +203,7 @@ class Database:
 
     def quietly(self, template: str, /, **names: str) -> None:
         """Without the server's NOTICE that there is nothing to drop; inside a transaction."""
-        with self.local("client_min_messages", "warning"):
+        with self.local({"client_min_messages": "warning"}):
             self.run(template, **names)
 
     def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
@@ -277,7 +277,7 @@ class Database:
             self.take_over()
 
     def _role_and_path(self) -> dict[str, str]:
-        return {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in ("role", "search_path")}
+        return self._settings("role", "search_path")
 
     def commit(self) -> None:
         with self._wrapping_errors("COMMIT"):
@@ -291,9 +291,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Looks at rows inside the transaction that is open already, and leaves its settings as they were."""
-        with ExitStack() as settings:
-            for name, value in {**WHATEVER, "statement_timeout": "0", "lock_timeout": LOCK_TIMEOUT}.items():
-                settings.enter_context(self.local(name, value))
+        with self.local({**WHATEVER, "statement_timeout": "0", "lock_timeout": LOCK_TIMEOUT}):
             self._wait_for_table()
             yield
 
@@ -319,12 +317,16 @@ class Database:
         self.run("RELEASE SAVEPOINT openmemory_migrations")
 
     @contextmanager
-    def local(self, name: str, value: str) -> Iterator[None]:
-        """Sets `name` inside the transaction and puts it back; after an error the rollback does that."""
-        before = self.value("SELECT current_setting(:name)", {"name": name})
-        self.set_local({name: value})
+    def local(self, settings: Mapping[str, str]) -> Iterator[None]:
+        """Sets them inside the transaction and puts them back; after an error the rollback does that."""
+        before = self._settings(*settings)
+        self.set_local(settings)
         yield
-        self.set_local({name: before})
+        self.set_local(before)
+
+    def _settings(self, *names: str) -> dict[str, str]:
+        ((*values,),) = self.rows("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
+        return dict(zip(names, values, strict=True))
 
     def set_local(self, settings: Mapping[str, str]) -> None:
         """Inside the transaction, in one statement."""
@@ -532,7 +534,7 @@ class Database:
         wanted = {**({} if self.pooled else own), **self._lent}
         self.commit()
         self._set_isolation("AUTOCOMMIT")
-        before = {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
+        before = self._settings(*wanted) if wanted else {}
 
         def put_back() -> None:
             if self.usable:
@@ -559,7 +561,7 @@ class Database:
         log.notice(
             "a pooler such as PgBouncer is in between: CONCURRENTLY runs with the timeouts and memory of the role"
         )
-        asked = {name: self.value("SELECT current_setting(:name)", {"name": name}) for name in wanted}
+        asked = self._settings(*wanted)
         role, database = map(quote, self.rows("SELECT session_user, current_database()")[0])
         lines = [
             f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {literal(wanted[name])};"

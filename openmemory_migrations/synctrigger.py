@@ -84,7 +84,7 @@ def tag(names: Iterable[str]) -> str:
 
 def of_a_trigger(db: Database, statement: str, **names: str) -> None:
     """Runs the DDL of a trigger, inside the caller's transaction, without the server's NOTICE of nothing to drop."""
-    with db.local("client_min_messages", "warning"):
+    with db.local({"client_min_messages": "warning"}):
         db.run(ALLOW_TRIGGERS)
         db.run(statement, **names)
         db.run(REFUSE_TRIGGERS)
