@@ -222,9 +222,8 @@ BEGIN
           GET STACKED DIAGNOSTICS line = PG_EXCEPTION_CONTEXT;
           IF left(SQLSTATE, 2) IN ('0A', '25', '42', '53', '55', '57', '58')
              -- what a function of others' raises, or comes upon, is about a row
-             AND NOT (line ~ 'PL/[A-Za-z0-9]+ function (?!inline_code_block)'
-                      AND (split_part(line, chr(10), 1) LIKE '%RAISE'
-                           OR left(SQLSTATE, 2) IN ('0A', '25', '42', '55'))) THEN
+             AND NOT (left(SQLSTATE, 2) IN ('0A', '42', '55')
+                      AND line ~ 'PL/[A-Za-z0-9]+ function (?!inline_code_block)') THEN
             RAISE;  -- of the statement, the transaction or the server, not of a row
           ELSIF places > 1 THEN
             places := places / 2;

@@ -44,14 +44,14 @@ FUNCTION = re.compile(
 def is_a_rows(error: DBAPIError) -> bool:
     """Whether the server may refuse, or fail to read, some of the rows only: by a constraint, a trigger, a bad page.
 
-    Whatever a function of others' says is about a row; what the server says there may be of the server, or pass.
+    Whatever a function of others' raises is about a row, but for what is of the server.
     """
     state = sqlstate(error)
     if state is None or error.connection_invalidated:
         return False
-    if _raised(error):
-        return True
-    if state in PASSING or state.startswith(OF_THE_SERVER):
+    if state in PASSING:
+        return _raised(error)
+    if state.startswith(OF_THE_SERVER):
         return False
     ours = state.startswith(NOT_A_ROWS) or (state.startswith(OF_NAMES) and in_statement(error))
     return not ours or bool(_functions(error))

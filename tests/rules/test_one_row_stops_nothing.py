@@ -37,7 +37,6 @@ CREATE TRIGGER refuse BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION ref
 DENY = RAISE.replace("USING DETAIL", "USING ERRCODE = '42501', DETAIL")
 OF_OURS = DENY.replace("refuse()", "openmemory_audit()")  # by its name it could be
 CANCEL = RAISE.replace("USING DETAIL", "USING ERRCODE = '57014', DETAIL")
-BUSY = RAISE.replace("USING DETAIL", "USING ERRCODE = '53300', DETAIL")
 ELSEWHERE = RAISE.replace("RAISE 'not %', new.user_id USING DETAIL = new::text;", "UPDATE other SET n = n;")
 DEFERRED = RAISE.replace("TRIGGER refuse BEFORE", "CONSTRAINT TRIGGER refuse AFTER").replace(
     "FOR EACH", "DEFERRABLE INITIALLY DEFERRED FOR EACH"
@@ -49,7 +48,6 @@ REFUSALS = {
     DENY: "denied",
     OF_OURS: "named as ours",
     CANCEL: "cancel",
-    BUSY: "busy",
     DEFERRED: "deferred",
 }
 SAID = {
@@ -58,7 +56,6 @@ SAID = {
     DENY: "SQLSTATE 42501, in function refuse()",
     OF_OURS: "SQLSTATE 42501, in function openmemory_audit()",
     CANCEL: "SQLSTATE 57014, in function refuse()",
-    BUSY: "SQLSTATE 53300, in function refuse()",
 }
 LOCKED = f"SELECT FROM {TABLE} WHERE id IN ('{ROWS[2].id}', '{ROWS[200].id}') FOR UPDATE"
 SECRETS = f"UPDATE {TABLE} SET user_id = '{SECRET}' WHERE ctid IN ('(0,3)', '(1,1)', '(1,2)')"
