@@ -39,7 +39,7 @@ class Counting(PackageDatabase):
         super().copy_in(table, data)
 
     def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
-        self.written[self.driver.pid] += template.startswith("UPDATE {table}")
+        self.written[self.driver.pid] += template.startswith("UPDATE ONLY {table}")
         return super().run(template, parameters, **names)
 
 
