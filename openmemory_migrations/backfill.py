@@ -20,7 +20,7 @@ from .engine_client import ClientEngine
 from .engine_server import ServerEngine
 from .errors import Changed, MigrationError
 from .keys import SHOWN_KEYS, keys_where
-from .leftovers import Leftovers, by_counting, by_reading, leftovers
+from .leftovers import Leftovers, leftovers
 from .pace import Pace
 from .passes import Obstacles, in_the_way, passes, until_none_is_left
 from .progress import Progress
@@ -59,10 +59,10 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
         pace = Pace(db, settings)
         chosen = engines.choose(db, target, settings, table, extension)
     engine: Engine
-    if chosen.in_server:
-        engine = ServerEngine(db, target, settings, table, extension, native=chosen.name == "native")
-    else:
+    if chosen == "client":
         engine = ClientEngine(db, target, settings, table, extension)
+    else:
+        engine = ServerEngine(db, target, settings, table, extension, native=chosen == "native")
     left = Leftovers(0, Counter(), {}, 0)
     done = 0  # passes
 
@@ -92,7 +92,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
             with progress.shown():
                 heeded = _given_back(db, waiting, progress)
         done += 1
-        left = leftovers(db, target, table, by_counting if chosen.in_server else by_reading)
+        left = leftovers(db, target, table)
         if done >= 2 and not followed:
             return 0, min(left.convertible, obstacles.rows + obstacles.locked)
         return sum(progress.converted for progress in started.values()), left.convertible

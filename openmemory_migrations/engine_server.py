@@ -17,7 +17,7 @@ from .beside import side_by_side
 from .catalog import Extension, Table
 from .claims import Claims
 from .database import Database
-from .dimensions import NOT_FINITE
+from .dimensions import NOT_FINITE_BYTES
 from .pace import Pace
 from .progress import Progress
 from .reading import pages_of
@@ -51,35 +51,32 @@ class ServerEngine:
             native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
             PENDING.format(octets=4 * dimensions),
             ok="{filled} IS NOT NULL",  # to compare the value would be to convert once more
-            unfit=native.unfit(dimensions) if self.native else NOT_FINITE,
+            unfit=native.unfit(dimensions) if self.native else NOT_FINITE_BYTES,
         )
 
         def convert(db: Database, claims: Claims) -> None:
             with native.there(db, self.extension) if self.native else nullcontext():
-                _convert(db, claims)
-
-        def _convert(db: Database, claims: Claims) -> None:
-            for part in leaves:
-                try:
-                    with db.transaction():
-                        pages = citus.pages(db, self.table.oid) if self.spread else pages_of(part.at(db))
-                except DBAPIError as error:
-                    if part.gone(error):
-                        continue
-                    raise
-                Walk(
-                    db,
-                    self.table,
-                    self.extension,
-                    part,
-                    filling,
-                    self.lock_timeout,
-                    self.settings.backfill_batch,
-                    progress,
-                    pace.on(db),
-                    (claims, self.target.vector),
-                    self.spread,
-                    native.here if self.native else None,
-                ).take(pages)
+                for part in leaves:
+                    try:
+                        with db.transaction():
+                            pages = citus.pages(db, self.table.oid) if self.spread else pages_of(part.at(db))
+                    except DBAPIError as error:
+                        if part.gone(error):
+                            continue
+                        raise
+                    Walk(
+                        db,
+                        self.table,
+                        self.extension,
+                        part,
+                        filling,
+                        self.lock_timeout,
+                        self.settings.backfill_batch,
+                        progress,
+                        pace.on(db),
+                        (claims, self.target.vector),
+                        self.spread,
+                        native.here if self.native else None,
+                    ).take(pages)
 
         side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from . import citus, native
 from .catalog import Extension, Table
 from .database import Database
@@ -12,16 +10,7 @@ from .settings import Settings
 from .target import Target
 
 
-@dataclass(frozen=True)
-class Engine:
-    name: str
-
-    @property
-    def in_server(self) -> bool:
-        return self.name != "client"
-
-
-def choose(db: Database, target: Target, settings: Settings, table: Table, extension: Extension | None) -> Engine:
+def choose(db: Database, target: Target, settings: Settings, table: Table, extension: Extension | None) -> str:
     """As configured, else the client, on a distributed table the server; in a transaction. Raises MigrationError where
     the configured one can't work."""
     wanted = settings.backfill_engine
@@ -32,10 +21,10 @@ def choose(db: Database, target: Target, settings: Settings, table: Table, exten
                 detail="Where rows are, their vectors have to be made: on each node.",
                 hint="Leave OM_BACKFILL_ENGINE unset, or set it to server.",
             )
-        return Engine("server")
+        return "server"
     if wanted == "native" and (refused := native.refusal(db, extension)):
         raise MigrationError(
             f"OM_BACKFILL_ENGINE=native can't be had: {refused}",
             hint="Leave OM_BACKFILL_ENGINE unset, which converts on the client.",
         )
-    return Engine(wanted or "client")
+    return wanted or "client"

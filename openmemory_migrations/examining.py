@@ -213,7 +213,7 @@ def _cost(step: Step, facts: Facts, table: Table) -> None:
     if lengths is None or facts.has("engine", "dimensions") or (facts.ours and not facts.convertible):
         return
     facts.shards = citus.shards(db, table.oid)
-    facts.engine = engines.choose(db, target, settings, table, facts.extension if facts.installed else None).name
+    facts.engine = engines.choose(db, target, settings, table, facts.extension if facts.installed else None)
     if facts.dimensions:
         facts.growth = growth.growth(facts.dimensions, facts.convertible)
     if facts.extension is None:

@@ -224,7 +224,7 @@ def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Tar
     asked = {"other_length": db.sql(dimensions.OTHER_LENGTH, size=size), "kept": f"({kept})"}
     try:
         with db.attempt():
-            lost = db.value(COUNT_LOST, not_finite=db.sql(dimensions.NOT_FINITE), **asked)
+            lost = db.value(COUNT_LOST, not_finite=db.sql(dimensions.NOT_FINITE_BYTES), **asked)
     except DBAPIError as error:
         if not is_a_rows(error):
             raise

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from . import building, building_tree, catalog, citus, engines, guard, indexes, log, partitions, proof, replacing
+from . import building, building_tree, catalog, citus, guard, indexes, log, partitions, proof, replacing
 from .building import CannotBuild
 from .catalog import Extension, Table
 from .database import Database
 from .errors import ANEW, Changed
 from .indexes import NoIndex, Plan
-from .leftovers import by_counting, by_reading, leftovers
+from .leftovers import leftovers
 from .searching import listed
 from .settings import Settings
 from .sqlerrors import as_migration_error
@@ -31,9 +31,7 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
             f"column {quote(target.vector)} of {target} has no dimensions (typmod), so it can't be indexed",
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
-    with db.transaction():
-        in_server = engines.choose(db, target, settings, table, extension).in_server
-    left = leftovers(db, target, table, by_counting if in_server else by_reading)
+    left = leftovers(db, target, table)
     if left.convertible:
         log.warning(
             f"{left.convertible:,} rows of {target} have {quote(target.source)} but no {quote(target.vector)}",

@@ -132,9 +132,6 @@ def against(
         drop(db, but=db.names["guard"])
         _create(db, target, loss, table, extension)
 
-    if "{convert}" in loss.lost:
-        synctrigger.ensure_convert(db, **extension.names())
-
     what = f"guarding {target}"
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, create)
     try:

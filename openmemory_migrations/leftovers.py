@@ -42,9 +42,6 @@ class Found:
     unreadable: tuple[str, ...] = ()
 
 
-Look = Callable[[Database, Table, int], Found]
-
-
 @dataclass(frozen=True)
 class Leftovers:
     """Rows with bytes and no vector, seen in one snapshot: `reasons` counts those that can't be converted."""
@@ -70,7 +67,7 @@ class Leftovers:
         )
 
 
-def leftovers(db: Database, target: Target, table: Table, look: Look) -> Leftovers:
+def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
     """Looks at every row without a vector, in one snapshot: what moves meanwhile is neither missed nor seen twice."""
     fixed = table.columns[target.vector].dimensions
     reasons: Counter[str] = Counter()
@@ -91,7 +88,7 @@ def leftovers(db: Database, target: Target, table: Table, look: Look) -> Leftove
             examples[reason] = first_keys(db, table, "octet_length({source}) = ANY (:values)", values)
         for octets, _ in pending:
             if dimensions.problem(octets, fixed) is None:
-                rows = look(db, table, octets // 4)
+                rows = _looked_at(db, table, octets // 4)
                 convertible += rows.good
                 if rows.bad:
                     reasons[NOT_FINITE] += rows.bad
@@ -135,9 +132,9 @@ def read(
     return Found(good, bad, keys, unread)
 
 
-def by_counting(db: Database, table: Table, size: int) -> Found:
-    """Looks at the values there: only numbers and keys travel."""
-    names = {"octets": str(4 * size), "not_finite": db.sql(dimensions.NOT_FINITE)}
+def _looked_at(db: Database, table: Table, size: int) -> Found:
+    """The values are looked at by the server: only numbers and keys travel."""
+    names = {"octets": str(4 * size), "not_finite": db.sql(dimensions.NOT_FINITE_BYTES)}
     try:
         with db.attempt():
             ((all_rows, bad),) = db.rows(

@@ -19,6 +19,7 @@ from .catalog import Extension
 from .database import Database
 from .errors import MigrationError
 from .settings import MAX_DIMENSIONS
+from .sqlerrors import sqlstate
 from .target import quote
 
 OLDEST = (0, 5)  # before, norms are sums of float32, which overflow for vectors that are finite
@@ -103,7 +104,7 @@ def refusal(db: Database, extension: Extension | None) -> str | None:
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        return f"the server refuses its function (SQLSTATE {getattr(error.orig, 'pgcode', None) or 'unknown'})"
+        return f"the server refuses its function (SQLSTATE {sqlstate(error)})"
 
 
 def _tried(db: Database, extension: Extension) -> bool:

@@ -142,21 +142,6 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
         table = checks.require_table(db, target)
     if not_null:
         switching.prove_not_null(db, target, settings, table, target.typed)
-    with guard.against(guard.UNTYPED, db, target, settings, table, extension):
-        _take_place(db, target, settings, table, extension, not_null)
-    log.notice(
-        f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
-        detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",
-    )
-
-
-def _take_place(
-    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, not_null: bool
-) -> None:
-    with db.transaction(snapshot=True) as seen:
-        # those that are there at the switch: it finds the triggers as they are here
-        interference.require_none(interfering(db, target, table))
-        _compare(db, target, extension)
 
     def change() -> None:
         if not catalog.trigger_enabled(db, table.oid, target.typing):
@@ -184,7 +169,16 @@ def _take_place(
         mark(db, target, was)
 
     what = f"putting {quote(target.typed)} of {target} in the place of {quote(target.source)}"
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, change, seen)
+    with guard.against(guard.UNTYPED, db, target, settings, table, extension):
+        with db.transaction(snapshot=True) as seen:
+            # those that are there at the switch: it finds the triggers as they are here
+            interference.require_none(interfering(db, target, table))
+            _compare(db, target, extension)
+        locks.retried(db, settings.lock_timeout_ms, table.oid, what, change, seen)
+    log.notice(
+        f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
+        detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",
+    )
 
 
 def _pending(db: Database) -> int:

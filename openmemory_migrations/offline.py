@@ -19,8 +19,7 @@ from typing import Any, Literal
 from . import guard, indexes, synctrigger
 from .catalog import Extension
 from .cutover import kept, mark
-from .dimensions import NOT_FINITE as NOT_FINITE_BYTES
-from .dimensions import OTHER_LENGTH
+from .dimensions import NOT_FINITE_BYTES, OTHER_LENGTH
 from .expand import EXTENSIONS_SCHEMA
 from .indexes import NoIndex, Plan
 from .leftovers import NOT_FINITE

@@ -82,7 +82,7 @@ def of_the_table(
 
 def _engine(db: Database, target: Target, settings: Settings, table: Table) -> Iterator[Finding]:
     try:
-        engine = engines.choose(db, target, settings, table, catalog.extension(db)).name
+        engine = engines.choose(db, target, settings, table, catalog.extension(db))
     except MigrationError as error:
         yield Finding.of("engine", error)
         return

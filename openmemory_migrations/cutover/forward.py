@@ -10,7 +10,6 @@ from ..catalog import Extension, Table
 from ..database import Database
 from ..errors import Changed
 from ..indexes import INDEX_DIMENSIONS, NoIndex
-from ..partitions import Part
 from ..settings import Settings
 from ..target import Target, quote
 from . import backtrigger, gate, kept, mark, prepared
@@ -101,38 +100,27 @@ def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Ma
     if not to_leave:
         prepared.index_left(db, target, leaves)
     with guard.against(guard.BYTES, db, target, settings, table, extension):
-        return _verified_and_switched(db, target, settings, mode, table, extension, leaves, not_null, renamed)
+        skipped, seen = gate.verify(db, target, settings, table, extension)
+        if skipped:
+            # which would point to rows that have left, and the switch would visit them one by one
+            prepared.drop_left(db, target, leaves)
+            kept.move_out(db, target, table, settings)
+        prepared.index_left(db, target, leaves)
+        with db.transaction():
+            away = kept.count(db)
+        if mode == "swap" and not_null:
+            # last: it refuses rows that no vector can hold, which others may still write
+            switching.prove_not_null(db, target, settings, table, target.vector)
 
+        def switch() -> Mark:
+            if (
+                switching.attributes(db, target.source).not_null != not_null
+                or partitions.leaves(db, table.oid) != leaves
+            ):
+                raise Changed(f"{target} was changed just now")  # and its rows would have to be read, to switch
+            return _switch(db, target, settings, table, mode, renamed, away)
 
-def _verified_and_switched(
-    db: Database,
-    target: Target,
-    settings: Settings,
-    mode: str,
-    table: Table,
-    extension: Extension,
-    leaves: list[Part],
-    not_null: bool,
-    renamed: str | None,
-) -> Mark:
-    skipped, seen = gate.verify(db, target, settings, table, extension)
-    if skipped:
-        # which would point to rows that have left, and the switch would visit them one by one
-        prepared.drop_left(db, target, leaves)
-        kept.move_out(db, target, table, settings)
-    prepared.index_left(db, target, leaves)
-    with db.transaction():
-        away = kept.count(db)
-    if mode == "swap" and not_null:
-        # last: it refuses rows that no vector can hold, which others may still write
-        switching.prove_not_null(db, target, settings, table, target.vector)
-
-    def switch() -> Mark:
-        if switching.attributes(db, target.source).not_null != not_null or partitions.leaves(db, table.oid) != leaves:
-            raise Changed(f"{target} was changed just now")  # and its rows would have to be read, to switch
-        return _switch(db, target, settings, table, mode, renamed, away)
-
-    return locks.retried(db, settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)
+        return locks.retried(db, settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)
 
 
 def _switch(

@@ -10,7 +10,7 @@ from ..catalog import Extension, Table
 from ..database import Database, Seen
 from ..errors import ANEW, INDEX_ANEW, MigrationError
 from ..indexes import NoIndex
-from ..leftovers import by_reading, leftovers
+from ..leftovers import leftovers
 from ..settings import Settings
 from ..target import Target, quote
 from ..verification import Comparison
@@ -175,7 +175,7 @@ def verify(db: Database, target: Target, settings: Settings, table: Table, exten
 def require_rows(db: Database, target: Target, settings: Settings, table: Table) -> int:
     """Refuses what can be seen without comparing every row, before anything is made that takes time; returns how many
     rows have to leave."""
-    found = leftovers(db, target, table, by_reading)
+    found = leftovers(db, target, table)
     with db.transaction():
         require_accepted(db, target, settings, table, found.skipped, kept.count(db), found.reasons)
     return found.skipped

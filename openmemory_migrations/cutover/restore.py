@@ -85,23 +85,16 @@ def _undo(db: Database, target: Target, settings: Settings, extension: Extension
     table = _begin(at, target, settings, extension, found)
     _rebuild(at, now, settings, table, extension, target)
     with guard.against(guard.VECTORS, at, now, settings, table, extension):
-        _verified_and_switched(db, at, target, settings, table, extension, found)
+        seen = _verify(at, now, table, extension, target)
+        if found.source.not_null:
+            switching.prove_not_null(at, target, settings, table, now.source)
+        replacing.drop_left(db, target, settings, table)
+        what = f"undoing the cutover of {target}"
 
+        def switch() -> None:
+            _switch(db, at, target, table, extension, found)
 
-def _verified_and_switched(
-    db: Database, at: Database, target: Target, settings: Settings, table: Table, extension: Extension, found: Mark
-) -> None:
-    now = found.now(target)
-    seen = _verify(at, now, table, extension, target)
-    if found.source.not_null:
-        switching.prove_not_null(at, target, settings, table, now.source)
-    replacing.drop_left(db, target, settings, table)
-    what = f"undoing the cutover of {target}"
-
-    def switch() -> None:
-        _switch(db, at, target, table, extension, found)
-
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch, seen)
+        locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch, seen)
 
 
 def _require_names(table: Table, target: Target, found: Mark) -> None:

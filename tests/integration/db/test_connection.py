@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -243,7 +244,8 @@ def test_the_connection_says_who_it_is_unless_the_url_does(
     with engine_for(found).connect() as connection:
         assert connection.execute(sa.text("SHOW application_name")).scalar() == expected
         # what ends it where the network swallows everything; over a unix socket there is nothing more to see
-        given = connection.connection.dbapi_connection.info.dsn_parameters  # type: ignore[union-attr]
+        driver: Any = connection.connection.dbapi_connection
+        given = driver.info.dsn_parameters
         assert {name: given.get(name) for name in ARGUMENTS} == {**ARGUMENTS, "application_name": expected}
 
 
