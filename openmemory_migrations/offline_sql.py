@@ -461,8 +461,17 @@ END
 
 KEPT_EXISTS = "coalesce(starts_with(obj_description(to_regclass({kept_text}), 'pg_class'), {kept_comment}), false)"
 # what scripts don't do, in either direction: the first block of each step has it, before any change, as nobody has
-# looked at the table when a script is printed. There is nothing to refuse where there is no table
-REQUIRE_ORDINARY = """SELECT CASE attname WHEN {source_text} THEN {was_swapped} ELSE {was_dropped} END AS what
+# looked at the table when a script is printed; locked, so that it stays as it is seen until the block ends. There is
+# nothing to refuse where there is no table
+REQUIRE_ORDINARY = """FOR attempt IN 1..{tries} LOOP
+    BEGIN
+      IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass({table_text}) AND relkind IN ('r', 'p')) THEN
+        LOCK TABLE {table} IN ACCESS SHARE MODE;
+      END IF;
+      EXIT;
+    {again}
+  END LOOP;
+  SELECT CASE attname WHEN {source_text} THEN {was_swapped} ELSE {was_dropped} END AS what
     INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = to_regclass({table_text}) AND attname IN ({source_text}, {vector_text}) AND NOT attisdropped
      AND typname = 'vector' AND starts_with(col_description(attrelid, attnum), {mark_comment});
@@ -490,12 +499,6 @@ REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
     RAISE EXCEPTION USING MESSAGE = {no_table};
   END IF;
   {require_ordinary}
-  FOR attempt IN 1..{tries} LOOP
-    BEGIN
-      LOCK TABLE {table} IN ACCESS SHARE MODE;
-      EXIT;
-    {again}
-  END LOOP;
   SELECT format_type(atttypid, NULL) AS type INTO found FROM pg_attribute
    WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
   IF found.type IS DISTINCT FROM 'bytea' THEN

@@ -28,6 +28,7 @@ LOCK_TIMEOUT_MS = 30_000
 GLANCE_QUERIES, GLANCE_K = 20, 10
 GLANCE_SECONDS = 60.0  # for reading the rows that the true neighbours are among
 TELL_AFTER = 3.0  # seconds of reading, from which the whole is estimated
+NO_VECTOR = "no row has a vector to ask with"
 
 SAME = """
 SELECT coalesce(bool_and(CAST(to_regclass(t.name) AS oid) IS NOT DISTINCT FROM t.oid), true)
@@ -70,6 +71,11 @@ class Proof:
     quality: Quality | None = None
     unsearched: str | None = None
     stopped: bool = False
+
+    @property
+    def looked(self) -> bool:
+        """Whether anything was: without bytes there is nothing to compare, and a search is all that reads vectors."""
+        return bool(self.comparison or self.quality or not self.rows) or self.unsearched == NO_VECTOR
 
     @property
     def fine(self) -> bool:
@@ -147,7 +153,7 @@ def _prove(
             if gathering is None:
                 gather(db, target, table, extension, everything, size, asked, see=bool if found else see)
             proof.quality = search(db, target, table, extension, size, proof.index, asked, asking.wanted)
-            reason = None if proof.quality else "no row has a vector to ask with"
+            reason = None if proof.quality else NO_VECTOR
         proof.unsearched = reason
     # a sample knows nothing of the page that a row of it has gone to since
     if found and not found.fine and not found.sampled:
@@ -257,7 +263,7 @@ def _size(
     sizes = [int(size) for (size,) in rows if size and size == int(size)]
     if len(sizes) == 1:
         return sizes[0], None
-    return None, "the vectors have different dimensions" if sizes else "no row has a vector"
+    return None, "the vectors have different dimensions" if sizes else NO_VECTOR
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 Exit code 0 when every row is right and --fail-under, if it is given, holds; 1 when not, or when --max-seconds were over
 before that was known. Rows that can't be converted have no vector, as they should: they are counted, and no failure.
-Where vectors never were bytes, or have been cut over, nothing is compared, and searches are measured. It takes one
-snapshot, as pg_dump does, and a second one where rows of the first were not right.
+Where vectors never were bytes, or have been cut over, nothing is compared, and searches are measured; exit code 1 where
+they can't be, as then nothing was looked at. It takes one snapshot, as pg_dump does, and a second one where rows of the
+first were not right.
 """
 
 from __future__ import annotations
@@ -179,6 +180,9 @@ def judge(
     if found.stopped:
         message = f"the {options.max_seconds:g} seconds of --max-seconds were over before all was looked at"
         findings.append(Finding("error", "max-seconds", message))
+    elif not found.looked:
+        message = "nothing was looked at: there are no bytes to compare with, and nothing was searched"
+        findings.append(Finding("error", "nothing-looked-at", message, f"No searches: {found.unsearched}."))
     if below := _below(found, options.fail_under):
         findings.append(below)
     fine = found.fine and not findings

@@ -223,6 +223,31 @@ def test_a_gate_that_nothing_can_be_held_against_does_not_hold(database: Databas
     found = verify(database, 1, "--fail-under", "0.5")
 
     assert found["not_searched"] == "the vectors have different dimensions"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "why"),
+    [((4, 5), (), "the vectors have different dimensions"), ((4,), ("--queries", "0"), "no queries were asked for")],
+)
+def test_where_nothing_is_compared_or_searched_nothing_is_right(
+    database: Database, sizes: tuple[int, ...], options: tuple[str, ...], why: str
+) -> None:
+    create_newer(database, [row for size in sizes for row in random_rows(3, size)])
+
+    found = verify(database, 1, *options)
+
+    assert (found["fine"], found["comparison"], found["not_looked_at"]) == (False, None, 3 * len(sizes))
+    assert [(one["code"], one["detail"]) for one in found["findings"]] == [
+        ("nothing-looked-at", f"No searches: {why}.")
+    ]
+    assert "verdict:  NOT right" in om(database, "verify", *options).stdout
+    assert om(database, "report", *options).returncode == 1
+
+
+def test_where_there_is_nothing_to_look_at_nothing_is_wrong(database: Database) -> None:
+    create_newer(database, [])
+    verify(database, 0, "--queries", "0")
+    database.run(f"INSERT INTO {TABLE} (id, sector, v, dim) VALUES (gen_random_uuid(), 'semantic', NULL, 4)")
     verify(database, 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
@@ -14,12 +15,25 @@ from alembic.operations import Operations
 from demo.openmemory import TABLE
 from openmemory_migrations import ops
 from openmemory_migrations.embedded import Server
+from openmemory_migrations.target import CUT_OVER
 from tests.support.commands import alembic
 from tests.support.databases import Databases
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, random_rows
-from tests.support.scripts import DIM8, SINGLE, Case, assert_same, everything, offline, psql, script, stopped
-from tests.support.states import BACKFILL, EXPAND, HEAD
+from tests.support.scripts import (
+    DIM8,
+    SINGLE,
+    Case,
+    assert_same,
+    everything,
+    offline,
+    psql,
+    script,
+    start_psql,
+    stopped,
+)
+from tests.support.sessions import eventually
+from tests.support.states import BACKFILL, EXPAND, HEAD, stamp
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
@@ -174,6 +188,38 @@ def test_whoever_forgets_to_tell_psql_to_stop_at_errors_changes_nothing_either(
 
         assert OTHERS["native"].said in done.stderr
         assert_same(before, everything(database))
+
+
+@pytest.mark.parametrize(("revision", "command", "env"), BEGINNINGS)
+def test_a_table_that_is_cut_over_while_the_script_waits_for_it_is_refused(
+    server: Server, databases: Databases, revision: str | None, command: tuple[str, str], env: dict[str, str]
+) -> None:
+    """What the first look has seen no longer holds once the lock is there, so it is asked after."""
+
+    def migrated(database: Database) -> None:
+        bytes_(database)
+        alembic(database, "upgrade", "head")
+
+    with databases.copy(migrated) as database:
+        begin_at(database, revision)
+        with closing(database.connect()) as switching, switching.cursor() as cursor:
+            switching.autocommit = False
+            cursor.execute(
+                f"LOCK TABLE {TABLE}; ALTER TABLE {TABLE} RENAME v TO v_bytea;"
+                f"ALTER TABLE {TABLE} RENAME v_vector TO v; COMMENT ON COLUMN {TABLE}.v IS '{CUT_OVER}'"
+            )
+            process = start_psql(server, database, script(*command, env=DIM8 | env | {"OM_LOCK_TIMEOUT_MS": "9000"}))
+            try:
+                eventually(lambda: database.rows("SELECT FROM pg_locks WHERE NOT granted"))
+                switching.commit()
+                _, said = process.communicate(timeout=60)
+            finally:
+                process.kill()
+
+        assert process.returncode == 3
+        assert f'{NAME} was cut over: "v" is the vector, the bytes are "v_bytea"' in said
+        assert (stamp(database) or []) == [revision] * bool(revision)
+        assert database.value(f"SELECT count(v) FROM {TABLE}") > 0
 
 
 def test_steps_that_no_command_of_alembic_has_called_say_so_too() -> None:
