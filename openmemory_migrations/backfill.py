@@ -59,15 +59,16 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
         pace = Pace(db, settings)
         chosen = engines.choose(db, target, settings, table, extension)
     engine: Engine
-    if chosen == "client":
+    if chosen.name == "client":
         engine = ClientEngine(db, target, settings, table, extension)
     else:
-        engine = ServerEngine(db, target, settings, table, extension, native=chosen == "native")
+        engine = ServerEngine(db, target, settings, table, extension, native=chosen.name == "native")
     left = Leftovers(0, Counter(), {}, 0)
     done = 0  # passes
+    said = bool(settings.backfill_engine)
 
     def once(obstacles: Obstacles) -> tuple[int, int]:
-        nonlocal left, done
+        nonlocal left, done, said
         heeded = True
         started: dict[int, Progress] = {}  # with its waits for other runs
         while True:
@@ -80,10 +81,13 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
                 told = (0, 0) if done else None
                 progress = started.setdefault(size, Progress(what, rows, pending, told=told, obstacles=obstacles))
                 progress.others = partial(claims.of_others, workers)
+                if rows and not said:
+                    log.notice(f"{what}: {chosen}")
+                    said = True
                 if rows:
                     with progress.shown():
                         engine.walk(size, workers, progress, pace)
-                progress.look(db)
+                progress.look(db, over=True)
                 progress.tell()
                 waiting |= claims.of_others(workers)
             if not waiting:

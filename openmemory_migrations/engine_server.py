@@ -20,7 +20,7 @@ from .database import Database
 from .dimensions import NOT_FINITE_BYTES
 from .pace import Pace
 from .progress import Progress
-from .reading import pages_of
+from .reading import BATCH_BYTES, pages_of
 from .settings import Settings
 from .target import Target
 from .walking import Filling, Walk
@@ -71,7 +71,7 @@ class ServerEngine:
                         part,
                         filling,
                         self.lock_timeout,
-                        self.settings.backfill_batch,
+                        min(self.settings.backfill_batch, max(1, BATCH_BYTES // (4 * dimensions))),
                         progress,
                         pace.on(db),
                         (claims, self.target.vector),

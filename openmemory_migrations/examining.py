@@ -241,10 +241,10 @@ def _trial(step: Step, facts: Facts, table: Table) -> None:
         facts.untold = 'extension "vector" is not installed yet'
     elif facts.shards:
         facts.untold = "the table is distributed by Citus"
-    elif facts.errors:
+    elif facts.errors or facts.engine is None:
         facts.untold = "first the errors below"
     else:
         facts.untold = "the attempt failed"
         facts.trial = trial.run(
-            step.db, step.target, step.settings, table, facts.extension, facts.dimensions, facts.engine
+            step.db, step.target, step.settings, table, facts.extension, facts.dimensions, facts.engine.name
         )

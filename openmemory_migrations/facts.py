@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from . import locks
 from .catalog import Extension, Table
 from .contents import Bad, Lengths, Sizes
+from .engines import Chosen
 from .errors import ConnectionLost, MigrationError
 from .finding import Finding
 from .followers import Replication
@@ -39,7 +40,7 @@ class Facts:
     bad: Bad = field(default_factory=Bad)
     dimensions: int | None = None
     origin: str = ""
-    engine: str = "client"
+    engine: Chosen | None = None
     shards: int | None = None
     growth: Growth | None = None
     index: Plan | NoIndex | None = None

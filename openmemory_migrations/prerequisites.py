@@ -86,7 +86,7 @@ def _engine(db: Database, target: Target, settings: Settings, table: Table) -> I
     except MigrationError as error:
         yield Finding.of("engine", error)
         return
-    if engine == "client" and not db.value("SELECT has_database_privilege(current_database(), 'TEMPORARY')"):
+    if engine.name == "client" and not db.value("SELECT has_database_privilege(current_database(), 'TEMPORARY')"):
         role, name = quote(db.value("SELECT current_user")), quote(db.value("SELECT current_database()"))
         yield Finding(
             "error",

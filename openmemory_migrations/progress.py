@@ -78,9 +78,10 @@ class Progress:
             finally:
                 self.bar = None
 
-    def look(self, db: Database) -> None:
-        """Counts what is left, if there is anybody else who may have done something."""
-        self._met = self._met or bool(self.others())
+    def look(self, db: Database, *, over: bool = False) -> None:
+        """Counts what is left, if there is anybody else who may have done something: who has been met, or who has done
+        what this run has not come upon until its pass was over."""
+        self._met = self._met or bool(self.others()) or (over and self.done + self.skipped < self.total)
         if not self._met:
             return
         began = time.monotonic()

@@ -148,14 +148,17 @@ class Settings:
         + "; OM_VEC_DIM wins",
     )
     backfill_batch: int = _option(
-        "BACKFILL_BATCH", _whole(1, 100_000), 4000, "rows a batch and commit, also bounded to about 8 MiB"
+        "BACKFILL_BATCH",
+        _whole(1, 100_000),
+        4000,
+        "rows a batch and commit, also bounded to about 8 MiB",
     )
     backfill_engine: str | None = _option(
         "OM_BACKFILL_ENGINE",
         _choice("client", "native", "server"),
         None,
         "what converts: the client, the server's own code (superusers only), or a function in the server; unset: the"
-        " client, on Citus the server",
+        " server's own code where it can be had, else the client; on Citus the server",
     )
     backfill_workers: int = _option(
         "OM_BACKFILL_WORKERS", _whole(1, 32), 1, "pairs of connections that convert side by side"

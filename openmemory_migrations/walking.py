@@ -25,9 +25,14 @@ from .progress import Progress
 from .reading import MOST_UNITS, UNIT, by_tid
 
 PLACES = 2048  # counted for a page: more than any page, of whatever size, has rows
-INSIDE = "ctid >= '({page},{item})' AND ctid < '({end_page},{end_item})'"
+# the last of so many: physical order is that in which ranges of places are read
+NEXT = """
+SELECT CAST(max(tid) AS text), count(*)
+FROM (SELECT ctid AS tid FROM ONLY {table} WHERE {inside} AND {pending}{order} LIMIT {most}) AS next
+"""
 UNLOCKED = "SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {pending} FOR NO KEY UPDATE SKIP LOCKED"
 OURS = "ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
+OTHERS = "{inside} AND ctid <> ALL (CAST(CAST(:tids AS text[]) AS tid[]))"
 # a trigger may keep the row as it was, or change what is written
 FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING {ok}, CAST(ctid AS text)"
 LEFT = "SELECT CAST(ctid AS text), CAST(xmin AS text), {unfit} FROM ONLY {table} WHERE {inside} AND {pending}"
@@ -52,6 +57,15 @@ class Filling:
         return names
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Up to before a place, with so many pending rows, the last of them at another."""
+
+    end: int
+    rows: int
+    last: int = 0
+
+
 @dataclass
 class Walk:
     """Over one table that holds rows. With `claims` others walk there as well, each at other pages; `spread` over nodes
@@ -72,47 +86,62 @@ class Walk:
 
     def take(self, last_page: int) -> None:
         place = 0  # a page and a row's place in it, as one number
-        self.steps = Steps(self.db, self.progress.what, UNIT * MOST_UNITS * PLACES, "places")
-        self.steps.size = PLACES
+        self.steps = Steps(self.db, self.progress.what, self.most_rows)
+        self.reach = 1  # units that a batch is looked for in
         while place < last_page * PLACES:
             try:
-                end, filled, bad = self._batch(place)
+                filled, bad = self._batch(place)
             except DBAPIError as error:
                 if self.part.gone(error):
                     log.notice(f"{self.progress.what}: partition {self.part} is gone")
                     return
-                outcome = self.steps.failed(error, self.steps.size, can_care=not self.spread)
+                outcome = self.steps.failed(error, self.batch.rows, can_care=not self.spread)
                 if outcome != "again":
-                    self.progress.obstacles.pass_by(outcome, error, self._keys([_tid(place)]))
-                    place += 1
+                    place = self.batch.last + 1
+                    self.progress.obstacles.pass_by(outcome, error, self._keys([_tid(self.batch.last)]))
                 continue
             self.steps.done()
-            if filled:  # rows lie evenly, more or less
-                self.steps.size = max(1, min(self.steps.size, (end - place) * self.most_rows // filled))
-            place = end
+            place = self.batch.end
             if filled or bad:
                 self.progress.add(self.db, filled, bad)
             if filled and self.pace:
                 self.pace.rest(self.progress.what)
 
-    def _batch(self, place: int) -> tuple[int, int, int]:
-        """Where it has ended, how many rows have got their value, and how many are unfit."""
+    def _batch(self, place: int) -> tuple[int, int]:
+        """How many rows have got their value, and how many are unfit."""
         names = self.filling.names(self.db, **self.extension.names())
         at = self.part.at(self.db)
+        self.batch = Batch(place, self.steps.size)
         with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
             if self.spread:
                 locks.set_timeout(self.db, self.lock_timeout)
             self.steps.heed()
-            end = self._claimed(place)
-            if not end:
-                return (place // (UNIT * PLACES) + 1) * UNIT * PLACES, 0, 0
-            names["inside"] = INSIDE.format(**_bounds(place, end))
+            self.batch = self._chosen(at, place, names)
+            if not self.batch.rows:
+                return 0, 0
+            names["inside"] = _inside(place, self.batch.end)
             with self.within(self.db, self.extension) if self.within else nullcontext():
                 done, kept, bad = self._fill(at, names)
             keys = keys_at(at, self.table, kept) if kept else []
         if keys:
             self.progress.obstacles.refuse_for(UNCHANGED, keys)
-        return end, sum(done.values()), bad
+        return sum(done.values()), bad
+
+    def _chosen(self, at: Database, place: int, names: dict[str, str]) -> Batch:
+        """The next pending rows in as many units as are ours, none where others are at the first."""
+        end = self._claimed(place)
+        if not end:
+            return Batch((place // (UNIT * PLACES) + 1) * UNIT * PLACES, 0)
+        most = self.steps.size
+        # each shard is read by its places, one after the other
+        order = " ORDER BY ctid" if self.spread else ""
+        ((tid, rows),) = at.rows(NEXT, **{**names, "inside": _inside(place, end), "most": str(most), "order": order})
+        last = _place(tid) if rows else 0
+        if rows < most:
+            self.reach = min(2 * self.reach, MOST_UNITS)
+            return Batch(end, rows, last)
+        self.reach = (last - place) // (UNIT * PLACES) + 2  # the first of them may be half done
+        return Batch(last + 1, rows, last)
 
     def _fill(self, at: Database, names: dict[str, str]) -> tuple[dict[str, bool], list[str], int]:
         """The places of rows that were updated, and whether they have got their value; those that a trigger keeps as
@@ -129,22 +158,21 @@ class Walk:
             bad = sum(unfit for _, _, unfit in left)
             if bad < len(left) and not self.steps.careful:
                 # there before an UPDATE and after it, as it was: kept so by a trigger, and by nobody else
-                done |= _filled(at.rows(FILL.replace("{which}", "{inside}"), **names))
+                done |= _filled(at.rows(FILL.replace("{which}", OTHERS), {"tids": list(done)}, **names))
                 again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
                 kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
         return done, kept, bad
 
     def _claimed(self, place: int) -> int | None:
-        """The end of the batch: of as many units as are ours; None where others are at the first."""
-        end = place + self.steps.size
-        if self.claims is None:
-            return end
+        """How far the pages may be looked through: as many units as are ours; None where others are at the first."""
         first = place // (UNIT * PLACES)
-        units = range(first, (end - 1) // (UNIT * PLACES) + 1)
+        units = range(first, first + self.reach)
+        if self.claims is None:
+            return units.stop * UNIT * PLACES
         claims, column = self.claims
         ours = set(claims.take(self.db, space_of(self.part.schema, self.part.name, column), units))
         until = next((unit for unit in units if unit not in ours), units.stop)
-        return min(end, until * UNIT * PLACES) if until > first else None
+        return until * UNIT * PLACES if until > first else None
 
     def _keys(self, tids: list[str]) -> list[str]:
         with self.db.transaction():
@@ -159,6 +187,10 @@ def _tid(place: int) -> str:
     return "({},{})".format(*divmod(place, PLACES))
 
 
-def _bounds(place: int, end: int) -> dict[str, int]:
-    (page, item), (end_page, end_item) = divmod(place, PLACES), divmod(end, PLACES)
-    return {"page": page, "item": item, "end_page": end_page, "end_item": end_item}
+def _place(tid: str) -> int:
+    page, item = map(int, tid.strip("()").split(","))
+    return page * PLACES + item
+
+
+def _inside(place: int, end: int) -> str:
+    return f"ctid >= '{_tid(place)}' AND ctid < '{_tid(end)}'"

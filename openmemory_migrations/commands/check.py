@@ -111,6 +111,8 @@ def _lines(facts: Facts, target: Target, settings: Settings) -> list[tuple[str, 
         lines += _index(facts, facts.index)
     elif facts.index:
         lines.append(("index", f"none: {facts.index.reason}"))
+    if facts.engine:
+        lines.append(("engine", facts.engine))
     if facts.lengths:
         lines.append(("time", _time(facts, settings)))
     if facts.connections:
@@ -184,7 +186,7 @@ def _data(facts: Facts, target: Target, settings: Settings) -> dict[str, Any]:
         "bytes": facts.sizes and asdict(facts.sizes),
         "growth": facts.growth and asdict(facts.growth),
         "index": _index_data(facts),
-        "engine": facts.engine,
+        "engine": facts.engine and facts.engine.name,
         "estimate": _estimate(facts, settings),
         "connections": facts.connections and asdict(facts.connections),
         "replication": facts.replication and asdict(facts.replication),

@@ -8,6 +8,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
+from tests.support.engines import by_each, only_client
 from tests.support.interruption import (
     DATA,
     DIM,
@@ -32,7 +33,7 @@ from tests.support.proxy import Verdict, proxy
 from tests.support.servers import OPTIONS, programs
 from tests.support.sessions import converted, eventually, terminate
 
-__all__ = ["ends", "table"]  # fixtures
+__all__ = ["by_each", "ends", "table"]  # fixtures
 
 
 def test_killed_in_the_middle(table: Database, ends: Ends) -> None:
@@ -67,6 +68,7 @@ def test_what_is_written_between_a_kill_and_the_next_run_is_kept(table: Database
     assert checksum(table) == before
 
 
+@only_client  # which reads on one connection and writes on another
 @pytest.mark.slow
 @pytest.mark.parametrize("whose", [exhaustive("all"), "the writer's", exhaustive("the advisory locks'")])
 def test_sessions_terminated_in_the_middle(table: Database, ends: Ends, whose: str) -> None:
@@ -94,7 +96,7 @@ def test_the_network_fails_in_the_middle(server: embedded.Server, table: Databas
 
     def watch(statement: str) -> Verdict:
         nonlocal batches
-        batch = statement.startswith("COPY pg_temp")
+        batch = statement.startswith(("COPY pg_temp", "UPDATE ONLY"))
         batches += batch
         return "after" if batch and batches == 100 else None
 

@@ -13,10 +13,13 @@ import pytest
 
 from demo.openmemory import TABLE
 from tests.support.commands import alembic
+from tests.support.engines import by_each
 from tests.support.openmemory import Database, checksum, mismatches, random_rows
 from tests.support.running import expanded, filled, lock_row, nothing_left, running, slow_rows, transaction, waiting
 from tests.support.sessions import converted, eventually, logged_statements
 from tests.support.states import BACKFILL, HEAD, indexes, snapshot, stamp, without_extension
+
+__all__ = ["by_each"]
 
 SECRET = "LOCK TABLE openmemory_vectors IN ACCESS SHARE MODE /* whose text is nobody's business */"
 

@@ -15,11 +15,14 @@ from demo.openmemory import TABLE
 from openmemory_migrations.database import Database as PackageDatabase
 from openmemory_migrations.reading import LOCKED_FILENODE
 from tests.support.commands import alembic
+from tests.support.engines import by_client
 from tests.support.openmemory import Database, create_table, expected, load, mismatches, pack, random_rows
 from tests.support.package import run_backfill
 from tests.support.running import session
 from tests.support.sessions import converted, eventually, sessions
 from tests.support.states import EXPAND
+
+__all__ = ["by_client"]
 
 ROWS, DIM, BATCH = 400, 16, 100
 DATA = random_rows(ROWS, DIM)

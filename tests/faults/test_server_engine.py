@@ -292,7 +292,7 @@ def test_a_statement_timeout_of_the_role_makes_pages_smaller_until_they_fit(data
     log = alembic(database, "upgrade", "head", env=SERVER | {"BACKFILL_BATCH": "100"}).stderr
 
     assert "statement timeout" in log
-    assert re.search(r"try 1 of 30, again with [\d,]+ places", log)
+    assert re.search(r"try 1 of 30, again with [\d,]+ rows", log)
     database.run(f"ALTER DATABASE {database.name} RESET statement_timeout")
     assert mismatches(database) == []
     assert converted(database) == 120

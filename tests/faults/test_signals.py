@@ -15,6 +15,7 @@ import pytest
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded, locks
 from tests.support.commands import Process, alembic, result, start_alembic
+from tests.support.engines import by_each
 from tests.support.openmemory import Database, Row, checksum, mismatches, random_rows
 from tests.support.proxy import Verdict, proxy
 from tests.support.running import (
@@ -44,6 +45,8 @@ from tests.support.states import (
     without_extension,
     without_guards,
 )
+
+__all__ = ["by_each"]
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -78,7 +81,7 @@ def test_a_run_that_is_told_to_stop_does_not_connect_again(server: embedded.Serv
     process: Process | None = None
 
     def watch(statement: str) -> Verdict:
-        if not statement.startswith("CREATE TEMPORARY TABLE"):
+        if not statement.startswith(("CREATE TEMPORARY TABLE", "UPDATE ONLY")):
             return None
         assert process
         process.send_signal(SIGNALS[0])
@@ -98,11 +101,12 @@ def test_a_signal_does_not_wait_for_a_rest_to_end(database: Database, number: Si
 
     with running(database, "upgrade", "head", env={"BACKFILL_BATCH": "100", "OM_BACKFILL_PAUSE_MS": "60000"}) as run:
         run.says("is in place")
-        eventually(lambda: converted(database) == 100)
+        eventually(lambda: converted(database))
         assert_stopped(run, number, database)
 
-    assert converted(database) == 100
-    assert len(mismatches(database)) == 400
+    done = converted(database)
+    assert 0 < done <= 100
+    assert len(mismatches(database)) == 500 - done
 
 
 @pytest.mark.slow

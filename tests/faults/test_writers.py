@@ -9,10 +9,13 @@ import pytest
 
 from tests.support.cases import exhaustive
 from tests.support.commands import alembic, start_alembic
+from tests.support.engines import by_each
 from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
 from tests.support.sessions import converted, eventually
 from tests.support.states import HEAD, follows, indexes, stamp
 from tests.support.writers import remembered, v_of, writing, written
+
+__all__ = ["by_each"]
 
 DIM = 64
 

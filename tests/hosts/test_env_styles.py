@@ -194,12 +194,12 @@ def test_a_host_upgrades_fails_continues_downgrades_and_upgrades_again(
     assert failed.returncode != 0
     assert "no room for the second batch" in failed.stderr
     assert place.stamp == [STUBS[0]]
-    assert [rows for _, rows in place.batches] == [BATCH]
-    first = place.batches[0]
+    committed = place.batches
+    assert 0 < sum(rows for _, rows in committed) < ROWS
 
     database.run(SQL("DROP FUNCTION {schema}.trouble CASCADE").format(schema=Identifier(place.schema)))
     log += host.alembic("upgrade", "head").log
-    assert first in place.batches, "the rows that had been converted were written again"
+    assert set(committed) < set(place.batches), "the rows that had been converted were written again"
     place.assert_migrated()
 
     host.alembic("downgrade", "host_2")
@@ -312,7 +312,7 @@ def test_version_locations_run_beside_the_hosts_own_chain(branch: Host, database
     place.assert_host_only()
     branch.alembic("upgrade", STUBS[-1])
     assert mismatches(database, dim=DIMENSIONS) == []
-    assert len(place.batches) >= ROWS // BATCH
+    assert len(place.batches) > 1
     assert checksum(database) == before
 
 

@@ -167,7 +167,7 @@ def test_the_server_keeps_nothing_of_a_read(database: Database) -> None:
     """A subtransaction that isn't released takes 9 KB of the server's memory to the end of the transaction."""
     table(database, "client")
     with logged_statements(database) as statements:
-        alembic(database, "upgrade", "head", env={"BACKFILL_BATCH": "10"})
+        alembic(database, "upgrade", "head", env={"BACKFILL_BATCH": "10", "OM_BACKFILL_ENGINE": "client"})
     texts = [text for _, text in statements]
     begun = [text for text in texts if text.startswith("SAVEPOINT openmemory_migrations")]
     released = [text for text in texts if text.startswith("RELEASE SAVEPOINT openmemory_migrations")]

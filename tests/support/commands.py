@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from demo.openmemory import Database, environment
 from tests.support import forkserver
+from tests.support.engines import CHOSEN
 from tests.support.forkserver import ROOT, Process
 
 __all__ = ["NOTHING", "ROOT", "Process", "Result", "alembic", "om", "result", "start_alembic", "start_om"]
@@ -50,7 +51,7 @@ def start_alembic(
     program = ["-m", "alembic"]
     if patch is not None:
         program = ["-c", f"{_patched(patch)}\nfrom alembic.config import main\nmain()"]
-    return forkserver.start([*program, *args], cwd=ROOT, env=environment(database, env))
+    return forkserver.start([*program, *args], cwd=ROOT, env=environment(database, CHOSEN | dict(env)))
 
 
 def om(database: Database | None, *args: str, env: Mapping[str, str] = NOTHING) -> Result:
@@ -64,7 +65,7 @@ def start_om(
     program = ["-m", "openmemory_migrations"]
     if patch is not None:
         program = ["-c", f"{_patched(patch)}\nimport sys\nfrom openmemory_migrations.cli import main\nsys.exit(main())"]
-    return forkserver.start([*program, *args], cwd=tempfile.gettempdir(), env=environment(database, env))
+    return forkserver.start([*program, *args], cwd=tempfile.gettempdir(), env=environment(database, CHOSEN | dict(env)))
 
 
 def _patched(patch: str) -> str:

@@ -12,6 +12,7 @@ from openmemory_migrations.connecting import engine_for, url_of
 from openmemory_migrations.database import Database as PackageDatabase
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.target import Target
+from tests.support.engines import CHOSEN
 from tests.support.openmemory import Database
 
 TARGET = Target("public", TABLE)
@@ -42,5 +43,5 @@ def run_backfill(database: Database, make: Callable[..., D], **settings: object)
             table, extension = catalog.table(db, "public", TABLE), catalog.extension(db)
         assert table
         assert extension
-        backfill.run(db, TARGET, Settings.load(settings, {}), table, extension)
+        backfill.run(db, TARGET, Settings.load(settings, CHOSEN), table, extension)
     return db

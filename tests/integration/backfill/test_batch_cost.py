@@ -15,6 +15,7 @@ from openmemory_migrations import embedded
 from openmemory_migrations.database import Database as PackageDatabase
 from tests.support.commands import alembic
 from tests.support.databases import Databases
+from tests.support.engines import by_client
 from tests.support.openmemory import (
     Database,
     create_table,
@@ -26,6 +27,8 @@ from tests.support.package import run_backfill
 from tests.support.proxy import proxy
 from tests.support.sessions import eventually, sessions
 from tests.support.states import EXPAND
+
+__all__ = ["by_client"]
 
 DIM, BATCH = 8, 500
 SMALL, LARGE, HUGE = 1_000, 20_000, 1_000_000

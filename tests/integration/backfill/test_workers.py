@@ -12,10 +12,13 @@ from demo.openmemory import TABLE
 from openmemory_migrations import backfill, beside, claims, reading
 from openmemory_migrations.database import Database as PackageDatabase
 from tests.support.commands import alembic
+from tests.support.engines import by_client
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, random_rows
 from tests.support.package import package, run_backfill
 from tests.support.sessions import all_at_once, converted, eventually, sessions
 from tests.support.states import EXPAND
+
+__all__ = ["by_client"]
 
 ROWS, DIM, BATCH = 6_000, 64, 50  # some 4 units of pages
 
