@@ -44,7 +44,7 @@ WITH RECURSIVE tree (oid) AS (
   UNION
   SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
 SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid), coalesce(a.usename, p.owner),
-       coalesce(a.query_start, a.xact_start, p.prepared), a.state
+       coalesce(a.query_start, a.xact_start, p.prepared), a.state, a.usesysid IS NULL AND l.pid IS NOT NULL
 FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
      LEFT JOIN pg_catalog.pg_prepared_xacts p
      ON l.pid IS NULL AND l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
@@ -488,12 +488,14 @@ class Database:
         asked = {"oid": table_oid, "table": self.names["table"], "seconds": seconds}
         return [
             (
-                f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
+                f"process {pid} (of the server itself, such as autovacuum"
+                if background
+                else f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
                 if pid
                 else f'the prepared transaction "{name}" (role {user}'
             )
             + (f", {'query started' if pid else 'since'} {since:%H:%M:%S %Z})" if since else ")")
-            for pid, name, user, since, state in self.rows(HOLDERS, asked)
+            for pid, name, user, since, state, background in self.rows(HOLDERS, asked)
         ]
 
     def in_the_way(self, table_oid: int | None = None) -> str:

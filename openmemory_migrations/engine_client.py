@@ -26,7 +26,7 @@ from .database import Database
 from .keys import keys_at
 from .pace import Pace
 from .partitions import Part
-from .passes import UNCHANGED, Steps
+from .passes import UNCHANGED, Steps, kept_from
 from .progress import Progress
 from .reading import FORTH, Found, Reader, Way, by_tid
 from .settings import Settings
@@ -145,7 +145,8 @@ class _Writer:
             else:
                 rows, payload = end - first, found.some(first, end)
             written, kept = stage.write(payload) if rows else (0, [])
-            names = keys_at(found.part.at(self.db), self.table, kept) if kept else []
+            at = found.part.at(self.db)
+            names = kept_from(at, self.table, at.sql(self.way.written), kept) if kept else []
         if rows:
             stage.committed()
         if names:

@@ -24,6 +24,7 @@ from .reading import BATCH_BYTES, pages_of
 from .settings import Settings
 from .target import Target
 from .walking import Filling, Walk
+from .writing import may_be_changed
 
 PENDING = "{{vector}} IS NULL AND octet_length({{source}}) = {octets}"
 VALUE = "{{convert}}({{source}}, {dimensions})"
@@ -46,11 +47,13 @@ class ServerEngine:
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
         with self.db.transaction():
             leaves = partitions.leaves(self.db, self.table.oid)
+            changed = any(may_be_changed(part.at(self.db), self.target.vector) for part in leaves)
         filling = Filling(
             "{vector}",
             native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
             PENDING.format(octets=4 * dimensions),
-            ok="{filled} IS NOT NULL",  # to compare the value would be to convert once more
+            # to compare the value is to convert once more
+            ok=Filling.ok if changed else "{filled} IS NOT NULL",
             unfit=native.unfit(dimensions) if self.native else NOT_FINITE_BYTES,
         )
 

@@ -114,6 +114,8 @@ def _take_away(db: Database, target: Target, settings: Settings) -> None:
         if aside is not None and not aside.set_aside:
             aside = None  # somebody else's
         if column is not None and column.ours:
+            ours = (target.sync, target.guard)
+            interference.require_none(interference.naming(db, table, target.vector, ours, "after the downgrade"))
             _refuse_loss(db, column, aside, target, settings)
     if column is None:
         log.notice(f"column {quote(target.vector)} of {target} does not exist, skipping")
@@ -241,4 +243,9 @@ def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Tar
             f"{lost:,} values of {quote(target.vector)} have no source in {quote(target.source)} of {target}"
             " and would be lost",
             hint=f"Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS={lost}.",
+        )
+    if lost:
+        log.warning(
+            f"{lost:,} values of {quote(target.vector)} have no source in {quote(target.source)} of {target} and are"
+            f" lost, as OM_ACCEPT_LOSS={settings.accept_loss} accepts"
         )

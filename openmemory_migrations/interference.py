@@ -35,6 +35,16 @@ SELECT * FROM (
     AND t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0
   ORDER BY t.tgname, t.tgfoid, t.tgparentid) AS found
 """
+# of rows, before or after whatever is done to them
+OF_ROWS = """
+SELECT DISTINCT ON (t.tgname, t.tgfoid) CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname, p.prosrc,
+       CAST(CAST(p.oid AS regprocedure) AS text)
+FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+     JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname = 'plpgsql'
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 = 1
+  AND NOT t.tgname = ANY (CAST(:ours AS name[]))
+ORDER BY t.tgname, t.tgfoid, t.tgparentid
+"""
 RULES = """
 SELECT CAST(CAST(r.ev_class AS regclass) AS text), r.rulename FROM pg_catalog.pg_rewrite r
 WHERE r.ev_class = ANY (:tables) AND r.ev_type = '2' AND r.ev_enabled <> 'D' ORDER BY 1, 2
@@ -118,6 +128,21 @@ def overriding(db: Database, table: Table, ours: str, source: str, made: str) ->
 
 def of_sync(db: Database, target: Target, table: Table) -> Iterator[MigrationError]:
     return overriding(db, table, target.sync, target.source, target.vector)
+
+
+def naming(db: Database, table: Table, column: str, ours: Sequence[str], after: str) -> Iterator[MigrationError]:
+    """Each trigger of others' whose function names the column of a row: without it every write would fail."""
+    field = re.compile(rf'\b(?:new|old)\s*\.\s*(?:"{re.escape(column)}"|{re.escape(column.lower())}(?![\w$]))')
+    tables = [part.oid for part in partitions.parts(db, table.oid)]
+    for on, name, text, function in db.rows(OF_ROWS, {"tables": tables, "ours": list(ours)}):
+        # names are lower case unless quoted
+        said = SAID.sub(lambda found: found[1] or " ", text) if not re.search(r"[\\$]", text) else text
+        if field.search(re.sub(r'"[^"]*"|[^"]+', lambda part: part[0] if part[0][0] == '"' else part[0].lower(), said)):
+            yield MigrationError(
+                f"trigger {quote(name)} on {on} names {quote(column)} of a row, which isn't what it is {after}",
+                detail=f"Every write that fires it would fail in {function}.",
+                hint=f"Change {function}, or drop the trigger, or: ALTER TABLE {on} DISABLE TRIGGER {quote(name)};",
+            )
 
 
 def require_none(found: Iterable[MigrationError]) -> None:

@@ -25,6 +25,15 @@ from .settings import Settings
 from .sqlerrors import PASSING, as_migration_error, sqlstate
 from .target import literal
 
+# a process without a role is the server's own: what it does is shown to some roles only
+AUTOVACUUM = """
+SELECT coalesce(max(s.setting::integer + 500), 0)
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL,
+     pg_catalog.pg_settings s
+WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND s.name = 'deadlock_timeout'
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND (l.relation = :oid OR l.relation IN (SELECT relid FROM pg_catalog.pg_partition_tree(CAST(:oid AS oid))))
+"""
 TRIES = 30
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
 POLL = 0.5  # seconds between two looks at an advisory lock
@@ -119,12 +128,13 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
     naming who holds the table, when no try got its locks. A change that was decided by what was `seen` before is made
     under that lock, unless the table isn't what it was: Changed.
     """
+    waits_ms = timeout_ms
     for attempt, pause in enumerate(pauses(), 1):
         try:
             with db.transaction():
                 # or Citus refuses functions beside a change of its tables
                 db.run("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
-                set_timeout(db, f"{timeout_ms}ms")
+                set_timeout(db, f"{waits_ms}ms")
                 if seen:
                     db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
                     db.require_seen(seen)
@@ -132,6 +142,7 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         except DBAPIError as error:
             problem = passing(error, what)
         holders = table_holders(db, table_oid)
+        waits_ms = max(timeout_ms, _until_autovacuum_ends(db, table_oid))
         log.notice(f"{problem.message}, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders)
         db.stop.sleep(pause)
     raise TryAgain(
@@ -139,6 +150,13 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         detail=f"{problem.message}. {holders}",
         hint="Run the same command again when that transaction is over; nothing was changed by this step.",
     )
+
+
+def _until_autovacuum_ends(db: Database, table_oid: int) -> int:
+    """Milliseconds, 0 where none holds the table: the server ends one for whoever waits longer than deadlock_timeout,
+    unless it prevents wraparound."""
+    with db.transaction():
+        return int(db.value(AUTOVACUUM, {"oid": table_oid}))
 
 
 def set_timeout(db: Database, timeout: str) -> None:

@@ -75,6 +75,7 @@ from .offline_sql import (
     SIZES,
     STAMP,
     TAG,
+    TAKE_BACK,
     TID,
     TIMED,
     TOGETHER,
@@ -447,6 +448,7 @@ class Script:
         for which, pending, value in (("", PENDING, VALUE), ("_adopted", PENDING_ADOPTED, VALUE_ADOPTED)):
             for name, text in (("count", COUNT_PENDING), ("convert_pages", CONVERT_PAGES), ("remaining", REMAINING)):
                 names[name + which] = sql(text.replace("{pending}", pending).replace("{value}", value))
+        names["take_back"] = sql(TAKE_BACK)
         aside = {"own": literal(SET_ASIDE), "vector_text": names["adopted_text"]}
         names["find_aside"] = FIND_COLUMN.format_map(names | aside)
         return names

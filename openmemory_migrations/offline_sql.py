@@ -153,6 +153,7 @@ DECLARE
   same tid[];
   more bigint;
   unchanged tid[];
+  changed_back tid[];
   remaining text;
   convertible bigint;
   before bigint;
@@ -203,6 +204,9 @@ BEGIN
           EXECUTE CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END
             INTO more, same USING {tid_of_place}, {tid_of_end};
           moved := moved + more;
+          -- one that a trigger has given another value stays without one
+          EXECUTE {take_back} INTO changed_back USING same;
+          same := same || changed_back;
           EXIT WHEN same IS NULL;
         END LOOP;
         changed := changed + moved;
@@ -341,6 +345,11 @@ AGAIN = """EXCEPTION WHEN {lock_failed} THEN
           HINT = 'Run this step again when that transaction is over.';
       END IF;
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
+      -- the server ends an autovacuum for whoever waits longer than deadlock_timeout
+      PERFORM set_config('lock_timeout', (SELECT CASE WHEN EXISTS (
+          SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL
+          WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND relation = to_regclass({table_text}))
+        THEN setting::integer + 500 || 'ms' ELSE {wait} END FROM pg_settings WHERE name = 'deadlock_timeout'), true);
       {rest}
     END;"""
 HOLDERS = """SELECT string_agg(DISTINCT coalesce(format('process %s ("%s", role %s)', pid, application_name, usename),
@@ -357,6 +366,10 @@ DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN pr
 PENDING = "{vector} IS NULL AND octet_length({source}) = 4 * {size}"
 PENDING_ADOPTED = """{vector} IS NULL
   AND CASE WHEN {source} IS NULL THEN {adopted} IS NOT NULL ELSE octet_length({source}) = 4 * {size} END"""
+TAKE_BACK = """
+WITH back AS (UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND {vector} IS NOT NULL RETURNING ctid)
+SELECT array_agg(ctid) FROM back
+"""
 COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
 VALUE = "{convert}({source}, {size})"
 VALUE_ADOPTED = "CASE WHEN {source} IS NULL THEN {adopted} ELSE {convert}({source}, {size}) END"
@@ -369,7 +382,7 @@ WITH batch AS MATERIALIZED (
 done AS (
   UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
   WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
-  RETURNING batch.tid, t.ctid AS place, t.{vector} IS NOT NULL AS ok)
+  RETURNING batch.tid, t.ctid AS place, record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AS ok)
 SELECT count(*) FILTER (WHERE ok), array_agg(coalesce(place, tid)) FILTER (WHERE ok IS NOT TRUE)
 FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import DBAPIError
 
 from .database import Database
-from .sqlerrors import UNDEFINED_TABLE, sqlstate
+from .sqlerrors import UNDEFINED_TABLE, functions_of, sqlstate
 from .target import quote
 
 
@@ -33,8 +33,9 @@ class Part:
         return f"{quote(self.schema)}.{quote(self.name)}"
 
     def gone(self, error: DBAPIError) -> bool:
-        """Whether an error says that this partition is no longer where it was; the root is never passed over."""
-        return self.parent is not None and sqlstate(error) == UNDEFINED_TABLE
+        """Whether an error says that this partition is no longer where it was; the root is never passed over. What a
+        function of others' doesn't find is another table."""
+        return self.parent is not None and sqlstate(error) == UNDEFINED_TABLE and not functions_of(error)
 
     def __str__(self) -> str:
         return f'"{self.schema}.{self.name}"'

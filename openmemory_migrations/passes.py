@@ -6,7 +6,6 @@ end, and all others are done. A pass that changes nothing is the last one.
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 from collections import Counter
@@ -20,8 +19,18 @@ from . import locks, log
 from .catalog import Table
 from .database import Database
 from .errors import MigrationError, TryAgain
-from .keys import SHOWN_KEYS, keys_where
-from .sqlerrors import DEADLOCK, DENIED, LOCK_NOT_AVAILABLE, PASSING, constraint_of, context_of, in_statement, sqlstate
+from .keys import AT, SHOWN_KEYS, keys_at, keys_where
+from .sqlerrors import (
+    DEADLOCK,
+    DENIED,
+    LOCK_NOT_AVAILABLE,
+    PASSING,
+    constraint_of,
+    context_of,
+    functions_of,
+    in_statement,
+    sqlstate,
+)
 
 MOST_IN_A_ROW = 10_000  # rows that are refused, one by one, with none in between that is not
 MOST_NAMED = 1000  # rows that are refused for one reason whose names are kept
@@ -29,16 +38,12 @@ MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to 
 MOST_WITHOUT_END = 100  # passes that change rows and leave no fewer than one before: others go on writing past us
 LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
 UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as it was or changes the value"
+TAKE_BACK = f"UPDATE ONLY {{table}} SET {{column}} = NULL WHERE {AT} AND {{column}} IS NOT NULL"
 # classes of SQLSTATE: of connections, transactions, resources and the server; of rights and states, which are no row's
 # fault either, unless a function raises them; and of names, which a row may have in it, cast to regclass or jsonpath
 OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57")
 NOT_A_ROWS = ("0A", "26", "34", DENIED, "55")
 OF_NAMES = ("3F", "42")
-# in the context of an error; a signature stays as it is in whatever language that is, a bare name is known in English
-FUNCTION = re.compile(
-    r"""^(?:[^\n]*?PL/\w*?[^\n]*?\s((?:"(?:[^"\n]|"")+"|[\w$.])+\([^)\n]*\))|(?:SQL|PL/\w+) function ("[^"\n]+"))""",
-    re.MULTILINE,
-)
 
 
 def is_a_rows(error: DBAPIError) -> bool:
@@ -54,7 +59,7 @@ def is_a_rows(error: DBAPIError) -> bool:
     if state.startswith(OF_THE_SERVER):
         return False
     ours = state.startswith(NOT_A_ROWS) or (state.startswith(OF_NAMES) and in_statement(error))
-    return not ours or bool(_functions(error))
+    return not ours or bool(functions_of(error))
 
 
 def reason_of(error: DBAPIError) -> str:
@@ -62,21 +67,15 @@ def reason_of(error: DBAPIError) -> str:
     text = f"SQLSTATE {sqlstate(error)}"
     if constraint := constraint_of(error):
         text += f', constraint "{constraint}"'
-    if theirs := _functions(error):
+    if theirs := functions_of(error):
         text += f", in function {theirs[0]}"
     return text
-
-
-def _functions(error: DBAPIError) -> list[str]:
-    """Those that the error went through, the innermost first, but for the one that writes for us."""
-    found = [signature or name for signature, name in FUNCTION.findall(context_of(error) or "")]
-    return [name for name in found if not name.endswith("openmemory_migrations_stage()")]
 
 
 def _raised(error: DBAPIError) -> bool:
     """Whether it is a function's own word, and not the server's: there another try says the same of the row."""
     innermost = (context_of(error) or "").split("\n", 1)[0]
-    return "RAISE" in innermost and bool(_functions(error))
+    return "RAISE" in innermost and bool(functions_of(error))
 
 
 @dataclass
@@ -144,6 +143,14 @@ def shown(names: Sequence[str], rows: int | None = None) -> str:
     rows = len(names) if rows is None else rows
     few = ", ".join(names[:SHOWN_KEYS])
     return f"{rows:,}" + (f" (such as {few})" if few else "")
+
+
+def kept_from(at: Database, table: Table, column: str, tids: Sequence[str]) -> list[str]:
+    """The rows at these places of one table, which a trigger has kept from their value, by name. One that it has given
+    another loses that: a row whose value isn't the right one has to stay pending, also for the next run."""
+    names = keys_at(at, table, tids)
+    at.run(TAKE_BACK, {"values": list(tids)}, column=column)
+    return names
 
 
 class Steps:

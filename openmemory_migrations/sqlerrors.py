@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from .errors import ConnectionLost, MigrationError, TryAgain, UsageError
@@ -15,6 +17,11 @@ SHOWS_A_ROW = ("22", "23", "44")  # classes of SQLSTATE whose DETAIL may print t
 # what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
 PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
 LOCKED = "Run the same command again when whoever has locked it is done."
+# in the context of an error; a signature stays as it is in whatever language that is, a bare name is known in English
+FUNCTION = re.compile(
+    r"""^(?:[^\n]*?PL/\w*?[^\n]*?\s((?:"(?:[^"\n]|"")+"|[\w$.])+\([^)\n]*\))|(?:SQL|PL/\w+) function ("[^"\n]+"))""",
+    re.MULTILINE,
+)
 ON_ITS_WAY = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # the server
 
 
@@ -40,6 +47,12 @@ def constraint_of(error: DBAPIError) -> str | None:
 def context_of(error: DBAPIError) -> str | None:
     """The functions that the error went through, one a line."""
     return _diagnostic(error, "context")
+
+
+def functions_of(error: DBAPIError) -> list[str]:
+    """Those that the error went through, the innermost first, but for ours, which writes."""
+    found = [signature or name for signature, name in FUNCTION.findall(context_of(error) or "")]
+    return [name for name in found if not name.endswith("openmemory_migrations_stage()")]
 
 
 def in_statement(error: DBAPIError) -> bool:

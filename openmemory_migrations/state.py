@@ -178,9 +178,21 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
 
 
 def changed(db: Database, target: Target, table: Table) -> MigrationError | None:
-    """What isn't any more as a cutover has left it, and keeps that from being undone; in a transaction that is open."""
+    """What isn't any more as a cutover has left it, and keeps that from being undone, or rows that one has taken out
+    which was interrupted; in a transaction that is open."""
     found = Mark.of(table, target)
-    return (_changed(db, found, table, target) or _kept(db, found, table, target)[1]) if found else None
+    if found:
+        return _changed(db, found, table, target) or _kept(db, found, table, target)[1]
+    try:
+        rows = kept.count(db)
+    except MigrationError as error:
+        return error
+    if not rows:
+        return None
+    return MigrationError(
+        f"{rows:,} rows of {target} are in table {quote(target.kept)}, and not in their own",
+        hint=f"{mark.UNDO} brings them back; {mark.DO} goes on with a cutover that was interrupted.",
+    )
 
 
 def _kept(db: Database, found: Mark, table: Table, target: Target) -> tuple[int | None, MigrationError | None]:
@@ -196,6 +208,7 @@ def _kept(db: Database, found: Mark, table: Table, target: Target) -> tuple[int 
 def _changed(db: Database, found: Mark, table: Table, target: Target) -> MigrationError | None:
     try:
         found.require_dimensions(table, target)
+        found.require_names(table, target)
     except MigrationError as error:
         return error
     archived = found.mode == "swap" and target.archive in table.columns

@@ -20,7 +20,7 @@ from .database import Database
 from .keys import keys_at
 from .pace import Pace
 from .partitions import Part
-from .passes import UNCHANGED, Steps
+from .passes import UNCHANGED, Steps, kept_from
 from .progress import Progress
 from .reading import MOST_UNITS, UNIT, by_tid
 
@@ -122,7 +122,7 @@ class Walk:
             names["inside"] = _inside(place, self.batch.end)
             with self.within(self.db, self.extension) if self.within else nullcontext():
                 done, kept, bad = self._fill(at, names)
-            keys = keys_at(at, self.table, kept) if kept else []
+            keys = kept_from(at, self.table, names["filled"], kept) if kept else []
         if keys:
             self.progress.obstacles.refuse_for(UNCHANGED, keys)
         return sum(done.values()), bad

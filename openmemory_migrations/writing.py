@@ -74,6 +74,12 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
 DROP = ("DROP TABLE pg_temp.{stage}", "DROP FUNCTION pg_temp.{stage}()")
 
 
+def may_be_changed(db: Database, column: str) -> bool:
+    """Whether a trigger of others' fires before an UPDATE of the column, and may write another value; in a
+    transaction."""
+    return bool(db.value(CHANGING, {"table": db.names["table"], "written": column}))
+
+
 class Stage:
     """Made with the first batch and dropped at the end; with every batch where a pooler may change the session."""
 
@@ -86,8 +92,7 @@ class Stage:
         names |= {"counter": literal(COUNTER), "kept": literal(KEPT)}
         names["equal"] = way.equal.format_map(names)
         column = names["written"][1:-1].replace('""', '"')
-        compared = db.value(CHANGING, {"table": db.names["table"], "written": column})
-        names["write"] = (COMPARED if compared else COUNTED).format_map(names)
+        names["write"] = (COMPARED if may_be_changed(db, column) else COUNTED).format_map(names)
         own = ("stage", "counter", "kept", "write", "table", "table_text", "element", *ext)
         self._names = {name: names[name] for name in own} | {"tag": tag(names.values())}
 

@@ -64,6 +64,10 @@ def require(db: Database, target: Target, settings: Settings, table: Table) -> N
     _require_functions(db, target, table)
     _require_index(db, target, settings, table)
     require_dependents(db, target, table)
+    going = [target.source, target.vector] if settings.cutover == "swap" else [target.source]
+    for name in going:
+        ours = (target.sync, target.guard)
+        interference.require_none(interference.naming(db, table, name, ours, "after the cutover"))
     _require_names(db, target, table)
 
 

@@ -120,13 +120,13 @@ def count(db: Database) -> int:
     return int(db.value("SELECT count(*) FROM {kept}"))
 
 
-def require(db: Database, target: Target, table: Table, rows: int, accept_loss: int = 0) -> None:
-    """Raises MigrationError where not all of the `rows` are there that had left at the switch, and more are missing
-    than is accepted."""
+def require(db: Database, target: Target, table: Table, rows: int, accept_loss: int = 0) -> int:
+    """How many of the `rows` that had left at the switch are no longer there. Raises MigrationError where those are
+    more than is accepted."""
     there = count(db)
     missing = rows - there
     if missing <= accept_loss:
-        return
+        return max(0, missing)
     line = f"COMMENT ON TABLE {db.names['kept']} IS {literal(_comment(target, table))}"
     raise MigrationError(
         f"{rows:,} rows have left {target} at its cutover, and {there:,} of them are in table {quote(target.kept)}",

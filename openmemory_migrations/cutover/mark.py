@@ -100,6 +100,20 @@ class Mark:
                 f" {column.type}({wanted or '…'}); which reads all rows under its lock.",
             )
 
+    def require_names(self, table: Table, target: Target) -> None:
+        """Raises MigrationError where a name is taken that undoing the cutover needs."""
+        name = target.vector if self.mode == "swap" else target.source
+        if name in table.columns:
+            raise MigrationError(
+                f"{target} has got a column {quote(name)} since the cutover",
+                hint="Rename or drop it: undoing the cutover needs that name.",
+            )
+        archive = table.columns.get(target.archive)
+        if archive is not None and archive.type != "bytea":
+            raise MigrationError(
+                f"column {quote(target.archive)} of {target} is of type {archive.type}", hint="Rename or drop it."
+            )
+
     def said(self, target: Target) -> str:
         return said(target, self.mode)
 

@@ -57,11 +57,16 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         return
     with db.reading():
         checks.require_rights(db, target, table, settings)
-        _require_names(table, target, found)
+        found.require_names(table, target)
         found.require_dimensions(table, target)
-        kept.require(db, target, table, found.kept, settings.accept_loss)
+        missing = kept.require(db, target, table, found.kept, settings.accept_loss)
         kept.require_owned(db)
         extension = catalog.extension(db)
+    if missing:
+        log.warning(
+            f"{missing:,} rows that left {target} at its cutover are lost,"
+            f" as OM_ACCEPT_LOSS={settings.accept_loss} accepts"
+        )
     db.take_over()
     assert extension is not None  # there is a column of its type
     locks.decided(lambda: _undo(db, target, settings, extension, found))
@@ -97,20 +102,6 @@ def _undo(db: Database, target: Target, settings: Settings, extension: Extension
         locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch, seen)
 
 
-def _require_names(table: Table, target: Target, found: Mark) -> None:
-    name = target.vector if found.mode == "swap" else target.source
-    if name in table.columns:
-        raise MigrationError(
-            f"{target} has got a column {quote(name)} since the cutover",
-            hint="Rename or drop it: undoing the cutover needs that name.",
-        )
-    archive = table.columns.get(target.archive)
-    if archive is not None and archive.type != "bytea":
-        raise MigrationError(
-            f"column {quote(target.archive)} of {target} is of type {archive.type}", hint="Rename or drop it."
-        )
-
-
 def _begin(at: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> Table:
     """From here on what is written has its bytes; returns the table with its column for them."""
     with at.transaction():
@@ -119,7 +110,7 @@ def _begin(at: Database, target: Target, settings: Settings, extension: Extensio
         interference.require_none(_interfering(at, target, found, table))
         for _, problem in interference.of_updates(at, now, table, settings.lock_timeout_ms):
             raise problem
-    _require_names(table, target, found)
+    found.require_names(table, target)
 
     def change() -> Table:
         if target.archive not in table.columns:

@@ -334,3 +334,44 @@ def test_nothing_under_the_lock_of_the_switch_grows_with_what_was_accepted(table
         TABLE,
     )
     assert found == [(len(BAD) + 2500, True, 0)]
+
+
+def test_what_is_lost_as_accepted_is_said(database: Database) -> None:
+    at_head(database)
+    cut_over(database, "drop", env=ACCEPTED)
+    database.run(f"DROP TABLE {KEPT}")
+    log = alembic(database, *DOWN, env=ACCEPTED).log
+    assert f"WARNING:  {len(BAD)} rows that left" in log
+    assert f"are lost, as OM_ACCEPT_LOSS={len(BAD)} accepts" in log
+
+    database.run(f"UPDATE {TABLE} SET v = NULL, v_vector = '[1,2,3,4]' WHERE id = '{ROWS[3].id}'")
+    log = alembic(database, "downgrade", "base", env={"OM_ACCEPT_LOSS": "5"}).log
+    assert "WARNING:  1 values of" in log
+
+
+@pytest.mark.parametrize("mode", ["swap", "drop"])
+def test_what_would_keep_a_cutover_from_being_undone_is_told_by_status(database: Database, mode: str) -> None:
+    at_head(database)
+    cut_over(database, mode, env=ACCEPTED)
+    assert om(database, "status", env=ACCEPTED).returncode == 0
+    name = "v_vector" if mode == "swap" else "v"
+    database.run(f"ALTER TABLE {TABLE} ADD {name} text")
+
+    for command in ("status", "verify"):
+        told = om(database, command, env=ACCEPTED)
+        assert told.returncode == 1
+        assert f'has got a column "{name}" since the cutover' in told.stdout
+
+
+def test_verify_is_not_right_while_rows_are_in_the_kept_table(database: Database) -> None:
+    """A row that has come meanwhile has the key of one that left: that stays where it is when the cutover is undone."""
+    at_head(database)
+    cut_over(database, "drop", env=ACCEPTED)
+    row = BAD[0]
+    database.run(f"INSERT INTO {TABLE} (id, sector, dim, v_vector) VALUES (%s, %s, 4, '[1,2,3,4]')", row.id, row.sector)
+    assert alembic(database, *DOWN, env=ACCEPTED, check=False).returncode > 0
+
+    told = om(database, "verify")
+
+    assert told.returncode == 1
+    assert f'1 rows of "public.{TABLE}" are in table "{KEPT}"' in told.stdout

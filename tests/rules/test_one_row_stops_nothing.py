@@ -266,3 +266,26 @@ def test_what_a_trigger_says_of_a_row_is_not_in_the_log(database: Database) -> N
         assert SECRET not in alembic(database, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine}).log
         alembic(database, "downgrade", EXPAND)
         database.run(f"UPDATE {TABLE} SET v_vector = NULL")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_table_that_a_rows_trigger_does_not_find_is_no_partition_that_is_gone(
+    database: Database, engine: str
+) -> None:
+    """By the SQLSTATE alone it could be."""
+    database.run(
+        f"CREATE TABLE {TABLE} (id uuid, sector text, user_id text, v bytea, dim integer NOT NULL,"
+        f" PRIMARY KEY (id, sector)) PARTITION BY LIST (sector); CREATE TABLE p PARTITION OF {TABLE} DEFAULT"
+    )
+    load(database, ROWS)
+    database.run(
+        f"UPDATE {TABLE} SET user_id = '{SECRET}' WHERE id = '{ROWS[7].id}';"
+        + RAISE.replace("RAISE 'not %', new.user_id USING DETAIL = new::text;", "EXECUTE 'TABLE nowhere';")
+    )
+
+    done = alembic(database, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine}, check=False)
+
+    assert "is gone" not in done.log
+    assert f"1 (such as (id={ROWS[7].id}" in done.log
+    assert "refused with SQLSTATE 42P01, in function refuse()" in done.log
+    assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == len(ROWS) - 1

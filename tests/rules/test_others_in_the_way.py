@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from demo.openmemory import TABLE
+from openmemory_migrations import embedded
 from openmemory_migrations.interference import leaves_alone
 from tests.support.commands import alembic
 from tests.support.cutover import cut_over, undo
 from tests.support.native import create_newer
-from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
+from tests.support.openmemory import Database, create_database, create_table, load, mismatches, random_rows
 from tests.support.preflight import check, finding, severities, unchanged
-from tests.support.states import column_type
+from tests.support.scripts import offline
+from tests.support.servers import OPTIONS, programs
+from tests.support.sessions import eventually
+from tests.support.states import EXPAND, column_type
 
 ROWS = random_rows(20, 8)
 COLUMNS = ["v", "v_vector"]
@@ -76,7 +82,7 @@ def test_a_trigger_that_may_undo_ours_is_named_and_nothing_is_switched_beside_it
     assert mismatches(database) == []
     database.run(ELSEWHERE)
     assert 'trigger "a_first"' in alembic(database, *up, env=env, check=False).log
-    database.run(f"DROP TRIGGER a_first ON {TABLE}")
+    database.run(f'DROP TRIGGER a_first ON {TABLE}; DROP TRIGGER "0_zz_after" ON {TABLE}')
     cut_over(database, "drop", env=NO_INDEX)
 
     database.run(AFTER.replace("zz_after", "zz_back").replace("NEW.v :", "NEW.v_bytea :"))
@@ -140,3 +146,63 @@ def test_what_keeps_us_from_updates_is_told_by_check_and_step_alike(database: Da
         database.run(mend)
     alembic(database, "upgrade", "head")
     assert severities(check(database, 0)).keys() <= {"already-vector", "publication"}
+
+
+READERS = {
+    "before": "BEFORE INSERT",
+    "after": "AFTER INSERT OR UPDATE",
+}
+
+
+@pytest.mark.parametrize("when", READERS)
+@pytest.mark.parametrize("mode", ["swap", "drop"])
+def test_a_trigger_that_names_a_column_which_goes_is_named_first(database: Database, when: str, mode: str) -> None:
+    """Afterwards each write of the application's would fail in it."""
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", "head", env=NO_INDEX)
+
+    def reads(column: str) -> None:
+        database.run(
+            "CREATE OR REPLACE FUNCTION reader() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN PERFORM NEW . {column} IS NULL; RETURN NEW; END $$; "
+            f'CREATE OR REPLACE TRIGGER "0_reader" {READERS[when]} ON {TABLE} FOR EACH ROW EXECUTE FUNCTION reader()'
+        )
+
+    reads("V")
+    refused = alembic(database, "-n", "cutover", "upgrade", "head", env=NO_INDEX | {"OM_CUTOVER": mode}, check=False)
+    assert f'FAILED: trigger "0_reader" on {TABLE} names "v" of a row' in refused.log
+    assert f'ALTER TABLE {TABLE} DISABLE TRIGGER "0_reader";' in refused.log
+    reads('"v_vector"')
+    refused = alembic(database, "downgrade", "base", check=False)
+    assert f'FAILED: trigger "0_reader" on {TABLE} names "v_vector" of a row' in refused.log
+    assert column_type(database) is not None
+
+    reads("dim")
+    cut_over(database, mode, env=NO_INDEX)
+    undo(database)
+    alembic(database, "downgrade", "base")
+
+
+@pytest.mark.slow
+def test_an_autovacuum_gives_way() -> None:
+    """The server ends one for whoever has waited longer than deadlock_timeout, which no short try does."""
+    with embedded.temporary(bin=programs(), options=OPTIONS | {"autovacuum_naptime": "1s"}) as server:
+        database = create_database(server, "vacuumed")
+        create_table(database)
+        load(database, random_rows(5000, 64))
+        database.run(
+            f"ALTER TABLE {TABLE} SET (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1,"
+            " autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0)"
+        )
+        database.run(f"UPDATE {TABLE} SET user_id = 'z'")
+        vacuum = f"SELECT pid FROM pg_stat_activity WHERE query LIKE 'autovacuum: VACUUM%{TABLE}%'"
+        eventually(lambda: database.rows(vacuum))
+
+        done = alembic(database, "upgrade", EXPAND)
+
+        assert "of the server itself, such as autovacuum" in done.log
+        assert not re.search("try [4-9] of 30", done.log)
+        eventually(lambda: database.rows(vacuum))
+        script = offline(server, database, "downgrade", f"{EXPAND}:base").stderr
+        assert not re.search("try [4-9] of 30", script)

@@ -21,10 +21,11 @@ from tests.support.commands import NOTHING, alembic, om
 from tests.support.cutover import DOWN, UP
 from tests.support.interruption import holding, killed
 from tests.support.native import create_newer
-from tests.support.openmemory import Database, create_table, load, pack, random_rows
+from tests.support.openmemory import Database, create_table, load, mismatches, pack, random_rows
 from tests.support.package import TARGET, package
 from tests.support.proxy import Verdict
-from tests.support.states import guards, refused
+from tests.support.scripts import offline
+from tests.support.states import EXPAND, guards, refused
 from tests.support.verification import UNSEARCHED, behind_its_back, compared, verify
 
 DIM = 8
@@ -504,3 +505,38 @@ def test_rows_that_no_vector_can_hold_are_pending_however_many_only_beside_one_t
 
     assert (done.code, done.found["rows"]["pending"]) == (good, good)
     assert done.found["rows"]["skipped"] == {"NaN or infinite values": 3}
+
+
+# -- a value that a trigger changes on its way
+
+TO_UNIT = f"""
+CREATE FUNCTION to_unit() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN NEW.v_vector := public.l2_normalize(NEW.v_vector); RETURN NEW; END $$;
+CREATE TRIGGER to_unit BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION to_unit()
+"""
+
+
+@pytest.mark.parametrize("engine", ["client", "server", "native", "script"])
+def test_a_vector_that_a_trigger_has_changed_is_none(server: embedded.Server, database: Database, engine: str) -> None:
+    """Or it would be found there by the next run, and taken for converted."""
+    table = database
+    create_table(table)
+    load(table, ROWS)
+    alembic(table, "upgrade", EXPAND)
+    table.run(TO_UNIT)
+
+    for _ in range(2):
+        if engine == "script":
+            done = offline(server, table, "upgrade", f"{EXPAND}:head", env={"OM_VEC_DIM": str(DIM)}, check=False)
+            assert f"{len(ROWS)} rows can't be updated" in done.stderr
+            assert "not changed by an UPDATE, perhaps because of trigger to_unit" in done.stderr
+        else:
+            done = alembic(table, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine}, check=False)
+            assert f"FAILED: {len(ROWS)} rows" in done.log
+            assert "that keeps a row as it was or changes the value" in done.log
+        assert done.returncode > 0
+        assert table.value(f"SELECT count(v_vector) FROM {TABLE}") == 0
+
+    table.run(f"DROP TRIGGER to_unit ON {TABLE}")
+    alembic(table, "upgrade", "head", env={} if engine == "script" else {"OM_BACKFILL_ENGINE": engine})
+    assert mismatches(table, dim=DIM) == []
