@@ -5,8 +5,8 @@ It is built after the rows are there: ivfflat learns its lists from them, and an
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Mapping
 
 from sqlalchemy.exc import DBAPIError
 
@@ -14,14 +14,27 @@ from . import building_progress, catalog, citus, locks, log
 from .catalog import Index
 from .database import PATIENT_LOCK_TIMEOUT, Database
 from .errors import INDEX_ANEW, MigrationError
-from .indexes import DEFAULTS, Plan
+from .indexes import DEFAULTS, HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, scarce
+from .keys import SHOWN_KEYS, keys_where
 from .settings import Settings
-from .sqlerrors import LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
+from .sqlerrors import LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migration_error, sqlstate
 from .target import Target, quote
 
-# SQLSTATE classes of a server that can't build this index: insufficient resources, limit exceeded, not supported.
-# Anything else (a lock, a cancel, a lost connection) is an error of the run.
-CANNOT_BUILD = ("53", "54", "0A")
+# SQLSTATE classes of what ends a run and not an index: a lost connection, a lock, a deadlock, a cancel, and a table
+# that is no longer there or no longer the same. Whatever else CREATE INDEX answers is a reason why there can be none
+OF_THE_RUN = ("08", "40", "55", "57", UNDEFINED_TABLE)
+# parallel workers share memory that the system may have little of, as in a container: "…segment "/PostgreSQL.1234"…"
+SHARED_MEMORY = "/PostgreSQL."
+# halves have five bits for the exponent: from here on they are infinite, which pgvector refuses
+HALF_OVERFLOW = 65_520
+BEYOND_HALF = """
+CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit} THEN false
+     ELSE EXISTS (SELECT FROM unnest(CAST({vector} AS real[])) AS element WHERE abs(element) >= {limit}) END
+"""
+MEMORY = """
+SELECT name, setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings
+WHERE name IN ('maintenance_work_mem', 'shared_buffers', 'effective_cache_size')
+"""
 CLEAN_UP_TIMEOUT = "5s"
 RACED = "XX000"  # "tuple concurrently updated": the build whose index was to be dropped has just come to its end
 
@@ -30,14 +43,14 @@ class CannotBuild(MigrationError):
     """There can be no such index here, and nothing was changed; finalize goes on without it."""
 
 
-class TooMuch(CannotBuild):
-    """For what the server has: a build that PostgreSQL or pgvector has refused."""
-
-
 def say(problem: CannotBuild) -> None:
-    """A NOTICE where the server refuses, as the SQL promises that finalize mirrors."""
-    level = log.notice if isinstance(problem, TooMuch) else log.warning
-    level(problem.message, detail=problem.detail, hint=problem.hint)
+    log.warning(problem.message, detail=problem.detail, hint=problem.hint)
+
+
+def say_none(target: Target, why: NoIndex) -> None:
+    """A WARNING where the settings ask for one."""
+    level = log.warning if why.wanted else log.notice
+    level(f"no index on {quote(target.vector)} of {target}: {why.reason}", hint=why.hint)
 
 
 def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
@@ -143,15 +156,38 @@ def drop(db: Database, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> N
 
 def _build(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> None:
     memory_kb = memory_for(db, settings, wanted)
+    if wanted.half:
+        _require_halves(db, target)
     log.notice(
         f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"
     )
     started = time.monotonic()
+    own = {"maintenance_work_mem": f"{memory_kb}kB"}
     try:
-        with (
-            building_progress.shown(db, table_oid, f"index {quote(target.index)}"),
-            db.autocommit(maintenance_work_mem=f"{memory_kb}kB"),
-        ):
+        _create(db, target, table_oid, wanted, own)
+    except CannotBuild as problem:
+        if SHARED_MEMORY not in problem.message:
+            raise
+        log.notice(f"{problem.message}; building it again without parallel workers")
+        _create(db, target, table_oid, wanted, {**own, "max_parallel_maintenance_workers": "0"})
+    with db.transaction():
+        built = catalog.indexes(db, target.schema, target.index).get(target.index)
+        on_shards = citus.index_size(db, table_oid)
+    if built is None or not built.valid:
+        raise MigrationError(
+            f"index {quote(target.index)} on {target} is not valid after its build",
+            hint="Run the same command again: it drops the index and builds it anew.",
+        )
+    seconds = log.duration(time.monotonic() - started)
+    log.notice(
+        f"index {quote(target.index)} is built and valid: {(on_shards or built.size) / 1024**2:,.1f} MiB in {seconds}"
+    )
+
+
+def _create(db: Database, target: Target, table_oid: int, wanted: Plan, own: Mapping[str, str]) -> None:
+    """Raises CannotBuild for whatever the server answers that isn't of this run; then nothing is left of it."""
+    try:
+        with building_progress.shown(db, table_oid, f"index {quote(target.index)}"), db.autocommit(**own):
             # no IF NOT EXISTS: it would keep an invalid index and say nothing
             db.run(
                 "CREATE INDEX CONCURRENTLY {index} ON {table} USING {method} ({expression}) WITH ({options})",
@@ -168,66 +204,76 @@ def _build(db: Database, target: Target, settings: Settings, table_oid: int, wan
         if not isinstance(error, DBAPIError):
             raise
         problem = as_migration_error(error, f"index {quote(target.index)} on {target} can't be built")
-        if not (sqlstate(error) or "").startswith(CANNOT_BUILD):
+        if of_the_run(error):
             raise problem from error
-        raise TooMuch(
+        raise CannotBuild(
             problem.message,
             detail=problem.detail,
-            hint=f"Set OM_INDEX_MEMORY to more, or other OM_INDEX settings, then: {INDEX_ANEW}."
+            hint=f"Set OM_INDEX_MEMORY, or other OM_INDEX settings, then: {INDEX_ANEW}."
             " Searches work without it, by reading every row.",
         ) from error
-    with db.transaction():
-        built = catalog.indexes(db, target.schema, target.index).get(target.index)
-        on_shards = citus.index_size(db, table_oid)
-    if built is None or not built.valid:
-        raise MigrationError(
-            f"index {quote(target.index)} on {target} is not valid after its build",
-            hint="Run the same command again: it drops the index and builds it anew.",
+
+
+def of_the_run(error: DBAPIError) -> bool:
+    """Whether it ends the run: another one may well build what this one couldn't."""
+    state = sqlstate(error)
+    return state is None or error.connection_invalidated or state.startswith(OF_THE_RUN)
+
+
+def _require_halves(db: Database, target: Target) -> None:
+    """Raises CannotBuild where a row holds what a half can't: the build would end at it."""
+    with db.transaction(snapshot=True):
+        extension, table = catalog.extension(db), catalog.table(db, target.schema, target.table)
+        assert extension is not None  # there is a column of its type
+        names = {"limit": str(HALF_OVERFLOW), **extension.names()}
+        rows = db.value("SELECT count(*) FROM {table} WHERE " + BEYOND_HALF, **names)
+        such = ", ".join(keys_where(db, table, BEYOND_HALF, (), SHOWN_KEYS, **names)) if rows and table else ""
+    if rows:
+        raise CannotBuild(
+            f"no index on the cast of {quote(target.vector)} of {target} to halfvec: {rows:,} rows hold values beyond"
+            f" ±{HALF_MOST:,}",
+            detail=f"Such as {such}.",
+            hint=f"Mend those rows, then: {INDEX_ANEW}. Up to {INDEX_DIMENSIONS:,} dimensions OM_INDEX_HALFVEC=off does"
+            " without the cast.",
         )
-    seconds = log.duration(time.monotonic() - started)
-    log.notice(
-        f"index {quote(target.index)} is built and valid: {(on_shards or built.size) / 1024**2:,.1f} MiB in {seconds}"
-    )
 
 
 def _clean_up(db: Database, target: Target, table_oid: int) -> None:
     """After a build that failed or was stopped: not at the price of waiting for whoever has read the table."""
     try:
-        drop_invalid(db, target, table_oid, CLEAN_UP_TIMEOUT)
+        why = "is invalid, as its build has not come to its end"
+        drop_ours(db, target, table_oid, why, CLEAN_UP_TIMEOUT, valid=False)
     except (MigrationError, DBAPIError) as error:
         problem = as_migration_error(error, "cleaning up") if isinstance(error, DBAPIError) else error
         log.warning(problem.message, detail="The next run drops it.")
 
 
 def memory_for(db: Database, settings: Settings, wanted: Plan) -> int:
-    """maintenance_work_mem for the build, in kB: what is configured, or what it needs as far as the machine bears it.
-
-    What the machine bears can't be asked; shared_buffers, customarily a quarter of its memory, is the measure.
-    """
+    """maintenance_work_mem for the build, in kB: what is configured, or what it needs as far as there is so much."""
     if settings.index_memory:
-        return settings.index_memory
-    with db.transaction():
-        given, bearable = memory(db)
-    if wanted.memory_kb > bearable:
-        message, hint = too_little(wanted, bearable)
-        log.notice(message, hint=hint)
-    return max(given, min(wanted.memory_kb, bearable))
+        given = most = settings.index_memory
+    else:
+        with db.transaction():
+            given, most = _memory(db)
+    if found := scarce(wanted, most):
+        log.warning(found[0], hint=found[1])
+    return max(given, min(wanted.memory_kb, most))
 
 
-def memory(db: Database) -> tuple[int, int]:
-    """maintenance_work_mem, and the most that a build gets unless OM_INDEX_MEMORY says more, in kB."""
-    units = "SELECT setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings WHERE name = "
-    given = int(db.value(units + "'maintenance_work_mem'"))
-    return given, max(given, int(db.value(units + "'shared_buffers'")))
+def most_memory(db: Database, settings: Settings) -> int:
+    """The most that a build gets, in kB."""
+    return settings.index_memory or _memory(db)[1]
 
 
-def too_little(wanted: Plan, memory_kb: int) -> tuple[str, str]:
-    """What to say, and the hint, where a build gets less than it needs."""
-    return (
-        f"the index needs about {_size(wanted.memory_kb)} of memory to build, and gets {_size(memory_kb)}",
-        f"If the server can spare it: OM_INDEX_MEMORY={math.ceil(wanted.memory_kb / 1024)}MB.",
-    )
+def _memory(db: Database) -> tuple[int, int]:
+    """maintenance_work_mem, and the most that a build gets unless OM_INDEX_MEMORY says more, in kB.
 
-
-def _size(kilobytes: int) -> str:
-    return f"{kilobytes / 1024:,.0f} MB"
+    What the machine bears can't be asked. shared_buffers, customarily a quarter of its memory, and a quarter of
+    effective_cache_size, customarily half of it or more, are the measure. Behind a pooler a session has what its role
+    has.
+    """
+    asked = dict(db.rows(MEMORY))
+    given = int(asked["maintenance_work_mem"])
+    if db.pooled:
+        return given, given
+    return given, max(given, int(asked["shared_buffers"]), int(asked["effective_cache_size"]) // 4)

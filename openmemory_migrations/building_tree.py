@@ -50,10 +50,17 @@ def plans(db: Database, target: Target, settings: Settings, table: Table, extens
     with db.transaction(snapshot=True):
         rows = dict(db.rows(ROWS))
         tree = partitions.parts(db, table.oid)
+        memory_kb = building.most_memory(db, settings)
 
     def wanted(part: Part) -> Plan:
-        found = indexes.plan(target, settings, extension, size, rows.get(part.oid, 0)) if part.is_leaf else parent_plan
-        return parent_plan if isinstance(found, NoIndex) else found
+        if not part.is_leaf:
+            return parent_plan
+        found = indexes.plan(target, settings, extension, size, rows.get(part.oid, 0), memory_kb)
+        if isinstance(found, NoIndex):
+            if found.wanted:
+                raise CannotBuild(f"no index on {part}: {found.reason}", hint=found.hint)
+            return parent_plan
+        return found
 
     return [(part, wanted(part)) for part in tree]
 

@@ -161,6 +161,17 @@ class Look:
                 bad.keys.setdefault(NOT_FINITE, []).extend(found.keys)
         return bad
 
+    def beyond_half(self, lengths: Lengths, size: int) -> tuple[int, list[str]]:
+        """Rows of so many dimensions that hold what an index on halfvec can't, among those looked at, and the first
+        few keys."""
+        condition = (
+            f"CASE WHEN octet_length({{source}}) = {4 * size} THEN {dimensions.BEYOND_HALF_BYTES} ELSE false END"
+        )
+        with self._looking():
+            sampled = self._sampled(lengths.share)
+            rows = int(sampled.value("SELECT count(*) FROM {table} WHERE " + condition))
+            return rows, first_keys(sampled, self.table, condition, []) if rows else []
+
     def _read(self, size: int, share: float) -> Found:
         found = Found(0, 0, [])
         with self._looking():

@@ -54,6 +54,12 @@ def problem(octets: int, dimensions: int | None) -> str | None:
 OTHER_LENGTH = "({source} IS NULL OR octet_length({source}) <> 4 * {size})"
 NOT_FINITE_BYTES = "encode({source}, 'hex') ~ '^(........)*....[89a-f].[7f]f'"
 
+# and whether they hold one that is infinite as a half: its size is 0x477FF000, 65,520, or more
+BEYOND_HALF_BYTES = (
+    "encode({source}, 'hex') ~ '^(........)*(......[4c][89a-f]|......[5-7d-f].|....[89a-f].[4c]7|..f.7f[4c]7)'"
+    f" AND NOT {NOT_FINITE_BYTES}"
+)
+
 
 def survey(db: Database, vector: str | None = None, **names: str) -> Survey:
     """Two passes over the table at most; `vector` is a quoted column whose values may have no source."""

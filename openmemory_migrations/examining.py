@@ -36,7 +36,7 @@ from .cutover.mark import Mark
 from .errors import MigrationError
 from .facts import Facts, part
 from .finding import Finding
-from .indexes import Plan
+from .indexes import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan
 from .keys import SHOWN_KEYS
 from .steps import Step
 from .target import quote
@@ -53,6 +53,7 @@ def examine(step: Step, sample: int | None) -> Facts:
     if table is not None and not facts.has("table", "already-vector", "cut-over"):
         part(step, facts, "rows", lambda: _rows(step, facts, table, sample), rows=True)
         part(step, facts, "index", lambda: _cost(step, facts, table))
+        part(step, facts, "index", lambda: _halves(step, facts, table), rows=True)
         part(step, facts, "trial", lambda: _trial(step, facts, table), rows=True)
     if table is not None and not facts.has("table", "cut-over"):
         part(step, facts, "update", lambda: _updates(step, facts, table), rows=True)
@@ -134,9 +135,9 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     facts.dimensions = has
     facts.leaves = len(partitions.leaves(step.db, table.oid))
     rows = step.db.value("SELECT count(*) FROM {table} WHERE {source} IS NOT NULL") // (facts.leaves or 1)
-    facts.index = wanted = indexes.plan(target.native, settings.native, found.extension, found.size, rows)
-    if isinstance(wanted, Plan):
-        facts.memory_kb = settings.index_memory or building.memory(step.db)[1]
+    facts.memory_kb = building.most_memory(step.db, settings)
+    facts.index = indexes.plan(target.native, settings.native, found.extension, found.size, rows, facts.memory_kb)
+    yield from _scarce(facts)
 
 
 def _updates(step: Step, facts: Facts, table: Table) -> None:
@@ -221,13 +222,40 @@ def _cost(step: Step, facts: Facts, table: Table) -> None:
     # an index for each partition, or for each shard
     each = facts.shards or facts.leaves or 1
     rows = lengths.whole(lengths.all.total() - facts.bad.reasons.total()) // each
-    facts.index = wanted = indexes.plan(target, settings, facts.extension, facts.dimensions, rows)
+    facts.memory_kb = building.most_memory(db, settings)
+    facts.index = wanted = indexes.plan(target, settings, facts.extension, facts.dimensions, rows, facts.memory_kb)
     if isinstance(wanted, Plan):
         facts.index = replace(wanted, size=each * wanted.size)
-        facts.memory_kb = settings.index_memory or building.memory(db)[1]
-        if wanted.memory_kb > facts.memory_kb:
-            message, hint = building.too_little(wanted, facts.memory_kb)
-            facts.findings.append(Finding("notice", "index-memory", message, hint=hint))
+    facts.findings += _scarce(facts)
+
+
+def _halves(step: Step, facts: Facts, table: Table) -> None:
+    """Whether there are rows that an index on the cast to halfvec can't hold."""
+    lengths, size = facts.lengths, facts.dimensions
+    if not isinstance(facts.index, Plan) or not facts.index.half or lengths is None or size is None:
+        return
+    rows, keys = Look.at(step.db, step.target, step.settings, table, None).beyond_half(lengths, size)
+    detail = f"Where there is such an index, a write of a value beyond ±{HALF_MOST:,} fails."
+    if not rows:
+        facts.findings.append(Finding("notice", "halfvec", "the index is on the cast to halfvec", detail))
+        return
+    facts.index = NoIndex(f"{rows:,} rows hold values beyond ±{HALF_MOST:,}, which halfvec can't hold")
+    facts.findings.append(
+        Finding(
+            "warning",
+            "no-index",
+            f"no index: {facts.index.reason}",
+            f"Such as {', '.join(keys[:SHOWN_KEYS])}. {detail}",
+            f"Mend those rows. Up to {INDEX_DIMENSIONS:,} dimensions OM_INDEX_HALFVEC=off does without the cast.",
+        )
+    )
+
+
+def _scarce(facts: Facts) -> Iterator[Finding]:
+    if isinstance(facts.index, NoIndex) and facts.index.wanted and not facts.has("no-dimensions"):
+        yield Finding("warning", "no-index", f"no index: {facts.index.reason}", hint=facts.index.hint)
+    if isinstance(facts.index, Plan) and (found := indexes.scarce(facts.index, facts.memory_kb)):
+        yield Finding("notice", "index-memory", found[0], hint=found[1])
 
 
 def _trial(step: Step, facts: Facts, table: Table) -> None:

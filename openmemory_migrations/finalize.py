@@ -64,11 +64,12 @@ def ensure_index(
     """Leaves the wanted index in place and returns it; where it can't, the log says why."""
     with db.transaction():
         rows = citus.rows_a_shard(db, table.oid, rows)
+        memory_kb = building.most_memory(db, settings)
     if table.kind == "r":
         building.drop_invalid(db, target, table.oid)
-    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows)
+    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows, memory_kb)
     if isinstance(wanted, NoIndex):
-        log.notice(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
+        building.say_none(target, wanted)
         return None
     try:
         if table.kind == "p":

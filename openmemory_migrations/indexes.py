@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from .catalog import Extension, Index
@@ -13,13 +14,24 @@ from .target import Target, quote
 
 ROWS_A_LIST = 50  # with fewer ivfflat finds too little: recall@10 0.18 was reported for 200 rows in 100 lists
 LEAST_SAMPLES = 10_000  # rows that ivfflat samples at least, src/ivfbuild.c
+HALF_MOST = 65_504  # in size; 65,520 and more are infinite as a half
 INDEX_DIMENSIONS, HALFVEC_DIMENSIONS = 2000, 4000  # pgvector's limits for an index on vector and on halfvec
 PAGE, PAGE_HEAD = 8192, 24 + 8  # bytes of an index's page, of its two headers
 # bytes that an item has beside its vector: in ivfflat's lists (src/ivfflat.h), in hnsw's graph, whose 2 * m neighbours
 # on the lowest layer have 6 each (src/hnsw.h)
 IVFFLAT_ITEM, HNSW_ITEM = 12, 84
 OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
+# once its graph no longer fits each row is read back from the index
+SLOWER = "what doesn't fit is built several times as slowly"
 DEFAULTS = {"ivfflat": {"lists=100"}, "hnsw": {"m=16", "ef_construction=64"}}  # what reloptions leaves out
+
+
+@dataclass(frozen=True)
+class Short:
+    """The lists that an index would have with more memory to build it, and how much that is."""
+
+    lists: int
+    memory_kb: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Plan:
     size: int  # bytes, estimated
     query: str
     lists: int  # of ivfflat, else 0
+    short: Short | None = None  # where memory isn't enough for all lists
+    half: bool = False  # on the cast to halfvec
 
     @property
     def probes(self) -> int:
@@ -76,20 +90,30 @@ class Plan:
 
 @dataclass(frozen=True)
 class NoIndex:
-    """Why there is to be no index, and the next step if there is one."""
+    """Why there is to be no index, and the next step if there is one; `wanted` where the settings ask for it, and it
+    can't be had."""
 
     reason: str
     hint: str | None = None
+    wanted: bool = True
 
 
-def plan(target: Target, settings: Settings, extension: Extension, dimensions: int | None, rows: int) -> Plan | NoIndex:
-    """What to build for so many rows, or why nothing can be built. Pure.
+def plan(
+    target: Target,
+    settings: Settings,
+    extension: Extension,
+    dimensions: int | None,
+    rows: int,
+    memory_kb: int | None = None,
+) -> Plan | NoIndex:
+    """What to build for so many rows, with so much memory at the most, or why nothing can be built. Pure.
 
     Unless configured, ivfflat gets rows / 1000 lists up to a million rows, √rows above (pgvector's README), and at
-    least 50 rows a list.
+    least 50 rows a list. It is never built with less memory than it asks for, so fewer lists have to do where there is
+    less.
     """
     if settings.index == "none":
-        return NoIndex("OM_INDEX is none")
+        return NoIndex("OM_INDEX is none", wanted=False)
     if dimensions is None:
         return NoIndex(
             f"{quote(target.vector)} has no dimensions",
@@ -99,7 +123,13 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         return NoIndex("hnsw came with pgvector 0.5.0", "ALTER EXTENSION vector UPDATE;")
     half = on_halfvec(settings, dimensions)
     if dimensions > HALFVEC_DIMENSIONS:
-        return NoIndex(f"no index of pgvector takes more than {HALFVEC_DIMENSIONS:,} dimensions")
+        reason = f"no index of pgvector takes more than {HALFVEC_DIMENSIONS:,} dimensions"
+        return NoIndex(reason, "Set OM_INDEX=none.")
+    if dimensions == 1 and settings.index == "ivfflat" and settings.index_metric != "l2":
+        return NoIndex(
+            f"ivfflat by {settings.index_metric} needs two dimensions or more",
+            f"Set OM_INDEX=hnsw, then: {INDEX_ANEW}.",
+        )
     if half and extension.version < (0, 7):
         return NoIndex(
             ("OM_INDEX_HALFVEC needs" if settings.index_halfvec else f"more than {INDEX_DIMENSIONS:,} dimensions need")
@@ -113,15 +143,29 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
             return NoIndex(
                 f"ivfflat needs {ROWS_A_LIST} rows to learn from, there are {rows:,}",
                 f"When there are more rows: {INDEX_ANEW}. Or set OM_INDEX=hnsw, which needs none.",
+                wanted=False,
             )
-        options = {"lists": lists}
-        required = set(options) if settings.index_lists else set()
+        short = None
         memory = _ivfflat_memory(lists, dimensions, item)
+        if memory_kb is not None and memory > 1024 * memory_kb:
+            short = Short(lists, math.ceil(memory / 1024))
+            # bisect finds the first that needs more
+            lists = bisect_right(range(lists), 1024 * memory_kb, key=lambda n: _ivfflat_memory(n + 1, dimensions, item))
+            memory = _ivfflat_memory(lists, dimensions, item)
+            if not lists:
+                least = _ivfflat_memory(1, dimensions, item)
+                return NoIndex(
+                    f"ivfflat needs {_size(math.ceil(least / 1024))} of memory even for one list, and gets"
+                    f" {_size(memory_kb)}",
+                    f"{more_memory(short.memory_kb)} {INDEX_ANEW}.",
+                )
+        options = {"lists": lists}
+        required = set(options) if settings.index_lists and not short else set()
         size = PAGE * (_pages(item + IVFFLAT_ITEM, rows) + lists)
     else:
         options = {"m": settings.index_m, "ef_construction": settings.index_ef_construction}
         required = set(options)
-        memory = _hnsw_memory(rows, settings.index_m, item)
+        short, memory = None, _hnsw_memory(rows, settings.index_m, item)
         size = PAGE * _pages(item + HNSW_ITEM + 12 * settings.index_m, rows)
     ext, vector = quote(extension.schema), quote(target.vector)
     opclass = f"{'halfvec' if half else 'vector'}_{settings.index_metric}_ops"
@@ -137,7 +181,34 @@ def plan(target: Target, settings: Settings, extension: Extension, dimensions: i
         size=size,
         query=f"ORDER BY {vector}{cast} OPERATOR({ext}.{OPERATORS[settings.index_metric]}) $1{cast}",
         lists=options.get("lists", 0),
+        short=short,
+        half=half,
     )
+
+
+def scarce(plan: Plan, memory_kb: int) -> tuple[str, str] | None:
+    """What to say, and the hint, where a build gets less memory than the index asks for."""
+    gets = f"its build gets {_size(memory_kb)} of memory"
+    if plan.short:
+        lists, needed = plan.short.lists, plan.short.memory_kb
+        message = f"the index has {plan.lists:,} lists and not {lists:,}: {gets}, and those need {_size(needed)}"
+        return message, f"{more_memory(needed)} {INDEX_ANEW} --rebuild."
+    if plan.memory_kb > memory_kb:
+        message = f"the graph of the index needs about {_size(plan.memory_kb)}, and {gets}: {SLOWER}"
+        return message, f"If the server can spare it: OM_INDEX_MEMORY={_megabytes(plan.memory_kb)}."
+    return None
+
+
+def more_memory(kilobytes: int) -> str:
+    return f"If the server can spare it: OM_INDEX_MEMORY={_megabytes(kilobytes)}, then:"
+
+
+def _megabytes(kilobytes: int) -> str:
+    return f"{math.ceil(kilobytes / 1024)}MB"
+
+
+def _size(kilobytes: int) -> str:
+    return f"{kilobytes / 1024:,.0f} MB"
 
 
 def on_halfvec(settings: Settings, dimensions: int) -> bool:

@@ -20,8 +20,9 @@ from . import guard, indexes, synctrigger
 from .catalog import Extension
 from .cutover import kept, mark
 from .dimensions import NOT_FINITE_BYTES, OTHER_LENGTH
+from .errors import INDEX_ANEW
 from .expand import EXTENSIONS_SCHEMA
-from .indexes import NoIndex, Plan
+from .indexes import SLOWER, NoIndex, Plan
 from .leftovers import NOT_FINITE
 from .locks import TRIES
 from .offline_sql import (
@@ -55,6 +56,7 @@ from .offline_sql import (
     LOCK_FAILED,
     MEMORY,
     MEMORY_GIVEN,
+    MOST_MEMORY,
     NEXT,
     OURS,
     PAGES,
@@ -72,6 +74,7 @@ from .offline_sql import (
     REQUIRE_SIZE,
     REQUIRE_TABLE,
     REST,
+    SCARCE,
     SIZES,
     STAMP,
     TAG,
@@ -195,7 +198,9 @@ class Script:
 
     def build_index(self, wanted: Plan) -> None:
         single = self.settings.single_transaction
-        sizes = SIZES.format_map(self.names() | self.rules())
+        memory = self.settings.index_memory
+        most = {"most_memory": str(memory) if memory else MOST_MEMORY}
+        sizes = SIZES.format_map(self.names() | self.rules() | most)
         statement = (
             f"CREATE INDEX {self.concurrently}{quote(self.target.index)} ON {self.target.names()['table']}"
             f" USING {wanted.method} ({wanted.expression})"
@@ -203,16 +208,19 @@ class Script:
         )
         names = {
             **self.rules(),
+            **most,
             "sizes": sizes,
+            "slower": SLOWER.replace("'", "''"),
+            "index_anew": INDEX_ANEW,
             "local": "true" if single else "false",
             "given": f"{self.settings.index_memory}kB",
             "statement": literal(statement),
             "any_options": wanted.method == "ivfflat" and not self.settings.index_lists,
         }
-        memory = MEMORY_GIVEN if self.settings.index_memory else MEMORY
+        give = MEMORY_GIVEN if memory else MEMORY
         waiting = WAITING.replace("{query}", DROP_INVALID)
         self.emit_all(
-            f"{COUNT}\n  {memory}" + ("" if single else f"\n  {waiting}"),
+            f"{COUNT}\n  {give}\n  {SCARCE}" + ("" if single else f"\n  {waiting}"),
             DROP_INVALID,
             CREATE,
             DROP_DUPLICATE,

@@ -558,31 +558,48 @@ BUILT = """IF EXISTS (SELECT FROM ({ours}) AS found WHERE indexrelid = to_regcla
     RAISE NOTICE 'no index: too few rows for ivfflat, a pgvector that is too old for this one, or too little memory';
   END IF;"""
 # what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
+# or of as many lists as `most` kB of memory are enough for, none where they aren't even for one
 SIZES = """
-  (SELECT rows, lists, needed, CASE WHEN {lists_unused} THEN 4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 + 1048576
-                              ELSE needed + 4 * (samples - taken) * (lists + 2) + 8 * lists + 1048576
-                         END / 1024 + 1 AS memory
-   FROM (SELECT *, (samples + 2 * lists) * {item} + 4 * lists * {size} + 4 * taken * (lists + 2) + 8 * lists * lists
-                   AS needed
-         FROM (SELECT *, greatest({rows_a_list} * lists, {samples}) AS samples,
-                      least(rows, greatest({rows_a_list} * lists, {samples})) AS taken
-               FROM (SELECT rows, {lists} AS lists
-                     FROM (SELECT current_setting('openmemory.rows')::bigint AS rows) AS c) AS l) AS s)
+  (SELECT CASE WHEN {lists_unused} THEN 1 ELSE coalesce(max(lists) FILTER (WHERE needed <= most), 0) END AS lists,
+          max(lists) AS wanted, max(needed) AS needed, min(needed) AS least,
+          CASE WHEN {lists_unused} THEN max(4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 / 1024 + 1025)
+               ELSE coalesce(max(needed) FILTER (WHERE needed <= most), 0) END AS memory
+   FROM (SELECT *, ((samples + 2 * lists) * {item} + 4 * lists * {size} + 4 * samples * (lists + 2) + 8 * lists * lists
+                    + 8 * lists) / 1024 + 1025 AS needed
+         FROM (SELECT *, greatest({rows_a_list} * lists, {samples}) AS samples
+               FROM (SELECT current_setting('openmemory.rows')::bigint AS rows, {most_memory} AS most) AS c,
+                    LATERAL generate_series(1, {lists}) AS lists) AS s)
    AS n)
 """
+MOST_MEMORY = """(SELECT max(pg_size_bytes(current_setting(name)) / divisor) / 1024
+   FROM (VALUES ('maintenance_work_mem', 1), ('shared_buffers', 1), ('effective_cache_size', 4))
+     AS asked (name, divisor))"""
 LISTS = (
     "least(CASE WHEN rows <= 1000000 THEN greatest(1, rows / 1000) ELSE floor(sqrt(rows))::bigint END, rows / {least})"
 )
 MEMORY_GIVEN = "PERFORM set_config('maintenance_work_mem', '{given}', {local});"
-MEMORY = """PERFORM set_config('maintenance_work_mem', greatest(given, least(memory, borne)) || 'kB', {local})
-     FROM {sizes} AS sizes,
-          (SELECT pg_size_bytes(current_setting('maintenance_work_mem')) / 1024 AS given,
-                  pg_size_bytes(current_setting('shared_buffers')) / 1024 AS borne) AS server;"""
+MEMORY = """PERFORM set_config('maintenance_work_mem',
+      greatest(pg_size_bytes(current_setting('maintenance_work_mem')) / 1024, least(memory, {most_memory})) || 'kB',
+      {local})
+     FROM {sizes} AS sizes;"""
+SCARCE = """SELECT * INTO found FROM {sizes} AS sizes;
+  IF {lists_unused} AND found.memory > {most_memory} THEN
+    RAISE WARNING USING MESSAGE = 'the graph of the index needs about ' || found.memory / 1024
+        || ' MB, and its build gets ' || {most_memory} / 1024 || ' MB of memory: {slower}',
+      HINT = 'If the server can spare it: OM_INDEX_MEMORY=' || found.memory / 1024 + 1 || 'MB.';
+  ELSIF found.lists > 0 AND found.lists < found.wanted THEN
+    RAISE WARNING USING MESSAGE = 'the index has ' || found.lists || ' lists and not ' || found.wanted
+        || ': its build gets ' || {most_memory} / 1024 || ' MB of memory, and those need ' || found.needed / 1024
+        || ' MB',
+      HINT = 'If the server can spare it: OM_INDEX_MEMORY=' || found.needed / 1024 + 1
+        || 'MB, then: {index_anew} --rebuild.';
+  ELSIF found.lists = 0 AND found.wanted > 0 THEN
+    RAISE WARNING USING MESSAGE = 'no index: ivfflat needs ' || found.least / 1024 || ' MB of memory even for one list';
+  END IF;"""
 CREATE = """
 SELECT replace(replace({statement}, {ext}, {quoted_name}), '@lists@', lists::text)
 FROM {sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
 WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND lists > 0
-  AND ({lists_unused} OR needed <= pg_size_bytes(current_setting('maintenance_work_mem')))
   AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
 """
 # all of them first: a query that is still being read keeps its table from CREATE INDEX

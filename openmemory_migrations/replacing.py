@@ -90,7 +90,8 @@ def _wanted(db: Database, target: Target, settings: Settings, table: Table, exte
         rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
     with db.transaction():
         rows = citus.rows_a_shard(db, table.oid, rows)
-    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows)
+        memory_kb = building.most_memory(db, settings)
+    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows, memory_kb)
     if isinstance(wanted, NoIndex):
         raise CannotBuild(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
     return wanted

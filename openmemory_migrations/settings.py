@@ -190,7 +190,10 @@ class Settings:
         "OM_INDEX_EF_CONSTRUCTION", _whole(4, 1000), 64, "hnsw: candidates at build, at least twice m"
     )
     index_memory: int | None = _option(
-        "OM_INDEX_MEMORY", _memory(), None, "maintenance_work_mem of the index build; unset: estimated"
+        "OM_INDEX_MEMORY",
+        _memory(),
+        None,
+        "maintenance_work_mem of the index build; unset: what it needs, as far as the server has it",
     )
     lock_timeout_ms: int = _option(
         "OM_LOCK_TIMEOUT_MS", _whole(1, 600_000), 500, "milliseconds a try waits for a lock; 30 tries"

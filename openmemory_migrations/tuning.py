@@ -26,7 +26,7 @@ from .quality import EXACT_QUERIES, Measurement, Tried, fastest
 from .reading import windows
 from .searching import EVERY_ROW, Searched, Searcher, ways
 from .settings import Settings
-from .sqlerrors import as_migration_error, sqlstate
+from .sqlerrors import as_migration_error
 from .target import Target, quote
 
 COPY = "openmemory_migrations_tune"
@@ -207,9 +207,9 @@ def _build(at: Database, settings: Settings, plan: Plan) -> tuple[float, int] | 
             )
             size = int(at.value("SELECT pg_relation_size(CAST(:index AS regclass))", {"index": f"pg_temp.{INDEX}"}))
     except DBAPIError as error:
-        if not (sqlstate(error) or "").startswith(building.CANNOT_BUILD):
+        if building.of_the_run(error):
             raise
         problem = as_migration_error(error, f"{plan.method} with {plan.options} can't be built")
-        log.notice(problem.message, detail=problem.detail, hint="Set OM_INDEX_MEMORY to more.")
+        log.notice(problem.message, detail=problem.detail, hint=problem.hint)
         return None
     return time.monotonic() - began, size

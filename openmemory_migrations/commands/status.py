@@ -86,7 +86,7 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
     elif found.left_by_cutover:
         todo = f"{DO} goes on with the cutover that was interrupted; {UNDO} takes away what it has left"
     elif wanted:
-        todo = INDEX_ANEW
+        todo = wanted
     elif left:
         todo = f"{INDEX_ANEW} clears up {found.left[0].name}, which an interrupted run has left"
     else:
@@ -107,6 +107,7 @@ def _judge_cut_over(found: State, cut_over: CutOver, settings: Settings, install
         index = f"{quote(cut_over.index.name)}, valid"
     else:
         index = "none that searches can use" + ("" if isinstance(wanted, Plan) else f": {wanted.reason}")
+    missing = not cut_over.index and _is_missing(wanted)
     todo = []
     if found.cutover_revisions == []:  # without a version table it is a host's
         todo.append(only_stamps(cut_over.mode))
@@ -114,36 +115,46 @@ def _judge_cut_over(found: State, cut_over: CutOver, settings: Settings, install
         todo.append(f"{cut_over.changed.message}: {(cut_over.changed.hint or '').rstrip('.')}")
     if cut_over.undoing:
         todo.append(f"{UNDO}, which was interrupted")
-    elif isinstance(wanted, Plan) and not cut_over.index:
-        todo.append(INDEX_ANEW)
+    elif missing:
+        todo.append(missing)
     waiting = "wait for what is running; " if found.runs else ""
     return Judged(True, index, not todo, waiting + ("; then ".join(todo) or "nothing"))
 
 
-def _index(found: State, settings: Settings, installed: Extension | None) -> tuple[str, bool, str]:
-    """What to say of the index, whether one is wanted that isn't there, and what could be done though one is."""
+def _is_missing(wanted: Plan | NoIndex) -> str | None:
+    """What to do about an index that is wanted and isn't there."""
+    if isinstance(wanted, Plan):
+        return INDEX_ANEW
+    if not wanted.wanted:
+        return None
+    return f"an index is wanted that can't be had, as {wanted.reason}. {wanted.hint or ''}".strip().rstrip(".")
+
+
+def _index(found: State, settings: Settings, installed: Extension | None) -> tuple[str, str | None, str]:
+    """What to say of the index, what to do where a wanted one isn't there, and what could be done where it is."""
     rows = found.rows.converted if found.rows else 0
     wanted = (
         plan(found.target, settings, installed, found.dimensions, rows)
         if installed
-        else NoIndex("there is no extension yet")
+        else NoIndex("there is no extension yet", wanted=False)
     )
     index = found.index
     if found.build and not (index and index.valid):
-        return f"being built: {found.build}", True, ""
+        return f"being built: {found.build}", INDEX_ANEW, ""
     if index is None:
-        return ("missing", True, "") if isinstance(wanted, Plan) else (f"none: {wanted.reason}", False, "")
+        text = "missing" if isinstance(wanted, Plan) else f"none: {wanted.reason}"
+        return text, _is_missing(wanted), ""
     size = f"{index.size / 1024**2:,.1f} MiB"
     text = f"{quote(index.name)}, {index.method} with {index.opclass}, {size}"
     if not index.valid:
-        return text + ", INVALID", isinstance(wanted, Plan), ""
+        return text + ", INVALID", _is_missing(wanted), ""
     if found.build:
-        return f"{text}, valid; another is being built: {found.build}", False, ""
+        return f"{text}, valid; another is being built: {found.build}", None, ""
     if settings.index == "none":
-        return text + ", valid, but OM_INDEX is none", False, "drops it"
+        return text + ", valid, but OM_INDEX is none", None, "drops it"
     if isinstance(wanted, Plan) and not wanted.matches(index):
-        return text + ", valid, but not as the settings want it", False, f"makes it {wanted.method} ({wanted.options})"
-    return text + ", valid", False, ""
+        return text + ", valid, but not as the settings want it", None, f"makes it {wanted.method} ({wanted.options})"
+    return text + ", valid", None, ""
 
 
 def data(found: State, judged: Judged) -> dict[str, Any]:

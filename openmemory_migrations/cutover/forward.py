@@ -67,7 +67,7 @@ def _newer_index(db: Database, target: Target, settings: Settings, table: Table,
         rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
     wanted = indexes.plan(newer, wants, extension, size, rows)
     if isinstance(wanted, NoIndex):
-        log.notice(f"no index {quote(newer.index)}: {wanted.reason}", hint=wanted.hint)
+        building.say_none(newer, wanted)
         return None
     with db.transaction():
         own = catalog.indexes(db, target.schema, target.index).get(target.index)

@@ -184,10 +184,11 @@ def test_a_terminal_that_is_gone_stops_nothing(table: Database, main: str) -> No
 @pytest.mark.slow
 def test_a_bar_moves_with_what_others_do(table: Database) -> None:
     """Also while there is nothing left to do but to wait for them."""
-    other = start_om(table, "backfill", env={"BACKFILL_BATCH": "20", "OM_BACKFILL_PAUSE_MS": "40"})
+    client = {"OM_BACKFILL_ENGINE": "client"}  # which claims what it has read, also while it rests
+    other = start_om(table, "backfill", env={"BACKFILL_BATCH": "20", "OM_BACKFILL_PAUSE_MS": "40", **client})
     eventually(lambda: converted(table) > 0)
 
-    with on_terminal(table, OURS, "backfill", env={"BACKFILL_BATCH": "4000"}, patch=OFTEN) as run:
+    with on_terminal(table, OURS, "backfill", env={"BACKFILL_BATCH": "4000", **client}, patch=OFTEN) as run:
         assert run.ends() == 0
 
     assert result(other).returncode == 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,9 +20,10 @@ from sqlalchemy.engine import Connection
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded, ops
 from openmemory_migrations.errors import MigrationError
-from tests.support.commands import alembic
+from tests.support.commands import NOTHING, alembic, om
 from tests.support.index_builds import BUILDING, READER, SNAPSHOT, build_waits, leave_invalid
-from tests.support.openmemory import Database, create_database, drop_database, mismatches, random_rows
+from tests.support.openmemory import Database, Row, create_database, drop_database, mismatches, random_rows
+from tests.support.preflight import check, finding
 from tests.support.running import SIGNALS, assert_stopped, engine_of, filled, running, transaction
 from tests.support.servers import OPTIONS, programs
 from tests.support.sessions import eventually
@@ -179,33 +184,66 @@ def test_the_memory_that_is_estimated_is_enough(database: Database, rows: int, d
 @pytest.mark.server
 @pytest.mark.slow
 def test_memory_that_the_server_has_not_is_a_notice_whose_hint_is_enough() -> None:
-    small = {"shared_buffers": "1MB", "maintenance_work_mem": "1MB"}
+    small = {"shared_buffers": "1MB", "maintenance_work_mem": "1MB", "effective_cache_size": "1MB"}
     with embedded.temporary(bin=programs(), options=OPTIONS | small) as server:
         database = create_database(server, "small")
         filled(database, random_rows(2500, 64))
 
         done = alembic(database, "upgrade", "head", env={"OM_INDEX": "hnsw"})
-        assert re.search(r"NOTICE:  the index needs about \d MB of memory to build, and gets 1 MB", done.stderr)
+        assert re.search(
+            r"WARNING:  the graph of the index needs about \d MB, and its build gets 1 MB of memory", done.stderr
+        )
         assert NO_LONGER_FITS in done.stderr
         found = re.search(r"HINT:  If the server can spare it: OM_INDEX_MEMORY=(\d+MB)\.", done.stderr)
         assert found
 
         alembic(database, "downgrade", BACKFILL)
         again = alembic(database, "upgrade", "head", env={"OM_INDEX": "hnsw", "OM_INDEX_MEMORY": found[1]})
-        assert "of memory to build" not in again.stderr
+        assert "the graph of the index needs" not in again.stderr
         assert NO_LONGER_FITS not in again.stderr
 
 
-def test_too_little_memory_for_ivfflat_is_a_notice_and_no_index(database: Database) -> None:
-    filled(database, random_rows(1000, 8))
+@pytest.mark.parametrize("lists", [NOTHING, {"OM_INDEX_LISTS": "900"}], ids=["by rows", "configured"])
+def test_with_too_little_memory_ivfflat_has_as_many_lists_as_fit(database: Database, lists: dict[str, str]) -> None:
+    filled(database, random_rows(45_000 if not lists else 1000, 8))
 
-    done = alembic(database, "upgrade", "head", env={"OM_INDEX_LISTS": "900", "OM_INDEX_MEMORY": "1MB"})
+    done = alembic(database, "upgrade", "head", env={**lists, "OM_INDEX_MEMORY": "3MB"})
 
-    assert "memory required is" in done.stderr
-    assert "HINT:  Set OM_INDEX_MEMORY to more" in done.stderr
+    wanted = "45" if not lists else "900"
+    found = re.search(
+        rf"WARNING:  the index has (\d+) lists and not {wanted}: its build gets 3 MB of memory, and those"
+        r" need (\d+) MB\n"
+        r"HINT:  If the server can spare it: OM_INDEX_MEMORY=(\d+MB), then: openmemory-migrations index --rebuild\.",
+        done.stderr,
+    )
+    assert found
+    assert 1 < int(found[1]) < int(wanted)
+    assert stamp(database) == [HEAD]
+    assert indexes(database)[INDEX][1] is True
+    (options,) = database.rows(f"SELECT reloptions[1] FROM pg_class WHERE relname = '{INDEX}'")[0]
+    assert options == f"lists={found[1]}"
+    assert om(database, "status", env=lists).returncode == 0
+    assert "lists and not" not in alembic(database, "upgrade", "head", env={**lists, "OM_INDEX_MEMORY": "3MB"}).stderr
+    again = om(database, "index", "--rebuild", env={**lists, "OM_INDEX_MEMORY": found[3]})
+    assert "lists and not" not in again.stderr
+    assert database.value(f"SELECT reloptions[1] FROM pg_class WHERE relname = '{INDEX}'") == f"lists={wanted}"
+
+
+def test_with_too_little_memory_for_one_list_there_is_none_and_status_says_so(database: Database) -> None:
+    filled(database, random_rows(1000, 64))
+    little = {"OM_INDEX_MEMORY": "1MB"}
+
+    done = alembic(database, "upgrade", "head", env=little)
+
+    assert re.search(
+        "WARNING:  no index on .* ivfflat needs 4 MB of memory even for one list, and gets 1 MB", done.stderr
+    )
     assert stamp(database) == [HEAD]
     assert indexes(database) == {}
     assert mismatches(database) == []
+    told = om(database, "status", env=little)
+    assert told.returncode == 1
+    assert "next:        openmemory-migrations index" in told.stdout
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -326,3 +364,109 @@ def test_an_interrupted_build_that_ends_while_its_index_is_dropped_is_tried_agai
 
     assert "can't be dropped: tuple concurrently updated (SQLSTATE XX000), again in" in log
     assert_indexed(backfilled)
+
+
+# -- what no index can be built of
+
+
+BIG = struct.pack("<f", 70_000.0)
+
+
+def with_a_big_value(row: Row) -> Row:
+    assert row.v
+    return row._replace(v=BIG + row.v[4:])
+
+
+@pytest.mark.parametrize(("dim", "env"), [(2100, {}), (8, {"OM_INDEX_HALFVEC": "on", "OM_INDEX": "hnsw"})])
+def test_a_value_that_halfvec_can_not_hold_keeps_the_index_away_and_nothing_else(
+    database: Database, dim: int, env: dict[str, str]
+) -> None:
+    rows = random_rows(60, dim)
+    # 65,519 becomes 65,504 as a half, and infinite bytes are no vector
+    edge = rows[1]._replace(v=struct.pack("<f", 65_519.0) + (rows[1].v or b"")[4:])
+    filled(database, [with_a_big_value(rows[0]), edge, *rows[2:]])
+    told = finding(check(database, 0, env=env), "no-index")
+    assert told["message"] == "no index: 1 rows hold values beyond ±65,504, which halfvec can't hold"
+    assert rows[0].id in told["detail"]
+
+    for _ in range(2):
+        log = alembic(database, "upgrade", "head", env=env).stderr
+        assert re.search(r"WARNING:  no index on the cast of .* to halfvec: 1 rows hold values beyond ±65,504", log)
+        assert f"DETAIL:  Such as (id={rows[0].id}" in log
+        assert stamp(database) == [HEAD]
+        assert indexes(database) == {}
+        assert mismatches(database, dim=dim) == []
+        alembic(database, "downgrade", BACKFILL)
+    alembic(database, "upgrade", "head", env=env)
+    assert om(database, "status", env=env).returncode == 1
+    assert om(database, "index", env=env).returncode == 1
+
+    database.run(f"DELETE FROM {TABLE} WHERE id = %s", rows[0].id)
+    assert om(database, "index", env=env).returncode == 0
+    assert om(database, "status", env=env).returncode == 0
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+def test_ivfflat_in_one_dimension_is_refused_before_it_is_built(database: Database, metric: str) -> None:
+    filled(database, random_rows(60, 1))
+    env = {"OM_INDEX_METRIC": metric}
+
+    log = alembic(database, "upgrade", "head", env=env).stderr
+
+    assert f"ivfflat by {metric} needs two dimensions or more" in log
+    assert stamp(database) == [HEAD]
+    told = om(database, "status", env=env)
+    assert told.returncode == 1
+    assert "OM_INDEX=hnsw" in told.stdout
+    assert om(database, "index", env=env | {"OM_INDEX": "hnsw"}).returncode == 0
+
+
+def test_whatever_create_index_answers_is_a_warning(database: Database) -> None:
+    """Here an event trigger; nothing is left of the build, and it isn't said to have been interrupted."""
+    filled(database, random_rows(60, 8))
+    alembic(database, "upgrade", BACKFILL)
+    database.run(
+        "CREATE FUNCTION deny() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no index today'; END $$;"
+        "CREATE EVENT TRIGGER deny ON ddl_command_start WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION deny()"
+    )
+
+    log = alembic(database, "upgrade", "head").stderr
+
+    assert re.search("WARNING:  index .* can't be built: no index today", log)
+    assert "interrupted" not in log
+    assert stamp(database) == [HEAD]
+    told = om(database, "status")
+    assert told.returncode == 1
+    assert "next:        openmemory-migrations index" in told.stdout
+    database.run("DROP EVENT TRIGGER deny")
+    assert om(database, "index").returncode == 0
+    assert om(database, "status").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
+    reason="no right to mount a /dev/shm of its own",
+)
+def test_with_little_shared_memory_it_is_built_without_parallel_workers() -> None:
+    """As in a container: the server has memory, and little of it can be shared."""
+    program = """
+import os, subprocess
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", "/dev/shm"], check=True)
+os.environ["TMPDIR"] = "/var/tmp"
+from openmemory_migrations import embedded
+from tests.support.commands import alembic, om
+from tests.support.openmemory import create_database, create_table, load, random_rows
+from tests.support.servers import programs
+options = {"fsync": "off", "min_parallel_table_scan_size": "0", "dynamic_shared_memory_type": "posix"}
+with embedded.temporary(bin=programs(), options=options) as server:
+    database = create_database(server, "small")
+    create_table(database)
+    load(database, random_rows(30000, 256))
+    log = alembic(database, "upgrade", "head", env={"OM_INDEX": "hnsw", "OM_INDEX_MEMORY": "200MB"}).stderr
+    assert "building it again without parallel workers" in log, log
+    assert "is built and valid" in log, log
+    assert om(database, "status", env={"OM_INDEX": "hnsw"}).returncode == 0
+"""
+    done = subprocess.run(["unshare", "-m", sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

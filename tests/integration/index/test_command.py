@@ -188,7 +188,7 @@ def test_a_name_that_is_taken_is_said_and_nothing_is_changed(table: Database, na
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["-x", "index_memory=1MB", "-x", "index_lists=2000"], "memory required is"),
+        (["-x", "index_memory=1MB", "-x", "index_lists=2000"], "of memory even for one list"),
         (["-x", "index=btree"], "OM_INDEX must be"),
         (["-x", "vector_table=elsewhere"], 'table "public.elsewhere" does not exist'),
     ],

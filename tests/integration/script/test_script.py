@@ -17,7 +17,7 @@ from openmemory_migrations.embedded import Server
 from tests.support import host_init
 from tests.support.commands import alembic
 from tests.support.databases import Databases
-from tests.support.openmemory import Database, load, mismatches, random_rows
+from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
 from tests.support.scripts import (
     DIM8,
     SINGLE,
@@ -432,3 +432,30 @@ def test_the_script_of_a_host_with_an_env_of_its_own_leaves_what_its_online_run_
         run("upgrade", "head")  # from nothing, on an empty table
         assert by_script.rows("SELECT version_num FROM alembic_version") == [(HEAD,)]
         assert column_type(by_script) == "vector(8)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["of the server", "OM_INDEX_MEMORY"])
+def test_with_too_little_memory_an_index_has_as_many_lists_as_fit(
+    server: Server, databases: Databases, given: str
+) -> None:
+    def many(database: Database) -> None:
+        create_table(database)
+        load(database, random_rows(45_000, 8))
+
+    with twins(databases, many) as (online, by_script):
+        env = DIM8
+        if given == "OM_INDEX_MEMORY":
+            env = DIM8 | {"OM_INDEX_MEMORY": "3MB"}
+        else:
+            for database in (online, by_script):
+                for name in ("maintenance_work_mem", "effective_cache_size"):
+                    database.run(f"ALTER DATABASE {database.name} SET {name} = '3MB'")
+        log = alembic(online, "upgrade", "head", env=env).stderr
+        said = offline(server, by_script, "upgrade", "head", env=env).stderr
+
+        if given == "OM_INDEX_MEMORY":
+            (line,) = re.findall(r"WARNING:  (the index has \d+ lists and not 45: its build gets 3 MB of memory)", log)
+            assert line in said
+            assert "OM_INDEX_MEMORY=" in said
+        assert_same(everything(online), everything(by_script))

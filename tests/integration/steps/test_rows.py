@@ -168,7 +168,7 @@ def test_without_any_dimensions_the_column_takes_all_and_has_no_index(database: 
 
     assert column_type(database) == "vector"
     assert f"NOTICE:  no row of {NAME} says how many dimensions" in result.stderr
-    assert re.search("^NOTICE:  no index on .* has no dimensions$", result.stderr, re.MULTILINE)
+    assert re.search("^WARNING:  no index on .* has no dimensions$", result.stderr, re.MULTILINE)
     assert "OM_VEC_DIM" in result.stderr
     assert indexes(database) == {}
     load(database, [*random_rows(60, 8), *random_rows(5, 3)])
