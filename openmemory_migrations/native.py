@@ -20,7 +20,7 @@ from .database import Database
 from .errors import MigrationError
 from .settings import MAX_DIMENSIONS
 from .sqlerrors import sqlstate
-from .target import quote
+from .target import literal, quote
 
 OLDEST = (0, 5)  # before, norms are sums of float32, which overflow for vectors that are finite
 CREATE = """
@@ -44,6 +44,53 @@ TRY = """
 SELECT pg_catalog.encode({ext}.vector_send({value}), 'hex'), {unfit}
 FROM (SELECT pg_catalog.decode(:tried, 'hex') AS tried) AS t
 """
+
+
+# the same for a script, as one boolean
+TRY_ALL = """
+SELECT pg_catalog.encode({ext}.vector_send({tried}), 'hex') = {sent}
+       AND NOT EXISTS (SELECT FROM unnest(ARRAY[0, 4, {octets} - 1, {octets} - 4]) AS short,
+                                   LATERAL (SELECT pg_catalog.substr(t.tried, 1, short) AS tried) AS s
+                       WHERE {of_short} IS NOT NULL)
+       AND NOT EXISTS (SELECT FROM unnest(ARRAY[{bad}]) AS bad,
+                                   LATERAL (SELECT pg_catalog.decode(bad, 'hex') || pg_catalog.substr(t.tried, 5)
+                                                   AS tried) AS b
+                       WHERE {of_bad} IS NOT NULL)
+FROM (SELECT pg_catalog.decode(pg_catalog.substr(pg_catalog.repeat({words}, {times}), 1, 2 * {octets}), 'hex')
+             AS tried) AS t
+"""
+FIT = """(SELECT CASE WHEN {{ext}}.vector_norm(made) < CAST('Infinity' AS float8) THEN made END
+   FROM (SELECT {value}) AS m (made))"""
+
+
+def fit(dimensions: int) -> str:
+    """SQL of a value's vector, NULL where it can't be one; with the names of a `Database` and {ext}."""
+    return FIT.format(value=value(dimensions))
+
+
+def try_all(**ext: str) -> str:
+    """SQL of whether the function does here what it has to."""
+
+    def of(place: str) -> str:
+        return fit(TRIED).format_map({"source": f"{place}.tried", **ext})
+
+    def words(order: str, *which: int) -> str:
+        return struct.pack(f"{order}{len(which)}I", *which).hex()
+
+    times = TRIED // len(FINITE) + 1
+    header = literal(struct.pack(">HH", TRIED, 0).hex())
+    sent = f"{header} || pg_catalog.substr(pg_catalog.repeat({literal(words('>', *FINITE))}, {times}), 1, {8 * TRIED})"
+    return TRY_ALL.format(
+        tried=of("t"),
+        of_short=of("s"),
+        of_bad=of("b"),
+        sent=sent,
+        octets=4 * TRIED,
+        bad=", ".join(literal(words("<", word)) for word in NOT_FINITE),
+        words=literal(words("<", *FINITE)),
+        times=times,
+        **ext,
+    )
 
 
 def value(dimensions: int) -> str:

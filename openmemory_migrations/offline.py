@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from . import guard, indexes, synctrigger
+from . import guard, indexes, native, synctrigger
 from .catalog import Extension
 from .cutover import kept, mark
 from .dimensions import NOT_FINITE_BYTES, OTHER_LENGTH
@@ -63,6 +63,7 @@ from .offline_sql import (
     PENDING,
     PENDING_ADOPTED,
     PLACES,
+    PORTABLE,
     PSQL,
     QUOTED,
     READ_COMMITTED,
@@ -457,6 +458,16 @@ class Script:
             for name, text in (("count", COUNT_PENDING), ("convert_pages", CONVERT_PAGES), ("remaining", REMAINING)):
                 names[name + which] = sql(text.replace("{pending}", pending).replace("{value}", value))
         names["take_back"] = sql(TAKE_BACK)
+        names |= {
+            "portable": sql(PORTABLE),
+            "native": sql(native.fit(self.size)),
+            "create_native": sql(native.CREATE),
+            "try_native": literal(native.try_all(ext=EXT)),
+            "native_version": f"'{{{','.join(map(str, native.OLDEST))}}}'",
+            "drop_native": native.DROP + ";",
+            "may_be_native": settings.backfill_engine in (None, "native"),
+            "has_to_be_native": settings.backfill_engine == "native",
+        }
         aside = {"own": literal(SET_ASIDE), "vector_text": names["adopted_text"]}
         names["find_aside"] = FIND_COLUMN.format_map(names | aside)
         return names

@@ -155,6 +155,8 @@ DECLARE
   unchanged tid[];
   changed_back tid[];
   remaining text;
+  conversion text;
+  is_native boolean := false;
   convertible bigint;
   before bigint;
   free tid[];
@@ -181,6 +183,26 @@ BEGIN
   {find_aside}
   adopted := found.ours IS TRUE;
   EXECUTE replace({create_convert}, {ext}, {quoted});
+  conversion := {portable};
+  IF {may_be_native} AND current_setting('is_superuser')::boolean AND EXISTS (
+       SELECT FROM pg_extension WHERE extname = 'vector'
+       AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {native_version}) THEN
+    BEGIN
+      EXECUTE replace({create_native}, {ext}, {quoted});
+      EXECUTE replace({try_native}, {ext}, {quoted}) INTO is_native;
+      IF is_native THEN
+        conversion := replace({native}, {ext}, {quoted});
+      END IF;
+    EXCEPTION WHEN OTHERS THEN
+      RAISE NOTICE 'the server refuses its function for native conversion (SQLSTATE %)', SQLSTATE;
+    END;
+  END IF;
+  IF {has_to_be_native} AND NOT is_native THEN
+    RAISE EXCEPTION 'OM_BACKFILL_ENGINE=native can''t be had: it takes a superuser and pgvector 0.5 or newer'
+      USING HINT = 'Leave OM_BACKFILL_ENGINE unset, which takes a function in the server.';
+  END IF;
+  RAISE NOTICE USING MESSAGE = {label}
+    || CASE WHEN is_native THEN 'the server''s own code converts' ELSE 'a function in the server converts' END;
   EXECUTE CASE WHEN adopted THEN {count_adopted} ELSE {count} END INTO total;
   before := total;
   LOOP
@@ -201,7 +223,8 @@ BEGIN
         moved := 0;
         -- a row that others have changed before it was locked is missed by that UPDATE, and found by the next
         FOR look IN 1..3 LOOP
-          EXECUTE CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END
+          EXECUTE replace(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END,
+                          '@value@', conversion)
             INTO more, same USING {tid_of_place}, {tid_of_end};
           moved := moved + more;
           -- one that a trigger has given another value stays without one
@@ -251,7 +274,7 @@ BEGIN
     -- a row may have been moved by each of several batches
     unchanged := ARRAY(SELECT ctid FROM {table} WHERE ctid = ANY (unchanged));
     refused := refused || unchanged;
-    remaining := CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END;
+    remaining := replace(CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END, '@value@', conversion);
     EXECUTE 'SELECT array_agg(tid) FROM (' || remaining || ') AS rows' INTO locked USING refused;
     convertible := coalesce(cardinality(locked), 0);
     EXIT WHEN convertible = 0;
@@ -307,6 +330,7 @@ BEGIN
       EXIT;
     {again}
   END LOOP;
+  {drop_native}
   SELECT array_agg(rows || ' rows can''t be converted and were skipped: ' || reason ORDER BY rows DESC)
          FILTER (WHERE reason <> 'written meanwhile'),
          sum(rows) FILTER (WHERE reason = 'written meanwhile')
@@ -371,8 +395,10 @@ WITH back AS (UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND 
 SELECT array_agg(ctid) FROM back
 """
 COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
-VALUE = "{convert}({source}, {size})"
-VALUE_ADOPTED = "CASE WHEN {source} IS NULL THEN {adopted} ELSE {convert}({source}, {size}) END"
+# what makes the vector is known when the script runs
+VALUE = "@value@"
+VALUE_ADOPTED = "CASE WHEN {source} IS NULL THEN {adopted} ELSE @value@ END"
+PORTABLE = "{convert}({source}, {size})"
 # locked, a row doesn't change between its conversion and its update; xmin: nor before the lock. Of those
 # that were taken, how many have got a vector, and where the others are: a trigger has kept them as they were
 CONVERT_PAGES = """

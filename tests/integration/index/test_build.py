@@ -20,9 +20,9 @@ from sqlalchemy.engine import Connection
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded, ops
 from openmemory_migrations.errors import MigrationError
-from tests.support.commands import NOTHING, alembic, om
+from tests.support.commands import NOTHING, alembic, om, result, start_alembic
 from tests.support.index_builds import BUILDING, READER, SNAPSHOT, build_waits, leave_invalid
-from tests.support.openmemory import Database, Row, create_database, drop_database, mismatches, random_rows
+from tests.support.openmemory import Database, Row, create_database, drop_database, mismatches, random_rows, real_rows
 from tests.support.preflight import check, finding
 from tests.support.running import SIGNALS, assert_stopped, engine_of, filled, running, transaction
 from tests.support.servers import OPTIONS, programs
@@ -470,3 +470,25 @@ with embedded.temporary(bin=programs(), options=options) as server:
 """
     done = subprocess.run(["unshare", "-m", sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.exhaustive  # some three minutes, and 6 GB of disk
+@pytest.mark.timeout(1800)
+def test_a_million_rows_on_a_server_at_its_defaults_end_with_their_index() -> None:
+    with embedded.temporary(bin=programs()) as server:
+        database = create_database(server, "million")
+        filled(database, real_rows(256))
+        several = f"SELECT 1 + 1000000 / count(*) FROM {TABLE}"
+        byte = "set_byte(set_byte(v, 4 * (n % 250), n % 251), 4 * (n / 250 % 250), n / 250 % 251)"
+        database.run(
+            f"INSERT INTO {TABLE} SELECT gen_random_uuid(), sector, user_id, {byte}, dim"
+            f" FROM {TABLE}, generate_series(1, ({several})) AS n"
+        )
+        assert database.value("SHOW maintenance_work_mem") == "64MB"
+
+        done = result(start_alembic(database, "upgrade", "head"), timeout=1500)
+
+        assert done.returncode == 0, done.log
+        assert "WARNING" not in done.stderr
+        assert database.value(f"SELECT reloptions[1] FROM pg_class WHERE relname = '{INDEX}'") == "lists=1000"
+        assert om(database, "status").returncode == 0

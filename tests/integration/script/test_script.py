@@ -18,6 +18,7 @@ from tests.support import host_init
 from tests.support.commands import alembic
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
+from tests.support.roles import owner
 from tests.support.scripts import (
     DIM8,
     SINGLE,
@@ -34,6 +35,7 @@ from tests.support.scripts import (
 )
 from tests.support.states import BACKFILL, EXPAND, HEAD, column_type, snapshot, stamp
 
+__all__ = ["owner"]
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
 
@@ -459,3 +461,36 @@ def test_with_too_little_memory_an_index_has_as_many_lists_as_fit(
             assert line in said
             assert "OM_INDEX_MEMORY=" in said
         assert_same(everything(online), everything(by_script))
+
+
+NATIVE = "the server's own code converts"
+PORTABLE = "a function in the server converts"
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"), [(None, NATIVE), ("native", NATIVE), ("server", PORTABLE), ("client", PORTABLE)]
+)
+@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
+def test_a_superusers_script_converts_by_the_servers_own_code(
+    server: Server, databases: Databases, engine: str | None, said: str, single: dict[str, str]
+) -> None:
+    env = DIM8 | single | ({"OM_BACKFILL_ENGINE": engine} if engine else {})
+    with twins(databases, Case(bad=True).prepare) as (online, by_script):
+        alembic(online, "upgrade", "head", env=DIM8)
+        log = offline(server, by_script, "upgrade", "head", env=env).stderr
+
+        assert f"NOTICE:  backfill {TABLE}: {said}" in log
+        assert_same(everything(online), everything(by_script))
+        assert by_script.rows("SELECT proname FROM pg_proc WHERE proname LIKE 'openmemory_migrations%'") == []
+
+
+def test_a_script_of_another_role_converts_by_the_function(server: Server, database: Database, owner: Database) -> None:
+    database.run("CREATE EXTENSION vector")
+    log = offline(server, owner, "upgrade", BACKFILL).stderr
+    assert f"NOTICE:  backfill {TABLE}: {PORTABLE}" in log
+    assert mismatches(owner) == []
+    offline(server, owner, "downgrade", f"{BACKFILL}:{EXPAND}")
+    env = DIM8 | {"OM_BACKFILL_ENGINE": "native"}
+    refused = offline(server, owner, "upgrade", f"{EXPAND}:head", env=env, check=False)
+    assert refused.returncode == 3
+    assert "OM_BACKFILL_ENGINE=native can't be had" in refused.stderr
