@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from .rows import copied, make
 from .ways import WAYS, run
 
 SLOW = {"row by row", "execute_values", "pgvector-python"}  # their rate is that of the first rows
-PARTS = ("ways", "sizes", "blocks", "indexes", "scaling", "growth")
+AT_DEFAULTS = ("floor", "ours", "ours, 2 workers", "ours, client engine", "ours, client engine, 2 workers")
+PARTS = ("ways", "defaults", "sizes", "blocks", "indexes", "scaling", "growth")
 
 
 def main() -> None:
@@ -43,11 +45,16 @@ def main() -> None:
     with embedded.temporary(options=OPTIONS) as server:
         os.environ["BENCH_PSQL"] = str(server.psql)
         if "ways" in options.parts:
-            results["ways"] = compare(server, options)
+            results["ways"] = compare(server, options, options.dimensions, options.ways)
         if "sizes" in options.parts:
             results["sizes"] = sizes.measure(server, options.most_rows)
         if "scaling" in options.parts:
             results["scaling"] = scaling.measure(server, options.share, options.rounds)
+    if "defaults" in options.parts:
+        # PostgreSQL's own settings, checkpoints and autovacuum as they come
+        with embedded.temporary() as server:
+            dimensions = [size for size in options.dimensions if size <= 1536]
+            results["defaults"] = compare(server, options, dimensions, AT_DEFAULTS)
     if "growth" in options.parts:
         results["growth"] = growth.measure(options.share, 256, options.large_rows)
     if "blocks" in options.parts:
@@ -60,14 +67,16 @@ def main() -> None:
     report.pictures(results, options.output)
 
 
-def compare(server: Server, options: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(
+    server: Server, options: argparse.Namespace, sizes: Sequence[int], ways: Sequence[str]
+) -> list[dict[str, Any]]:
     found = []
-    for dimensions in options.dimensions:
+    for dimensions in sizes:
         rows = options.rows * 1536 // dimensions
         template = make(server, f"rows_{dimensions}", dimensions, rows)
-        taken: dict[str, list[dict[str, float]]] = {name: [] for name in options.ways}
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for number in range(options.rounds):
-            for name in options.ways:
+            for name in ways:
                 with copied(server, template) as database:
                     most = options.slow_rows if name in SLOW else sys.maxsize
                     taken[name].append(run(database, name, dimensions, most))

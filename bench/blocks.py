@@ -12,7 +12,7 @@ from .rows import copied, make
 from .ways import run
 
 DIMENSIONS, ROWS, BUFFERS = 256, 60_000, "16MB"
-WAYS = ("floor", "ours", "execute_values")  # the last one goes by key, in random order
+WAYS = ("floor", "ours, client engine", "execute_values")  # the last one goes by key, in random order
 COUNTED = """
 SELECT heap_blks_read + coalesce(toast_blks_read, 0), idx_blks_read + coalesce(tidx_blks_read, 0),
        pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint

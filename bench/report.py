@@ -153,6 +153,7 @@ def _memory(method: str, dimensions: int, rows: int) -> str:
 
 PARTS: dict[str, Callable[[Any], str]] = {
     "ways": ways,
+    "defaults": ways,
     "sizes": sizes,
     "blocks": blocks,
     "indexes": indexes,

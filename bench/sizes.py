@@ -41,7 +41,7 @@ def measure(server: Server, most_rows: int) -> dict[str, Any]:
 
 def _run(database: Database, dimensions: int, stop_at: int | None = None) -> dict[str, Any]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.ways", "ours", database.url, str(dimensions), "0"],
+        [sys.executable, "-m", "bench.ways", "ours, client engine", database.url, str(dimensions), "0"],
         env=environment(None, {}),
         text=True,
         stdout=subprocess.PIPE,

@@ -159,8 +159,11 @@ WAYS: dict[str, tuple[Callable[[str, int], int], str | None, dict[str, str]]] = 
     "pgvector-python": (pgvector_python, COLUMN, {}),
     "ours": (ours, None, {}),
     "ours, 2 workers": (ours, None, {"OM_BACKFILL_WORKERS": "2"}),
+    "ours, client engine": (ours, None, {"OM_BACKFILL_ENGINE": "client"}),
+    "ours, client engine, 2 workers": (ours, None, {"OM_BACKFILL_ENGINE": "client", "OM_BACKFILL_WORKERS": "2"}),
     "ours, server engine": (ours, None, {"OM_BACKFILL_ENGINE": "server"}),
     "ours, script": (script, None, {}),
+    "ours, script, server engine": (script, None, {"OM_BACKFILL_ENGINE": "server"}),
 }
 
 

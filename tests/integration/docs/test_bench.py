@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench import report
+from bench.__main__ import AT_DEFAULTS
 from bench.ways import WAYS
 from demo.openmemory import environment
 from tests.support.commands import ROOT
@@ -33,7 +34,7 @@ def test_the_figures_are_those_of_all_ways_and_of_whole_tables() -> None:
     for dimensions in (256, 1536, 3072):
         here = {m["way"]: m for m in RESULTS["ways"] if m["dimensions"] == dimensions}
         assert set(here) == set(WAYS)
-        for way in ("floor", "ours", "ours, 2 workers", "ours, server engine", "ours, script"):
+        for way in ("floor", *(name for name in WAYS if name.startswith("ours"))):
             assert {run["rows"] for run in here[way]["runs"]} == {here[way]["rows"]}
             assert len(here[way]["runs"]) >= 3
 
@@ -69,12 +70,13 @@ def test_the_parts_on_scale_run(tmp_path: Path) -> None:
 def test_it_runs(tmp_path: Path) -> None:
     rows = ("--rows", "400", "--dimensions", "1536", "--slow-rows", "50", "--most-rows", "10000")
 
-    results, printed = bench(tmp_path, *rows, "--parts", "ways", "sizes")
+    results, printed = bench(tmp_path, *rows, "--parts", "ways", "defaults", "sizes")
 
     assert {m["way"] for m in results["ways"]} == set(WAYS)
     assert {m["rows"] for m in results["ways"]} == {400}
     assert {run["rows"] for m in results["ways"] if m["way"].startswith("ours") for run in m["runs"]} == {400}
-    assert all(m["rows_per_second"] > 0 for m in results["ways"])
+    assert {m["way"] for m in results["defaults"]} == set(AT_DEFAULTS)
+    assert all(m["rows_per_second"] > 0 for m in results["ways"] + results["defaults"])
     assert [m["dimensions"] for m in results["sizes"]["tables"]] == [64, 1536, 16_000]
     assert report.text(results) in printed
     assert {path.name for path in tmp_path.iterdir()} >= {"bench.json"}
