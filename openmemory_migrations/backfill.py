@@ -34,6 +34,10 @@ PATIENCE = 60  # seconds in which what another run has claimed is left to it
 POLL = 0.1  # seconds between two looks at whether it has given that back
 
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
+WITHOUT_VECTOR = (
+    "CASE WHEN {vector} IS NULL AND octet_length({source}) = ANY (:values)"
+    f" THEN NOT {dimensions.NOT_FINITE_BYTES} ELSE false END"
+)
 # what would go with the adopted column: no vector has come from these bytes, or the value has been changed on its way
 LOST = """
 {adopted} IS NOT NULL AND CASE WHEN {source} IS NULL
@@ -112,7 +116,7 @@ def _names(db: Database, table: Table, fixed: int | None, most: int) -> list[str
     """Of rows that are still without a vector, though they have the length of one."""
     octets = [4 * fixed] if fixed else [4 * size for size in _sizes(db)]
     with db.transaction():
-        return keys_where(db, table, "{vector} IS NULL AND octet_length({source}) = ANY (:values)", octets, most=most)
+        return keys_where(db, table, WITHOUT_VECTOR, octets, most=most)
 
 
 def _given_back(db: Database, parts: set[Claim], progress: Progress) -> bool:

@@ -213,6 +213,7 @@ def trigger_enabled(db: Database, table_oid: int, name: str) -> bool:
                                     WHERE tgrelid = t.oid AND tgname = :name AND NOT tgisinternal
                                       AND tgenabled IN ('O', 'A')))
             FROM unnest(CAST(:tables AS oid[])) AS t (oid)
+                 JOIN pg_catalog.pg_class USING (oid)  -- but for a partition that has been dropped just now
             """,
             {"tables": [part.oid for part in partitions.parts(db, table_oid)], "name": name},
         )

@@ -254,6 +254,8 @@ BEGIN
             RAISE;  -- of the statement, the transaction or the server, not of a row
           ELSIF places > 1 THEN
             places := places / 2;
+          ELSIF NOT EXISTS (SELECT FROM ONLY {table} WHERE ctid = {tid_of_place}) THEN
+            RAISE;  -- of no row: by a trigger FOR EACH STATEMENT
           ELSE
             -- not its message, which may show what is in the row
             GET STACKED DIAGNOSTICS line = CONSTRAINT_NAME;

@@ -126,3 +126,19 @@ def test_rows_that_others_change_meanwhile_are_no_obstacle(server: Server, datab
     _, log = process.communicate(timeout=60)
     assert process.returncode == 0, log
     assert mismatches(database, dim=1536) == []
+
+
+def test_a_statement_that_is_refused_without_a_row_ends_the_script(server: Server, database: Database) -> None:
+    create_table(database)
+    load(database, random_rows(60, 8))
+    offline(server, database, "upgrade", EXPAND)
+    database.run(
+        "CREATE FUNCTION deny() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;"
+        f"CREATE TRIGGER deny BEFORE UPDATE ON {TABLE} FOR EACH STATEMENT EXECUTE FUNCTION deny()"
+    )
+
+    refused = offline(server, database, "upgrade", f"{EXPAND}:head", check=False)
+
+    assert refused.returncode == 3
+    assert "ERROR:  not today" in refused.stderr
+    assert "rows can't be updated" not in refused.stderr
