@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from . import catalog, log, partitions
+from . import catalog, locks, log, partitions
 from .catalog import Column, Table
 from .cutover.mark import Mark
 from .database import Database
@@ -24,7 +24,7 @@ def require_server(db: Database) -> None:
 def lock(db: Database, target: Target, table: Table) -> None:
     """Locks the table alone, and raises Changed unless it is still what the step has found in the catalogs."""
     # the root first, as writers do: a trigger that goes is taken off the partitions before
-    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+    locks.take(db)
     if catalog.table(db, target.schema, target.table) != table:
         raise Changed(f"{target} was changed just now")
 

@@ -25,6 +25,11 @@ from .settings import Settings
 from .sqlerrors import PASSING, as_migration_error, sqlstate
 from .target import literal
 
+# a little later than that: of one table it says that a lock was in the way
+ALL_OF_THEM = """
+SELECT set_config('statement_timeout', CAST(CAST(setting AS integer) + 100 AS text), true)
+FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting <> '0'
+"""
 # a process without a role is the server's own: what it does is shown to some roles only
 AUTOVACUUM = """
 SELECT coalesce(max(s.setting::integer + 500), 0)
@@ -136,7 +141,7 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
                 db.run("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
                 set_timeout(db, f"{waits_ms}ms")
                 if seen:
-                    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+                    take(db)
                     db.require_seen(seen)
                 return change()
         except DBAPIError as error:
@@ -150,6 +155,14 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         detail=f"{problem.message}. {holders}",
         hint="Run the same command again when that transaction is over; nothing was changed by this step.",
     )
+
+
+def take(db: Database) -> None:
+    """The table alone, with all its partitions, each of which is waited for by itself: as long as lock_timeout in all,
+    since whoever wants one that is locked already waits for the others, too."""
+    db.run(ALL_OF_THEM)
+    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+    db.set_local({"statement_timeout": "0"})
 
 
 def _until_autovacuum_ends(db: Database, table_oid: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -17,7 +19,7 @@ from tests.support.partitions import LEAVES, ROWS, SLOW, assert_migrated, filled
 from tests.support.proxy import Verdict
 from tests.support.running import running, transaction
 from tests.support.sessions import converted, eventually, terminate
-from tests.support.states import BACKFILL
+from tests.support.states import BACKFILL, EXPAND
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
@@ -189,3 +191,22 @@ def test_a_partition_made_between_a_kill_in_the_build_and_the_next_run(
     assert_migrated(tree)
     alembic(tree, "downgrade", BACKFILL)
     assert not any(vector_indexes(tree).values())
+
+
+def test_the_locks_of_all_partitions_are_waited_for_no_longer_than_that_of_one(tree: Database) -> None:
+    """Each is let go before a lock_timeout is over, and whoever writes waits for all of them."""
+    waiting = "SELECT CAST(CAST(relation AS regclass) AS text) FROM pg_locks WHERE NOT granted AND relation IS NOT NULL"
+    with ExitStack() as stack:
+        readers = {
+            leaf: stack.enter_context(transaction(tree, f"LOCK TABLE {leaf} IN ACCESS SHARE MODE"))
+            for leaf in LEAVES[:4]
+        }
+        with running(tree, "upgrade", EXPAND, env={"OM_LOCK_TIMEOUT_MS": "1000"}) as run:
+            while readers:
+                eventually(lambda: tree.rows(waiting))
+                time.sleep(0.7)
+                for (leaf,) in tree.rows(waiting):
+                    readers.pop(leaf).rollback()
+            assert run.ends() == 0
+
+    assert "canceling statement due to statement timeout (SQLSTATE 57014), try" in run.log
