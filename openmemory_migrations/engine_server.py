@@ -20,12 +20,13 @@ from .database import Database
 from .dimensions import NOT_FINITE_BYTES
 from .pace import Pace
 from .progress import Progress
-from .reading import BATCH_BYTES, pages_of
+from .reading import pages_of
 from .settings import Settings
 from .target import Target
 from .walking import Filling, Walk
 from .writing import may_be_changed
 
+MOST_BYTES = 32 * 1024**2  # in a batch: a tenth of a second or two, for as long as its rows are locked
 PENDING = "{{vector}} IS NULL AND octet_length({{source}}) = {octets}"
 VALUE = "{{convert}}({{source}}, {dimensions})"
 
@@ -74,7 +75,7 @@ class ServerEngine:
                         part,
                         filling,
                         self.lock_timeout,
-                        min(self.settings.backfill_batch, max(1, BATCH_BYTES // (4 * dimensions))),
+                        min(self.settings.backfill_batch, max(1, MOST_BYTES // (4 * dimensions))),
                         progress,
                         pace.on(db),
                         (claims, self.target.vector),

@@ -151,7 +151,7 @@ class Settings:
         "BACKFILL_BATCH",
         _whole(1, 100_000),
         4000,
-        "rows a batch and commit, also bounded to about 8 MiB",
+        "rows a batch and commit, also bounded to about 8 MiB, inside the server 32",
     )
     backfill_engine: str | None = _option(
         "OM_BACKFILL_ENGINE",
