@@ -56,6 +56,7 @@ class ServerEngine:
             # to compare the value is to convert once more
             ok=Filling.ok if changed else "{filled} IS NOT NULL",
             unfit=native.unfit(dimensions) if self.native else NOT_FINITE_BYTES,
+            kept="{source}" if changed and not self.spread else None,
         )
 
         def convert(db: Database, claims: Claims) -> None:

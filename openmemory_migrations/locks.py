@@ -30,6 +30,7 @@ ALL_OF_THEM = """
 SELECT set_config('statement_timeout', CAST(CAST(setting AS integer) + 100 AS text), true)
 FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting <> '0'
 """
+MOST_FOR_AUTOVACUUM_MS = 2000  # for which others may queue behind us
 # a process without a role is the server's own: what it does is shown to some roles only
 AUTOVACUUM = """
 SELECT coalesce(max(s.setting::integer + 500), 0)
@@ -133,13 +134,15 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
     naming who holds the table, when no try got its locks. A change that was decided by what was `seen` before is made
     under that lock, unless the table isn't what it was: Changed.
     """
-    waits_ms = timeout_ms
+    waits_ms, give_way = timeout_ms, False
     for attempt, pause in enumerate(pauses(), 1):
         try:
             with db.transaction():
                 # or Citus refuses functions beside a change of its tables
                 db.run("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
                 set_timeout(db, f"{waits_ms}ms")
+                if give_way:
+                    db.set_local({"deadlock_timeout": f"{max(1, timeout_ms // 4)}ms"})
                 if seen:
                     take(db)
                     db.require_seen(seen)
@@ -147,7 +150,8 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         except DBAPIError as error:
             problem = passing(error, what)
         holders = table_holders(db, table_oid)
-        waits_ms = max(timeout_ms, _until_autovacuum_ends(db, table_oid))
+        give_way, longer = _autovacuum(db, table_oid)
+        waits_ms = max(timeout_ms, longer) if attempt == 1 else timeout_ms
         log.notice(f"{problem.message}, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders)
         db.stop.sleep(pause)
     raise TryAgain(
@@ -165,11 +169,16 @@ def take(db: Database) -> None:
     db.set_local({"statement_timeout": "0"})
 
 
-def _until_autovacuum_ends(db: Database, table_oid: int) -> int:
-    """Milliseconds, 0 where none holds the table: the server ends one for whoever waits longer than deadlock_timeout,
-    unless it prevents wraparound."""
+def _autovacuum(db: Database, table_oid: int) -> tuple[bool, int]:
+    """Where one holds the table: whether deadlock_timeout may be set for the next try, and else how many milliseconds
+    that is to wait, once. The server ends one for whoever waits longer, unless it prevents wraparound.
+
+    With a shorter deadlock_timeout it is still we who give way in a deadlock.
+    """
     with db.transaction():
-        return int(db.value(AUTOVACUUM, {"oid": table_oid}))
+        longer = int(db.value(AUTOVACUUM, {"oid": table_oid}))
+        superuser = db.value("SELECT current_setting('is_superuser')") == "on"
+    return bool(longer and superuser), 0 if superuser or longer > MOST_FOR_AUTOVACUUM_MS else longer
 
 
 def set_timeout(db: Database, timeout: str) -> None:

@@ -154,6 +154,8 @@ DECLARE
   more bigint;
   unchanged tid[];
   changed_back tid[];
+  is_back boolean;
+  is_kept boolean;
   remaining text;
   conversion text;
   is_native boolean := false;
@@ -225,10 +227,13 @@ BEGIN
         FOR look IN 1..3 LOOP
           EXECUTE replace(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END,
                           '@value@', conversion)
-            INTO more, same USING {tid_of_place}, {tid_of_end};
+            INTO more, same, is_kept USING {tid_of_place}, {tid_of_end};
           moved := moved + more;
           -- one that a trigger has given another value stays without one
-          EXECUTE {take_back} INTO changed_back USING same;
+          EXECUTE {take_back} INTO changed_back, is_back USING same;
+          IF NOT is_back OR NOT is_kept THEN
+            RAISE 'a trigger sets the vector, or changes the bytes, whatever is written';
+          END IF;
           same := same || changed_back;
           EXIT WHEN same IS NULL;
         END LOOP;
@@ -250,7 +255,8 @@ BEGIN
           IF left(SQLSTATE, 2) IN ('0A', '25', '42', '53', '55', '57', '58')
              -- what a function of others' raises, or comes upon, is about a row
              AND NOT (left(SQLSTATE, 2) IN ('0A', '42', '55')
-                      AND line ~ 'PL/[A-Za-z0-9]+ function (?!inline_code_block)') THEN
+                      AND line ~ 'PL/[A-Za-z0-9]+ function (?!inline_code_block)')
+             AND line !~ '^PL/[A-Za-z0-9]+ function (?!inline_code_block)[^\n]* at RAISE' THEN
             RAISE;  -- of the statement, the transaction or the server, not of a row
           ELSIF places > 1 THEN
             places := places / 2;
@@ -372,10 +378,14 @@ AGAIN = """EXCEPTION WHEN {lock_failed} THEN
       END IF;
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
       -- the server ends an autovacuum for whoever waits longer than deadlock_timeout
-      PERFORM set_config('lock_timeout', (SELECT CASE WHEN EXISTS (
+      PERFORM CASE WHEN current_setting('is_superuser')::boolean THEN set_config('deadlock_timeout', '100ms', true)
+                   WHEN attempt = 1 AND setting::integer <= 1500
+                     THEN set_config('lock_timeout', setting::integer + 500 || 'ms', true) END,
+              CASE WHEN attempt > 1 THEN set_config('lock_timeout', {wait}, true) END
+         FROM pg_settings
+        WHERE name = 'deadlock_timeout' AND EXISTS (
           SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL
-          WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND relation = to_regclass({table_text}))
-        THEN setting::integer + 500 || 'ms' ELSE {wait} END FROM pg_settings WHERE name = 'deadlock_timeout'), true);
+          WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND relation = to_regclass({table_text}));
       {rest}
     END;"""
 HOLDERS = """SELECT string_agg(DISTINCT coalesce(format('process %s ("%s", role %s)', pid, application_name, usename),
@@ -393,8 +403,9 @@ PENDING = "{vector} IS NULL AND octet_length({source}) = 4 * {size}"
 PENDING_ADOPTED = """{vector} IS NULL
   AND CASE WHEN {source} IS NULL THEN {adopted} IS NOT NULL ELSE octet_length({source}) = 4 * {size} END"""
 TAKE_BACK = """
-WITH back AS (UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND {vector} IS NOT NULL RETURNING ctid)
-SELECT array_agg(ctid) FROM back
+WITH back AS (UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND {vector} IS NOT NULL
+              RETURNING ctid, {vector} IS NULL AS done)
+SELECT array_agg(ctid), bool_and(done) FROM back
 """
 COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
 # what makes the vector is known when the script runs
@@ -405,13 +416,14 @@ PORTABLE = "{convert}({source}, {size})"
 # that were taken, how many have got a vector, and where the others are: a trigger has kept them as they were
 CONVERT_PAGES = """
 WITH batch AS MATERIALIZED (
-  SELECT ctid AS tid, xmin AS version, {value} AS vector FROM ONLY {table}
+  SELECT ctid AS tid, xmin AS version, {value} AS vector, {source} AS source FROM ONLY {table}
   WHERE ctid >= $1 AND ctid < $2 AND {pending} FOR NO KEY UPDATE SKIP LOCKED),
 done AS (
   UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
   WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
-  RETURNING batch.tid, t.ctid AS place, record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AS ok)
-SELECT count(*) FILTER (WHERE ok), array_agg(coalesce(place, tid)) FILTER (WHERE ok IS NOT TRUE)
+  RETURNING batch.tid, t.ctid AS place, record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AS ok,
+            t.{source} IS NOT DISTINCT FROM batch.source AS kept)
+SELECT count(*) FILTER (WHERE ok), array_agg(coalesce(place, tid)) FILTER (WHERE ok IS NOT TRUE), bool_and(kept)
 FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 """
 # without those that the server has refused: $1

@@ -38,7 +38,13 @@ MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to 
 MOST_WITHOUT_END = 100  # passes that change rows and leave no fewer than one before: others go on writing past us
 LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
 UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as it was or changes the value"
-TAKE_BACK = f"UPDATE ONLY {{table}} SET {{column}} = NULL WHERE {AT} AND {{column}} IS NOT NULL"
+# fails where a trigger sets it once more; not a constant, which would fail when it is planned
+OVERRULED = "sqrt(CAST(- pg_catalog.pg_column_size({tid}) AS float8)) IS NULL"
+OF_OVERRULED = "2201F"
+TAKE_BACK = f"""
+UPDATE ONLY {{table}} SET {{column}} = NULL WHERE {AT} AND {{column}} IS NOT NULL
+RETURNING CASE WHEN {{column}} IS NOT NULL THEN {OVERRULED.format(tid="ctid")} END
+"""
 # classes of SQLSTATE: of connections, transactions, resources and the server; of rights and states, which are no row's
 # fault either, unless a function raises them; and of names, which a row may have in it, cast to regclass or jsonpath
 OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57")
@@ -54,16 +60,16 @@ def is_a_rows(error: DBAPIError) -> bool:
     state = sqlstate(error)
     if state is None or error.connection_invalidated:
         return False
-    if state in PASSING:
+    if state in PASSING or state.startswith(OF_THE_SERVER):
         return _raised(error)
-    if state.startswith(OF_THE_SERVER):
-        return False
     ours = state.startswith(NOT_A_ROWS) or (state.startswith(OF_NAMES) and in_statement(error))
     return not ours or bool(functions_of(error))
 
 
 def reason_of(error: DBAPIError) -> str:
     """What a row is refused with; never the server's own words, which may show what is in the row."""
+    if sqlstate(error) == OF_OVERRULED and not functions_of(error):
+        return UNCHANGED
     text = f"SQLSTATE {sqlstate(error)}"
     if constraint := constraint_of(error):
         text += f', constraint "{constraint}"'
@@ -147,7 +153,8 @@ def shown(names: Sequence[str], rows: int | None = None) -> str:
 
 def kept_from(at: Database, table: Table, column: str, tids: Sequence[str]) -> list[str]:
     """The rows at these places of one table, which a trigger has kept from their value, by name. One that it has given
-    another loses that: a row whose value isn't the right one has to stay pending, also for the next run."""
+    another loses that: a row whose value isn't the right one has to stay pending, also for the next run. Where it has
+    one again the batch fails, and is halved down to that row."""
     names = keys_at(at, table, tids)
     at.run(TAKE_BACK, {"values": list(tids)}, column=column)
     return names

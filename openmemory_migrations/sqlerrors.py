@@ -17,9 +17,11 @@ SHOWS_A_ROW = ("22", "23", "44")  # classes of SQLSTATE whose DETAIL may print t
 # what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
 PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
 LOCKED = "Run the same command again when whoever has locked it is done."
-# in the context of an error; a signature stays as it is in whatever language that is, a bare name is known in English
+# in the context of an error; a signature stays as it is in whatever language that is, a bare name is known in English.
+# Nothing that comes behind a quote: that is the text of a statement, which may show what is in a row
 FUNCTION = re.compile(
-    r"""^(?:[^\n]*?PL/\w*?[^\n]*?\s((?:"(?:[^"\n]|"")+"|[\w$.])+\([^)\n]*\))|(?:SQL|PL/\w+) function ("[^"\n]+"))""",
+    r"""^(?:[^\n"'»«„“]*?PL/\w*?[^\n"'»«„“]*?\s((?:"(?:[^"\n]|"")+"|[\w$.])+\([^)\n]*\))"""
+    r"""|(?:SQL|PL/\w+) function ("[^"\n]+"))""",
     re.MULTILINE,
 )
 ON_ITS_WAY = ("starting up", "shutting down", "recovery", "too many", "connection slots")  # the server

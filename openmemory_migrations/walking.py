@@ -20,7 +20,7 @@ from .database import Database
 from .keys import keys_at
 from .pace import Pace
 from .partitions import Part
-from .passes import UNCHANGED, Steps, kept_from
+from .passes import OVERRULED, UNCHANGED, Steps, kept_from
 from .progress import Progress
 from .reading import MOST_UNITS, UNIT, by_tid
 
@@ -35,6 +35,14 @@ OURS = "ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
 OTHERS = "{inside} AND ctid <> ALL (CAST(CAST(:tids AS text[]) AS tid[]))"
 # a trigger may keep the row as it was, or change what is written
 FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING {ok}, CAST(ctid AS text)"
+# where a trigger may change more than that: with the bytes as they were, which none may change
+FILL_BESIDE = f"""
+WITH old AS MATERIALIZED (
+  SELECT ctid AS was_at, {{kept}} AS was FROM ONLY {{table}} WHERE {{which}} AND {{pending}}{{fit}} FOR NO KEY UPDATE)
+UPDATE ONLY {{table}} SET {{filled}} = {{value}} FROM old WHERE ctid = was_at
+RETURNING CASE WHEN pg_catalog.record_image_eq(ROW({{kept}}), ROW(was)) THEN {{ok}}
+               ELSE {OVERRULED.format(tid="ctid")} END, CAST(ctid AS text)
+"""
 LEFT = "SELECT CAST(ctid AS text), CAST(xmin AS text), {unfit} FROM ONLY {table} WHERE {inside} AND {pending}"
 
 
@@ -48,9 +56,11 @@ class Filling:
     pending: str
     ok: str = "{ext}.vector_send({filled}) = {ext}.vector_send({value})"
     unfit: str | None = None
+    kept: str | None = None  # a column that none of others' triggers may change on the way, where there are any
 
     def names(self, db: Database, **ext: str) -> dict[str, str]:
         own = {"filled": self.filled, "value": self.value, "pending": self.pending, "unfit": self.unfit or "false"}
+        own["kept"] = self.kept or "NULL"
         names = {name: db.sql(text, **ext) for name, text in own.items()}
         names["ok"] = db.sql(self.ok, **ext, **names)
         names["fit"] = f" AND NOT ({names['unfit']})" if self.unfit else ""
@@ -111,7 +121,7 @@ class Walk:
         """How many rows have got their value, and how many are unfit."""
         names = self.filling.names(self.db, **self.extension.names())
         at = self.part.at(self.db)
-        self.batch = Batch(place, self.steps.size)
+        self.batch = Batch(place, self.steps.size, place)
         with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
             if self.spread:
                 locks.set_timeout(self.db, self.lock_timeout)
@@ -146,19 +156,20 @@ class Walk:
     def _fill(self, at: Database, names: dict[str, str]) -> tuple[dict[str, bool], list[str], int]:
         """The places of rows that were updated, and whether they have got their value; those that a trigger keeps as
         they were; and how many are unfit."""
+        fill = FILL_BESIDE if self.filling.kept else FILL
         if self.steps.careful:
             tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
             self.progress.obstacles.lock(1)  # or it would not have come to this
-            done = _filled(at.rows(FILL.replace("{which}", OURS), {"tids": tids}, **names))
+            done = _filled(at.rows(fill.replace("{which}", OURS), {"tids": tids}, **names))
         else:
-            done = _filled(at.rows(FILL.replace("{which}", "{inside}"), **names))
+            done = _filled(at.rows(fill.replace("{which}", "{inside}"), **names))
         kept, bad = [tid for tid, ok in done.items() if not ok], 0
         if self.filling.unfit:
             left = [(tid, version, unfit) for tid, version, unfit in at.rows(LEFT, **names) if tid not in done]
             bad = sum(unfit for _, _, unfit in left)
             if bad < len(left) and not self.steps.careful:
                 # there before an UPDATE and after it, as it was: kept so by a trigger, and by nobody else
-                done |= _filled(at.rows(FILL.replace("{which}", OTHERS), {"tids": list(done)}, **names))
+                done |= _filled(at.rows(fill.replace("{which}", OTHERS), {"tids": list(done)}, **names))
                 again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
                 kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
         return done, kept, bad

@@ -6,6 +6,7 @@ Its trigger updates the rows of one group after the other, by tid and xmin, with
 from __future__ import annotations
 
 from .database import Database
+from .passes import OF_OVERRULED
 from .reading import Way
 from .synctrigger import tag
 from .target import literal, quote
@@ -22,12 +23,17 @@ WHERE t.ctid = s.tid AND t.xmin = s.version AND pg_catalog.pg_relation_filenode(
 # where nothing can change what is written, to look at it again would cost a batch 5 % (measured)
 COUNTED = UPDATE + "; GET DIAGNOSTICS written = ROW_COUNT"
 COMPARED = (
-    "WITH done AS ("
+    """WITH old AS MATERIALIZED (
+  SELECT o.ctid AS was_at, o.{read} AS was
+  FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions)) AS s (tid, version)
+       JOIN ONLY {table} AS o ON o.ctid = s.tid AND o.xmin = s.version),
+done AS ("""
     + UPDATE
     + """
-RETURNING t.ctid AS tid, t.{written} {equal} s.element AS ok)
-SELECT pg_catalog.count(*) FILTER (WHERE ok), pg_catalog.array_agg(tid) FILTER (WHERE ok IS NOT TRUE)
-  INTO written, kept FROM done
+RETURNING t.ctid AS tid, t.{written} {equal} s.element AS ok, s.tid AS was_at, t.{read} AS now)
+SELECT pg_catalog.count(*) FILTER (WHERE ok), pg_catalog.array_agg(tid) FILTER (WHERE ok IS NOT TRUE),
+       NOT pg_catalog.bool_and(pg_catalog.record_image_eq(ROW(was), ROW(now)))
+  INTO written, kept, spoiled FROM done LEFT JOIN old USING (was_at)
 """
 )
 # (tid, xmin) names one version of one row as long as nobody rewrites the table, which then gets another file
@@ -40,8 +46,12 @@ CREATE = (
       written bigint;
       kept tid[];
       others tid[];
+      spoiled boolean;
     BEGIN
       {write};
+      IF spoiled THEN
+        RAISE 'a trigger changes the column that is read' USING ERRCODE = {overruled};
+      END IF;
       IF written < pg_catalog.cardinality(NEW.tids) THEN
         -- that version is still there, so nobody else has written it
         SELECT pg_catalog.array_agg(t.ctid) INTO others
@@ -91,9 +101,10 @@ class Stage:
         names |= {"written": way.written.format_map(names), "element": way.element.format_map(names)}
         names |= {"counter": literal(COUNTER), "kept": literal(KEPT)}
         names["equal"] = way.equal.format_map(names)
+        names |= {"read": way.value.format_map(names), "overruled": literal(OF_OVERRULED)}
         column = names["written"][1:-1].replace('""', '"')
         names["write"] = (COMPARED if may_be_changed(db, column) else COUNTED).format_map(names)
-        own = ("stage", "counter", "kept", "write", "table", "table_text", "element", *ext)
+        own = ("stage", "counter", "kept", "write", "table", "table_text", "element", "overruled", *ext)
         self._names = {name: names[name] for name in own} | {"tag": tag(names.values())}
 
     def write(self, payload: bytes) -> tuple[int, list[str]]:

@@ -36,6 +36,7 @@ CREATE TRIGGER refuse BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION ref
 """
 DENY = RAISE.replace("USING DETAIL", "USING ERRCODE = '42501', DETAIL")
 OF_OURS = DENY.replace("refuse()", "openmemory_audit()")  # by its name it could be
+QUOTA = RAISE.replace("USING DETAIL", "USING ERRCODE = '53400', DETAIL")
 CANCEL = RAISE.replace("USING DETAIL", "USING ERRCODE = '57014', DETAIL")
 ELSEWHERE = RAISE.replace("RAISE 'not %', new.user_id USING DETAIL = new::text;", "UPDATE other SET n = n;")
 DEFERRED = RAISE.replace("TRIGGER refuse BEFORE", "CONSTRAINT TRIGGER refuse AFTER").replace(
@@ -47,6 +48,7 @@ REFUSALS = {
     RAISE: "trigger",
     DENY: "denied",
     OF_OURS: "named as ours",
+    QUOTA: "quota",
     CANCEL: "cancel",
     DEFERRED: "deferred",
 }
@@ -55,6 +57,7 @@ SAID = {
     CAST: "SQLSTATE 3F000",
     DENY: "SQLSTATE 42501, in function refuse()",
     OF_OURS: "SQLSTATE 42501, in function openmemory_audit()",
+    QUOTA: "SQLSTATE 53400, in function refuse()",
     CANCEL: "SQLSTATE 57014, in function refuse()",
 }
 LOCKED = f"SELECT FROM {TABLE} WHERE id IN ('{ROWS[2].id}', '{ROWS[200].id}') FOR UPDATE"
@@ -289,3 +292,24 @@ def test_a_table_that_a_rows_trigger_does_not_find_is_no_partition_that_is_gone(
     assert f"1 (such as (id={ROWS[7].id}" in done.log
     assert "refused with SQLSTATE 42P01, in function refuse()" in done.log
     assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == len(ROWS) - 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_looks_like_a_function_in_a_statement_is_not_in_the_log(database: Database, engine: str) -> None:
+    """The text of a statement that a function executes may show what is in the row."""
+    column = table(database, engine)
+    text = "PL/1 notes of Jane.Doe(555-1234)"
+    database.run(f"UPDATE {TABLE} SET user_id = %s WHERE id = %s", text, ROWS[5].id)
+    database.run(
+        "CREATE TABLE notes (said text, n integer CHECK (n > 1));"
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF new.user_id LIKE 'PL/%' THEN"
+        " EXECUTE format('INSERT INTO notes VALUES (%L, 1)', new.user_id); END IF; RETURN new; END $$;"
+        f"CREATE TRIGGER note BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+
+    env = {} if engine == "native" else {"OM_BACKFILL_ENGINE": engine}
+    done = alembic(database, "upgrade", "head", env=env, check=False)
+
+    assert "in function note()" in done.log
+    assert "Jane" not in done.log
+    assert database.value(f"SELECT count({column}) FROM {TABLE}") == len(ROWS) - 1

@@ -21,7 +21,7 @@ from tests.support.commands import NOTHING, alembic, om
 from tests.support.cutover import DOWN, UP
 from tests.support.interruption import holding, killed
 from tests.support.native import create_newer
-from tests.support.openmemory import Database, create_table, load, mismatches, pack, random_rows
+from tests.support.openmemory import Database, checksum, create_table, load, mismatches, pack, random_rows
 from tests.support.package import TARGET, package
 from tests.support.proxy import Verdict
 from tests.support.scripts import offline
@@ -540,3 +540,38 @@ def test_a_vector_that_a_trigger_has_changed_is_none(server: embedded.Server, da
     table.run(f"DROP TRIGGER to_unit ON {TABLE}")
     alembic(table, "upgrade", "head", env={} if engine == "script" else {"OM_BACKFILL_ENGINE": engine})
     assert mismatches(table, dim=DIM) == []
+
+
+STUBBORN = TO_UNIT.replace("l2_normalize(NEW.v_vector)", "l2_normalize(coalesce(NEW.v_vector, OLD.v_vector))")
+CONSTANT = TO_UNIT.replace("public.l2_normalize(NEW.v_vector)", "'[1,0,0,0,0,0,0,0]'")
+SPOILS = TO_UNIT.replace("NEW.v_vector := public.l2_normalize(NEW.v_vector)", "NEW.v := set_byte(NEW.v, 0, 7)")
+
+
+@pytest.mark.parametrize("trigger", [STUBBORN, CONSTANT, SPOILS], ids=["stubborn", "constant", "spoils"])
+@pytest.mark.parametrize("engine", ["client", "server", "native", "script"])
+def test_what_a_trigger_writes_in_spite_of_us_is_not_kept(
+    server: embedded.Server, database: Database, engine: str, trigger: str
+) -> None:
+    """A vector in the place of NULL, too, or other bytes: nothing of that is committed."""
+    create_table(database)
+    load(database, ROWS[:40])
+    alembic(database, "upgrade", EXPAND)
+    database.run(
+        trigger.replace("BEGIN NEW", "BEGIN IF NEW.dim < 0 OR NEW.sector = 'semantic' THEN NEW", 1).replace(
+            "; RETURN NEW", "; END IF; RETURN NEW"
+        )
+    )
+    before = checksum(database)
+    held = database.value(f"SELECT count(*) FROM {TABLE} WHERE sector = 'semantic'")
+
+    for _ in range(2):
+        if engine == "script":
+            env = {"OM_VEC_DIM": str(DIM)}
+            done = offline(server, database, "upgrade", f"{EXPAND}:head", env=env, check=False)
+            assert f"{held} rows can't be updated" in done.stderr
+        else:
+            done = alembic(database, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine}, check=False)
+            assert f"FAILED: {held} rows" in done.log
+        assert done.returncode > 0
+        assert checksum(database) == before
+        assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == 40 - held
