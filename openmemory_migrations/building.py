@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from sqlalchemy.exc import DBAPIError
 
-from . import building_progress, catalog, citus, locks, log
-from .catalog import Index
+from . import building_progress, catalog, citus, indexes, locks, log
+from .catalog import Extension, Index, Table
 from .database import PATIENT_LOCK_TIMEOUT, Database
 from .errors import INDEX_ANEW, MigrationError
 from .indexes import DEFAULTS, HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, scarce
@@ -47,10 +47,24 @@ def say(problem: CannotBuild) -> None:
     log.warning(problem.message, detail=problem.detail, hint=problem.hint)
 
 
+def none(target: Target, why: NoIndex) -> CannotBuild:
+    return CannotBuild(f"no index on {quote(target.vector)} of {target}: {why.reason}", hint=why.hint)
+
+
 def say_none(target: Target, why: NoIndex) -> None:
     """A WARNING where the settings ask for one."""
-    level = log.warning if why.wanted else log.notice
-    level(f"no index on {quote(target.vector)} of {target}: {why.reason}", hint=why.hint)
+    problem = none(target, why)
+    (log.warning if why.wanted else log.notice)(problem.message, hint=problem.hint)
+
+
+def plan(
+    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, rows: int
+) -> Plan | NoIndex:
+    """What to build for so many rows of the whole table, with the memory that there is."""
+    with db.transaction():
+        rows = citus.rows_a_shard(db, table.oid, rows)
+        memory_kb = most_memory(db, settings)
+    return indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows, memory_kb)
 
 
 def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:

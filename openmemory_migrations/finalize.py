@@ -62,12 +62,9 @@ def ensure_index(
     db: Database, target: Target, settings: Settings, table: Table, extension: Extension, rows: int
 ) -> Plan | None:
     """Leaves the wanted index in place and returns it; where it can't, the log says why."""
-    with db.transaction():
-        rows = citus.rows_a_shard(db, table.oid, rows)
-        memory_kb = building.most_memory(db, settings)
     if table.kind == "r":
         building.drop_invalid(db, target, table.oid)
-    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows, memory_kb)
+    wanted = building.plan(db, target, settings, table, extension, rows)
     if isinstance(wanted, NoIndex):
         building.say_none(target, wanted)
         return None

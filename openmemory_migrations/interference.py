@@ -70,6 +70,7 @@ BY_ARGUMENTS = {
     "tsvector_update_trigger_byid",
 }
 SAID = re.compile(r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|("(?:[^"]|"")*")""", re.DOTALL)
+UNQUOTED = re.compile(r'("[^"]*")|[^"]+')
 NEW = re.compile(
     r'\bnew\b(?:\s*\.\s*(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>[^\W\d][\w$]*)(?![\w$&])|(?P<all>\*))|(?P<cast>\s*::))?'
 )
@@ -88,9 +89,7 @@ def leaves_alone(language: str, source: str, arguments: Sequence[str], columns: 
         return source in BY_ARGUMENTS and not set(arguments) & set(columns)
     if language != "plpgsql":
         return False
-    if not re.search(r"[\\$]", source):  # or it may have other quotes
-        source = SAID.sub(lambda said: said[1] or " ", source)
-    text = source.lower()
+    text = _code(source).lower()
     if any(found["row"] is None for found in RETURN.finditer(text)):
         return False
     if not re.search(r"\bcall\b", text):  # which may write to what it is given
@@ -100,6 +99,11 @@ def leaves_alone(language: str, source: str, arguments: Sequence[str], columns: 
         if not (named or found["all"] or found["cast"]) or named in (column.lower() for column in columns):
             return False
     return True
+
+
+def _code(source: str) -> str:
+    """Without comments and literals, unless it may have other quotes."""
+    return source if re.search(r"[\\$]", source) else SAID.sub(lambda said: said[1] or " ", source)
 
 
 def overriding(db: Database, table: Table, ours: str, source: str, made: str) -> Iterator[MigrationError]:
@@ -136,8 +140,7 @@ def naming(db: Database, table: Table, column: str, ours: Sequence[str], after: 
     tables = [part.oid for part in partitions.parts(db, table.oid)]
     for on, name, text, function in db.rows(OF_ROWS, {"tables": tables, "ours": list(ours)}):
         # names are lower case unless quoted
-        said = SAID.sub(lambda found: found[1] or " ", text) if not re.search(r"[\\$]", text) else text
-        if field.search(re.sub(r'"[^"]*"|[^"]+', lambda part: part[0] if part[0][0] == '"' else part[0].lower(), said)):
+        if field.search(UNQUOTED.sub(lambda part: part[1] or part[0].lower(), _code(text))):
             yield MigrationError(
                 f"trigger {quote(name)} on {on} names {quote(column)} of a row, which isn't what it is {after}",
                 detail=f"Every write that fires it would fail in {function}.",

@@ -40,24 +40,17 @@ UNFIT = "coalesce(NOT {{ext}}.vector_norm({value}) < CAST('Infinity' AS float8),
 TRIED = 257
 FINITE = (0, 1 << 31, 1, 0x80000001, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000)
 NOT_FINITE = (0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7F800001)
+# whether these become what they have to be, to the bit, and others nothing
 TRY = """
-SELECT pg_catalog.encode({ext}.vector_send({value}), 'hex'), {unfit}
-FROM (SELECT pg_catalog.decode(:tried, 'hex') AS tried) AS t
-"""
-
-
-# the same for a script, as one boolean
-TRY_ALL = """
-SELECT pg_catalog.encode({ext}.vector_send({tried}), 'hex') = {sent}
+SELECT pg_catalog.encode({ext}.vector_send({value}), 'hex') = {sent} AND NOT {unfit}
        AND NOT EXISTS (SELECT FROM unnest(ARRAY[0, 4, {octets} - 1, {octets} - 4]) AS short,
                                    LATERAL (SELECT pg_catalog.substr(t.tried, 1, short) AS tried) AS s
-                       WHERE {of_short} IS NOT NULL)
+                       WHERE {value_of_short} IS NOT NULL OR NOT {unfit_short})
        AND NOT EXISTS (SELECT FROM unnest(ARRAY[{bad}]) AS bad,
                                    LATERAL (SELECT pg_catalog.decode(bad, 'hex') || pg_catalog.substr(t.tried, 5)
                                                    AS tried) AS b
-                       WHERE {of_bad} IS NOT NULL)
-FROM (SELECT pg_catalog.decode(pg_catalog.substr(pg_catalog.repeat({words}, {times}), 1, 2 * {octets}), 'hex')
-             AS tried) AS t
+                       WHERE NOT {unfit_bad})
+FROM (SELECT pg_catalog.decode({words}, 'hex') AS tried) AS t
 """
 FIT = """(SELECT CASE WHEN {{ext}}.vector_norm(made) < CAST('Infinity' AS float8) THEN made END
    FROM (SELECT {value}) AS m (made))"""
@@ -68,27 +61,31 @@ def fit(dimensions: int) -> str:
     return FIT.format(value=value(dimensions))
 
 
-def try_all(**ext: str) -> str:
+def trial(**ext: str) -> str:
     """SQL of whether the function does here what it has to."""
 
-    def of(place: str) -> str:
-        return fit(TRIED).format_map({"source": f"{place}.tried", **ext})
+    def of(text: str, place: str) -> str:
+        return text.format_map({"source": f"{place}.tried", **ext})
 
     def words(order: str, *which: int) -> str:
         return struct.pack(f"{order}{len(which)}I", *which).hex()
 
-    times = TRIED // len(FINITE) + 1
+    made, bad = value(TRIED), unfit(TRIED)
+
+    def again(text: str) -> str:
+        return f"pg_catalog.substr(pg_catalog.repeat({text}, {TRIED // len(FINITE) + 1}), 1, {8 * TRIED})"
+
     header = literal(struct.pack(">HH", TRIED, 0).hex())
-    sent = f"{header} || pg_catalog.substr(pg_catalog.repeat({literal(words('>', *FINITE))}, {times}), 1, {8 * TRIED})"
-    return TRY_ALL.format(
-        tried=of("t"),
-        of_short=of("s"),
-        of_bad=of("b"),
-        sent=sent,
+    return TRY.format(
+        value=of(made, "t"),
+        unfit=of(bad, "t"),
+        value_of_short=of(made, "s"),
+        unfit_short=of(bad, "s"),
+        unfit_bad=of(bad, "b"),
+        sent=f"{header} || {again(literal(words('>', *FINITE)))}",
         octets=4 * TRIED,
         bad=", ".join(literal(words("<", word)) for word in NOT_FINITE),
-        words=literal(words("<", *FINITE)),
-        times=times,
+        words=again(literal(words("<", *FINITE))),
         **ext,
     )
 
@@ -147,26 +144,9 @@ def refusal(db: Database, extension: Extension | None) -> str | None:
     try:
         with db.attempt(keep=False):
             db.run(CREATE, **extension.names())
-            return None if _tried(db, extension) else "this server keeps vectors in another way"
+            works = db.value("{trial}", trial=trial(**extension.names()))
+            return None if works else "this server keeps vectors in another way"
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
         return f"the server refuses its function (SQLSTATE {sqlstate(error)})"
-
-
-def _tried(db: Database, extension: Extension) -> bool:
-    """Whether known values become what they have to be, to the bit, and others nothing."""
-    names = {"source": "tried", **extension.names()}
-    sql = {"value": value(TRIED).format_map(names), "unfit": unfit(TRIED).format_map(names)}
-
-    def found(words: tuple[int, ...], octets: int = 4 * TRIED) -> tuple[str | None, bool]:
-        data = struct.pack(f"<{TRIED}I", *(words * TRIED)[:TRIED])[:octets]
-        ((sent, bad),) = db.rows(TRY, {"tried": data.hex()}, **sql, **extension.names())
-        return sent, bad
-
-    sent = struct.pack(f">HH{TRIED}I", TRIED, 0, *(FINITE * TRIED)[:TRIED])
-    if found(FINITE) != (sent.hex(), False):
-        return False
-    if any(found(FINITE, octets) != (None, True) for octets in (0, 4, 4 * TRIED - 1, 4 * TRIED - 4)):
-        return False
-    return all(found((word, *FINITE))[1] for word in NOT_FINITE)

@@ -458,11 +458,12 @@ class Script:
             for name, text in (("count", COUNT_PENDING), ("convert_pages", CONVERT_PAGES), ("remaining", REMAINING)):
                 names[name + which] = sql(text.replace("{pending}", pending).replace("{value}", value))
         names["take_back"] = sql(TAKE_BACK)
+        names["same_bytes"] = sql("t.{source} IS NOT DISTINCT FROM batch.source")
         names |= {
             "portable": sql(PORTABLE),
             "native": sql(native.fit(self.size)),
             "create_native": sql(native.CREATE),
-            "try_native": literal(native.try_all(ext=EXT)),
+            "try_native": literal(native.trial(ext=EXT)),
             "native_version": f"'{{{','.join(map(str, native.OLDEST))}}}'",
             "drop_native": native.DROP + ";",
             "may_be_native": settings.backfill_engine in (None, "native"),

@@ -158,6 +158,7 @@ DECLARE
   is_kept boolean;
   remaining text;
   conversion text;
+  same_bytes text := 'true';
   is_native boolean := false;
   convertible bigint;
   before bigint;
@@ -205,6 +206,10 @@ BEGIN
   END IF;
   RAISE NOTICE USING MESSAGE = {label}
     || CASE WHEN is_native THEN 'the server''s own code converts' ELSE 'a function in the server converts' END;
+  IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND tgtype & 19 = 19 AND NOT tgisinternal
+             AND tgenabled <> 'D' AND tgname <> {sync_text}) THEN
+    same_bytes := {same_bytes};  -- or there is nobody who could change them
+  END IF;
   EXECUTE CASE WHEN adopted THEN {count_adopted} ELSE {count} END INTO total;
   before := total;
   LOOP
@@ -225,16 +230,19 @@ BEGIN
         moved := 0;
         -- a row that others have changed before it was locked is missed by that UPDATE, and found by the next
         FOR look IN 1..3 LOOP
-          EXECUTE replace(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END,
-                          '@value@', conversion)
+          EXECUTE replace(replace(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END,
+                                  '@value@', conversion), '@same_bytes@', same_bytes)
             INTO more, same, is_kept USING {tid_of_place}, {tid_of_end};
           moved := moved + more;
-          -- one that a trigger has given another value stays without one
-          EXECUTE {take_back} INTO changed_back, is_back USING same;
+          is_back := true;
+          IF same IS NOT NULL THEN
+            -- one that a trigger has given another value stays without one
+            EXECUTE {take_back} INTO changed_back, is_back USING same;
+            same := same || changed_back;
+          END IF;
           IF NOT is_back OR NOT is_kept THEN
             RAISE 'a trigger sets the vector, or changes the bytes, whatever is written';
           END IF;
-          same := same || changed_back;
           EXIT WHEN same IS NULL;
         END LOOP;
         changed := changed + moved;
@@ -422,7 +430,7 @@ done AS (
   UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
   WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
   RETURNING batch.tid, t.ctid AS place, record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AS ok,
-            t.{source} IS NOT DISTINCT FROM batch.source AS kept)
+            @same_bytes@ AS kept)
 SELECT count(*) FILTER (WHERE ok), array_agg(coalesce(place, tid)) FILTER (WHERE ok IS NOT TRUE), bool_and(kept)
 FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 """

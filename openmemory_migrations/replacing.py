@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import building, building_tree, catalog, citus, indexes, locks, log, partitions
+from . import building, building_tree, catalog, locks, log, partitions
 from .building import CannotBuild
 from .building_tree import Tree
 from .catalog import Extension, Index, Table
@@ -88,12 +88,9 @@ def _drop_left_of_detached(db: Database, target: Target, table: Table, tree: Tre
 def _wanted(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan:
     with db.transaction(snapshot=True):
         rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
-    with db.transaction():
-        rows = citus.rows_a_shard(db, table.oid, rows)
-        memory_kb = building.most_memory(db, settings)
-    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows, memory_kb)
+    wanted = building.plan(db, target, settings, table, extension, rows)
     if isinstance(wanted, NoIndex):
-        raise CannotBuild(f"no index on {quote(target.vector)} of {target}: {wanted.reason}", hint=wanted.hint)
+        raise building.none(target, wanted)
     return wanted
 
 

@@ -107,7 +107,7 @@ def _judge_cut_over(found: State, cut_over: CutOver, settings: Settings, install
         index = f"{quote(cut_over.index.name)}, valid"
     else:
         index = "none that searches can use" + ("" if isinstance(wanted, Plan) else f": {wanted.reason}")
-    missing = not cut_over.index and _is_missing(wanted)
+    missing = not cut_over.index and _todo_without(wanted)
     todo = []
     if found.cutover_revisions == []:  # without a version table it is a host's
         todo.append(only_stamps(cut_over.mode))
@@ -121,7 +121,7 @@ def _judge_cut_over(found: State, cut_over: CutOver, settings: Settings, install
     return Judged(True, index, not todo, waiting + ("; then ".join(todo) or "nothing"))
 
 
-def _is_missing(wanted: Plan | NoIndex) -> str | None:
+def _todo_without(wanted: Plan | NoIndex) -> str | None:
     """What to do about an index that is wanted and isn't there."""
     if isinstance(wanted, Plan):
         return INDEX_ANEW
@@ -143,11 +143,11 @@ def _index(found: State, settings: Settings, installed: Extension | None) -> tup
         return f"being built: {found.build}", INDEX_ANEW, ""
     if index is None:
         text = "missing" if isinstance(wanted, Plan) else f"none: {wanted.reason}"
-        return text, _is_missing(wanted), ""
+        return text, _todo_without(wanted), ""
     size = f"{index.size / 1024**2:,.1f} MiB"
     text = f"{quote(index.name)}, {index.method} with {index.opclass}, {size}"
     if not index.valid:
-        return text + ", INVALID", _is_missing(wanted), ""
+        return text + ", INVALID", _todo_without(wanted), ""
     if found.build:
         return f"{text}, valid; another is being built: {found.build}", None, ""
     if settings.index == "none":

@@ -10,8 +10,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from tests.support.commands import alembic
 from tests.support.openmemory import Database, create_table, load, random_rows
-from tests.support.scripts import DIM8, SINGLE, offline, psql, script, start_psql
-from tests.support.sessions import eventually
+from tests.support.scripts import DIM8, SINGLE, offline, psql, psql_that_waits, script
 from tests.support.states import EXPAND, HEAD, column_type, stamp
 
 DIM = 8
@@ -61,16 +60,12 @@ def test_a_script_down_sees_the_values_that_were_committed_while_it_waited(serve
         writer.autocommit = False
         cursor.execute(f"INSERT INTO {TABLE} VALUES (gen_random_uuid(), 'own', 'u', NULL, {DIM})")
         cursor.execute(f"UPDATE {TABLE} SET v_vector = '[1,2,3,4,5,6,7,8]' WHERE v IS NULL")
-        process = start_psql(server, table, script("downgrade", f"{EXPAND}:base", env=DIM8))
-        try:
-            eventually(lambda: table.rows("SELECT FROM pg_locks WHERE mode = 'ShareRowExclusiveLock' AND NOT granted"))
-            writer.commit()
-            _, said = process.communicate(timeout=60)
-        finally:
-            process.kill()
+        waits = "SELECT FROM pg_locks WHERE mode = 'ShareRowExclusiveLock' AND NOT granted"
+        down = script("downgrade", f"{EXPAND}:base", env=DIM8)
+        done = psql_that_waits(server, table, down, lambda: table.rows(waits), writer.commit)
 
-    assert process.returncode == 3
-    assert "1 values have no source and would be lost" in said
+    assert done.returncode == 3
+    assert "1 values have no source and would be lost" in done.stderr
     assert table.value(f"SELECT count(v_vector) FROM {TABLE}") == 1
 
 

@@ -22,6 +22,7 @@ from tests.support.openmemory import (
     random_rows,
     real_rows,
 )
+from tests.support.sessions import eventually
 from tests.support.states import snapshot, stamp
 
 DIM8 = {"OM_VEC_DIM": "8"}
@@ -55,6 +56,20 @@ def start_psql(server: Server, database: Database, sql: str, *options: str) -> s
             text=True,
             env=environment(None, {}),
         )
+
+
+def psql_that_waits(
+    server: Server, database: Database, sql: str, waits: Callable[[], object], then: Callable[[], object]
+) -> Result:
+    """Run it, and do `then` as soon as it waits."""
+    process = start_psql(server, database, sql)
+    try:
+        eventually(waits)
+        then()
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return Result(process.returncode, stdout, stderr)
 
 
 def psql(server: Server, database: Database, sql: str, *options: str, check: bool = True) -> Result:

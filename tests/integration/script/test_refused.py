@@ -28,11 +28,10 @@ from tests.support.scripts import (
     everything,
     offline,
     psql,
+    psql_that_waits,
     script,
-    start_psql,
     stopped,
 )
-from tests.support.sessions import eventually
 from tests.support.states import BACKFILL, EXPAND, HEAD, stamp
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
@@ -208,16 +207,12 @@ def test_a_table_that_is_cut_over_while_the_script_waits_for_it_is_refused(
                 f"LOCK TABLE {TABLE}; ALTER TABLE {TABLE} RENAME v TO v_bytea;"
                 f"ALTER TABLE {TABLE} RENAME v_vector TO v; COMMENT ON COLUMN {TABLE}.v IS '{CUT_OVER}'"
             )
-            process = start_psql(server, database, script(*command, env=DIM8 | env | {"OM_LOCK_TIMEOUT_MS": "9000"}))
-            try:
-                eventually(lambda: database.rows("SELECT FROM pg_locks WHERE NOT granted"))
-                switching.commit()
-                _, said = process.communicate(timeout=60)
-            finally:
-                process.kill()
+            sql = script(*command, env=DIM8 | env | {"OM_LOCK_TIMEOUT_MS": "9000"})
+            waits = "SELECT FROM pg_locks WHERE NOT granted"
+            done = psql_that_waits(server, database, sql, lambda: database.rows(waits), switching.commit)
 
-        assert process.returncode == 3
-        assert f'{NAME} was cut over: "v" is the vector, the bytes are "v_bytea"' in said
+        assert done.returncode == 3
+        assert f'{NAME} was cut over: "v" is the vector, the bytes are "v_bytea"' in done.stderr
         assert (stamp(database) or []) == [revision] * bool(revision)
         assert database.value(f"SELECT count(v) FROM {TABLE}") > 0
 
