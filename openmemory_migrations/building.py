@@ -14,7 +14,7 @@ from . import building_progress, catalog, citus, indexes, locks, log
 from .catalog import Extension, Index, Table
 from .database import PATIENT_LOCK_TIMEOUT, Database
 from .errors import INDEX_ANEW, MigrationError
-from .indexes import DEFAULTS, HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, scarce
+from .indexes import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, of_all_rows, scarce
 from .keys import SHOWN_KEYS, keys_where
 from .settings import Settings
 from .sqlerrors import LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migration_error, sqlstate
@@ -91,7 +91,9 @@ def drop_ours(
         with db.transaction():
             found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
         left = [
-            i for i in found.values() if i.table_oid == table_oid and i.method in DEFAULTS and (valid or not i.valid)
+            i
+            for i in found.values()
+            if i.table_oid == table_oid and of_all_rows(i, target.vector) and (valid or not i.valid)
         ]
         try:
             for index in left:
@@ -126,13 +128,23 @@ def ensure(db: Database, target: Target, settings: Settings, table_oid: int, wan
 def require_place(target: Target, table_oid: int, present: Index | None, taken: bool, wanted: Plan) -> None:
     """Raises CannotBuild where something else is there under the name of the index."""
     require_name(target, table_oid, present, taken)
+    if present is not None and not of_all_rows(present, target.vector):
+        raise other(target, present)
     if present is not None and not wanted.matches(present):
         difference = wanted.difference(present)
         raise CannotBuild(
             f"index {quote(target.index)} exists with another definition and is left as it is",
             detail=f"{difference[0].upper()}{difference[1:]}.",
-            hint=f"For the wanted one{'' if present.method in DEFAULTS else ' rename that, then'}: {INDEX_ANEW}.",
+            hint=f"For the wanted one: {INDEX_ANEW}.",
         )
+
+
+def other(target: Target, present: Index) -> CannotBuild:
+    partial = ", for some of the rows" if present.partial else ""
+    return CannotBuild(
+        f"no index: the name {quote(target.index)} is taken by a {present.method} index on {present.key}{partial}",
+        hint=f"Rename that, then: {INDEX_ANEW}.",
+    )
 
 
 def require_name(target: Target, table_oid: int, present: Index | None, taken: bool) -> None:

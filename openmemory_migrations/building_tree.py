@@ -18,6 +18,7 @@ from .catalog import Extension, Index, Table
 from .database import Database
 from .errors import INDEX_ANEW, MigrationError
 from .indexes import NoIndex, Plan
+from .keys import SHOWN_KEYS
 from .partitions import Part
 from .settings import Settings
 from .sqlerrors import UNDEFINED_TABLE, sqlstate
@@ -71,19 +72,26 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, exten
         tree = plans(db, target, settings, table, extension)
         root, parent_plan = tree[0]
         names: dict[int, str] = {}  # of the index on each part
+        without: dict[str, CannotBuild] = {}  # leaves that keep nobody else from theirs
         for part, wanted in tree:
             try:
                 names[part.oid] = _ensure_part(db, target, settings, part, names.get(part.parent or 0), root, wanted)
             except CannotBuild as error:
                 building.say(error)
-                raise CannotBuild(
-                    f"index {quote(target.index)} on {target} is not complete: {part} has none",
-                    detail=f"{error.message}.",
-                    hint=f"When that is mended: {INDEX_ANEW}.",
-                ) from error
+                without[str(part)] = error
+                if not part.is_leaf:
+                    break
             except (MigrationError, DBAPIError) as error:
                 if not _gone(db, target, table, part, error):
                     raise
+        if without:
+            few = list(without)[:SHOWN_KEYS]
+            raise CannotBuild(
+                f"index {quote(target.index)} on {target} is not complete: {len(without):,} of its tables have none,"
+                f" such as {', '.join(few)}",
+                detail=f"{without[few[0]].message}.",
+                hint=f"When that is mended: {INDEX_ANEW}.",
+            )
         with db.transaction():
             found = catalog.indexes(db, target.schema, target.index)
         if found[target.index].valid:
@@ -122,7 +130,7 @@ def drop(db: Database, target: Target, table: Table, settings: Settings) -> bool
         with db.transaction():
             found = catalog.indexes(db, own.schema, own.index, own.mirrored_index)
         for index in found.values():
-            if index.table_oid != part.oid or index.method not in indexes.DEFAULTS:
+            if index.table_oid != part.oid or not indexes.of_all_rows(index, target.vector):
                 continue
             if part.is_leaf:
                 building.drop(at, index.name)
@@ -185,7 +193,7 @@ def _gone(db: Database, target: Target, table: Table, part: Part, error: Migrati
     at, own = own_target(db, target, part)
     with db.transaction():
         left = catalog.indexes(db, own.schema, own.index).get(own.index)
-    if left and left.table_oid == part.oid and part.is_leaf:
+    if left and left.table_oid == part.oid and part.is_leaf and indexes.of_all_rows(left, own.vector):
         building.drop(at, left.name)
     return True
 
@@ -194,7 +202,8 @@ def _ensure_parent(db: Database, own: Target, settings: Settings, part: Part, wa
     with db.transaction():
         present = catalog.indexes(db, own.schema, own.index).get(own.index)
         taken = catalog.relation_exists(db, own.schema, own.index)
-    if present and present.table_oid == part.oid and not present.valid and not wanted.matches(present):
+    ours = present and present.table_oid == part.oid and indexes.of_all_rows(present, own.vector)
+    if present and ours and not present.valid and not wanted.matches(present):
         log.notice(f"index {quote(own.index)} is invalid and not as wanted now; dropping it")
         drop_parent(db, settings, part, f"{quote(own.schema)}.{quote(own.index)}")
         present, taken = None, False

@@ -24,7 +24,6 @@ from .reading import pages_of
 from .settings import Settings
 from .target import Target
 from .walking import Filling, Walk
-from .writing import may_be_changed
 
 MOST_BYTES = 32 * 1024**2  # in a batch: a tenth of a second or two, for as long as its rows are locked
 PENDING = "{{vector}} IS NULL AND octet_length({{source}}) = {octets}"
@@ -48,15 +47,12 @@ class ServerEngine:
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
         with self.db.transaction():
             leaves = partitions.leaves(self.db, self.table.oid)
-            changed = any(may_be_changed(part.at(self.db), self.target.vector) for part in leaves)
         filling = Filling(
             "{vector}",
             native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
             PENDING.format(octets=4 * dimensions),
-            # to compare the value is to convert once more
-            ok=Filling.ok if changed else "{filled} IS NOT NULL",
             unfit=native.unfit(dimensions) if self.native else NOT_FINITE_BYTES,
-            kept="{source}" if changed and not self.spread else None,
+            kept="{source}",
         )
 
         def convert(db: Database, claims: Claims) -> None:

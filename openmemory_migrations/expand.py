@@ -61,7 +61,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
             synctrigger.create_convert(db, **names)
             synctrigger.create_trigger(db, size, **names)
 
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change))
     log.notice(
         f"column {quote(target.vector)} of {target} is in place: vector{f'({size})' if size else ''}"
         + (f", dimensions {_origin(settings)}" if size and (column is None or not column.ours) else ""),
@@ -131,9 +131,8 @@ def _take_away(db: Database, target: Target, settings: Settings) -> None:
                 _comment(db, aside.comment.removeprefix(SET_ASIDE))
                 db.run("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}")
 
-    locks.retried(
-        db, settings.lock_timeout_ms, table.oid, f"removing {quote(target.vector)} from {target}", change, seen
-    )
+    what = f"removing {quote(target.vector)} from {target}"
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change), seen)
     if column is not None and column.ours:
         what = "as the upgrade found it, is back" if aside else f"dropped, {quote(target.source)} is as it was"
         log.notice(f"column {quote(target.vector)} of {target}{',' if aside else ''} {what}")

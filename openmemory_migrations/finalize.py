@@ -95,7 +95,7 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
     ours = [
         index
         for index in found.values()
-        if table is not None and index.table_oid == table.oid and index.method in indexes.DEFAULTS
+        if table is not None and index.table_oid == table.oid and indexes.of_all_rows(index, target.vector)
     ]
     for index in ours:
         building.drop(db, index.name)

@@ -239,6 +239,11 @@ def _pages(item: int, rows: int) -> int:
     return -(-rows // max(1, (PAGE - PAGE_HEAD) // item))
 
 
+def of_all_rows(index: Index, column: str) -> bool:
+    """Whether it is a vector index of all values of the column. Any other is not ours, whatever its name."""
+    return index.method in DEFAULTS and not index.partial and is_on(index, column)
+
+
 def is_on(index: Index, column: str) -> bool:
     """Whether it is on that column, or on its cast to halfvec."""
     return _key(index.key).partition("::halfvec(")[0] == column

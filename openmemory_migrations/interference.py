@@ -6,7 +6,8 @@ Assumes that whoever asks has looked at the rights already.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
@@ -14,8 +15,11 @@ from . import locks, log, partitions
 from .catalog import Table
 from .database import Database
 from .errors import MigrationError
+from .passes import reason_of
 from .sqlerrors import DENIED, PASSING, as_migration_error, sqlstate
 from .target import Target, quote
+
+T = TypeVar("T")
 
 # BEFORE (2), ROW (1), of INSERT (4) or UPDATE (16); `elsewhere`: also of an UPDATE that doesn't fire ours. Of a
 # partition's clones the first is enough, that of the root if it is enabled
@@ -59,6 +63,33 @@ WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgener
 ORDER BY a.attname <> :vector, a.attnum LIMIT 1
 """
 NO_IDENTITY, RAISED, NOT_SUPPORTED = "55000", "P0001", "0A000"
+OTHERS = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+               WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+                 AND NOT t.tgname = ANY (CAST(:ours AS name[])))
+"""
+# one that holds rows, as far as that is known without reading it; rows of others may hang on its rows
+TRIED = """
+SELECT c.oid, EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f' AND f.confrelid = ANY (:tables))
+FROM pg_catalog.pg_class c
+WHERE c.oid = ANY (:tables) AND c.relkind = 'r' AND pg_catalog.pg_relation_size(c.oid) > 0
+ORDER BY c.reltuples DESC LIMIT 1
+"""
+GIVEN = """
+SELECT a.attname, a.attidentity = 'a' FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
+"""
+ONE = "ctid = (SELECT ctid FROM ONLY {table} LIMIT 1)"
+UPDATE_ONE = f"UPDATE ONLY {{table}} SET {{same}} WHERE {ONE}"
+INSERT_ONE = f"""
+WITH gone AS (DELETE FROM ONLY {{table}} WHERE {ONE} RETURNING *)
+INSERT INTO {{table}} ({{columns}}) OVERRIDING SYSTEM VALUE SELECT {{columns}} FROM gone
+"""
+TRIAL_MS = 1000  # under the lock of a change
+NAME_COLUMNS = (
+    "A function that takes the row as a whole (NEW.*) has to name the columns that it means, and none that goes."
+    " Or drop its trigger, or meanwhile: ALTER TABLE {table} DISABLE TRIGGER …;"
+)
 
 # of contrib/spi and the server: they change the columns that their arguments name, or none
 BY_ARGUMENTS = {
@@ -146,6 +177,56 @@ def naming(db: Database, table: Table, column: str, ours: Sequence[str], after: 
                 detail=f"Every write that fires it would fail in {function}.",
                 hint=f"Change {function}, or drop the trigger, or: ALTER TABLE {on} DISABLE TRIGGER {quote(name)};",
             )
+
+
+def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
+    """Makes a change of the table's columns, inside a transaction. Raises MigrationError where a write that the table
+    takes now fails afterwards in a trigger of others'; that is tried, and leaves nothing behind.
+
+    A table without rows can't be tried.
+    """
+    oid = db.value("SELECT CAST(CAST(:table AS regclass) AS oid)", {"table": db.names["table"]})
+    parts = partitions.parts(db, oid)
+    ours = [target.sync, target.guard, target.back, target.typing]
+    if not db.value(OTHERS, {"tables": [part.oid for part in parts], "ours": ours}):
+        return change()
+    locks.take(db)
+    before = _failures(db, parts)
+    done = change()
+    for write, failure in _failures(db, parts).items():
+        if failure and write in before and before[write] is None:
+            raise MigrationError(
+                f"{write} of {target} would fail from now on: {failure}",
+                detail="That was tried with one row and rolled back, with the change.",
+                hint=NAME_COLUMNS.format(table=db.names["table"]),
+            )
+    return done
+
+
+def _failures(db: Database, parts: Sequence[partitions.Part]) -> dict[str, str | None]:
+    """What an UPDATE and an INSERT of a row end with, as far as that can be said."""
+    found: dict[str, str | None] = {}
+    # a session goes on with the columns that a function's statement had when it ran first
+    db.run("DISCARD PLANS")
+    for oid, referenced in db.rows(TRIED, {"tables": [part.oid for part in parts]}):
+        at = next(part for part in parts if part.oid == oid).at(db)
+        of_row = db.rows(GIVEN, {"table": oid})
+        same = ", ".join(f"{quote(name)} = {quote(name)}" for name, always in of_row if not always)
+        columns = ", ".join(quote(name) for name, _ in of_row)
+        writes = {"UPDATE": UPDATE_ONE} if referenced else {"UPDATE": UPDATE_ONE, "INSERT": INSERT_ONE}
+        for write, statement in writes.items():
+            try:
+                with at.attempt(keep=False):
+                    at.set_local({"statement_timeout": f"{TRIAL_MS}ms"})
+                    at.run("SET CONSTRAINTS ALL IMMEDIATE")
+                    at.run(statement, same=same, columns=columns)
+                found[write] = None
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                if sqlstate(error) not in PASSING:
+                    found[write] = reason_of(error)
+    return found
 
 
 def require_none(found: Iterable[MigrationError]) -> None:

@@ -10,6 +10,9 @@ from .target import literal, quote
 
 SHOWN_KEYS = 5
 AT = "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))"
+# the newest version of each row that was at one of these places when this transaction had written it
+NEWEST = """(SELECT w.tid, pg_catalog.currtid2(CAST(:table AS text), w.tid) AS newest
+ FROM unnest(CAST(CAST(:values AS text[]) AS tid[])) AS w (tid) OFFSET 0) AS w"""
 
 
 def keys_where(

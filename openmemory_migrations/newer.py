@@ -158,7 +158,7 @@ def downgrade_expand(db: Database, target: Target, settings: Settings) -> None:
             newer_column.unmark(db, target, was)
 
     what = f"taking back what {quote(target.source)} of {target} was given"
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change))
     if source.given:
         log.notice(f"column {quote(target.source)} of {target} has no dimensions again, its values are as they were")
     elif typed is not None and typed.typed:
@@ -280,7 +280,7 @@ def _beside(db: Database, target: Target, settings: Settings, found: Look, size:
         newer_column.create(db, target, size, **found.extension.names())
 
     what = f"adding {quote(target.typed)} to {target}"
-    locks.retried(db, settings.lock_timeout_ms, found.table.oid, what, change)
+    locks.retried(db, settings.lock_timeout_ms, found.table.oid, what, lambda: interference.tried(db, target, change))
     log.notice(
         f"column {quote(target.typed)} of {target} is in place: vector({size}), dimensions"
         f" {'as configured' if settings.dimensions else 'as the rows have them'}",
@@ -295,6 +295,6 @@ def _own_indexes(db: Database, target: Target, table: Table) -> list[tuple[str, 
     for part in partitions.parts(db, table.oid):
         _, at = building_tree.own_target(db, target.native, part)
         for index in catalog.indexes_on(db, part.oid):
-            if index.name in at.indexes and index.method in indexes.DEFAULTS and indexes.is_on(index, target.source):
+            if index.name in at.indexes and indexes.of_all_rows(index, target.source):
                 own.append((index.name, f"DROP INDEX IF EXISTS {quote(at.schema)}.{quote(index.name)}"))
     return own

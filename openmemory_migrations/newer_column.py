@@ -174,7 +174,9 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
             # those that are there at the switch: it finds the triggers as they are here
             interference.require_none(interfering(db, target, table))
             _compare(db, target, extension)
-        locks.retried(db, settings.lock_timeout_ms, table.oid, what, change, seen)
+        locks.retried(
+            db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change), seen
+        )
     log.notice(
         f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
         detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",

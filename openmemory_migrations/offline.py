@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from . import guard, indexes, native, synctrigger
+from . import building, guard, indexes, native, synctrigger
 from .catalog import Extension
 from .cutover import kept, mark
 from .dimensions import NOT_FINITE_BYTES, OTHER_LENGTH
 from .errors import INDEX_ANEW
 from .expand import EXTENSIONS_SCHEMA
 from .indexes import SLOWER, NoIndex, Plan
+from .interference import NAME_COLUMNS
 from .leftovers import NOT_FINITE
 from .locks import TRIES
 from .offline_sql import (
@@ -47,6 +48,8 @@ from .offline_sql import (
     EACH,
     EXPAND,
     EXT,
+    FIND_BACK,
+    FIND_CHANGED,
     FIND_COLUMN,
     FIND_EXTENSION,
     GEXEC,
@@ -58,6 +61,7 @@ from .offline_sql import (
     MEMORY_GIVEN,
     MOST_MEMORY,
     NEXT,
+    NO_INDEX,
     OURS,
     PAGES,
     PENDING,
@@ -83,6 +87,7 @@ from .offline_sql import (
     TID,
     TIMED,
     TOGETHER,
+    TRY_WRITE,
     UNTIMED,
     UNTIMED_HERE,
     VALUE,
@@ -191,8 +196,14 @@ class Script:
         self.begin(outside=True)
         wanted = self.index()
         if isinstance(wanted, NoIndex):
-            self.emit(BLOCK, REQUIRE)
-            self.write(f"-- no index: {wanted.reason}")
+            problem = building.none(self.target, wanted)
+            self.emit(
+                BLOCK,
+                REQUIRE,
+                NO_INDEX,
+                level="WARNING" if wanted.wanted else "NOTICE",
+                no_index=literal(problem.message) + (f", HINT = {literal(problem.hint)}" if problem.hint else ""),
+            )
         else:
             self.build_index(wanted)
         self.end()
@@ -305,10 +316,11 @@ class Script:
     def sql(self, template: str) -> str:
         """A statement as a string constant, for EXECUTE; the extension's schema is still to be put in."""
         inner = {**self.target.names(), "ext": EXT, "size": str(self.size), "dimensions": str(self.size)}
+        inner["table_text"] = literal(inner["table"])
         # of the vectors that are there, whatever is configured now
         inner["column_size"] = (
             "coalesce((SELECT nullif(atttypmod, -1) FROM pg_catalog.pg_attribute"
-            f" WHERE attrelid = CAST({literal(inner['table'])} AS regclass)"
+            f" WHERE attrelid = CAST({inner['table_text']} AS regclass)"
             f" AND attname = {literal(self.target.vector)}),"
             f" array_length(string_to_array(CAST({inner['vector']} AS text), ','), 1))"
         )
@@ -406,6 +418,11 @@ class Script:
             "set_aside_length": len(SET_ASIDE) + 1,
             "restore": sql("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}"),
             "add": sql("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {vector} {ext}.vector({size})"),
+            "write": sql(
+                "UPDATE ONLY {table} SET {source} = {source} WHERE ctid = (SELECT ctid FROM ONLY {table} LIMIT 1)"
+            ),
+            "write_fails": literal(f"UPDATE of {target} would fail from now on: in a trigger, SQLSTATE "),
+            "name_columns": literal(NAME_COLUMNS.format(table=target.names()["table"])),
             "remark": sql("COMMENT ON COLUMN {table}.{vector} IS {comment}"),
             "drop_column": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}"),
             "drop_adopted": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
@@ -444,6 +461,7 @@ class Script:
             ("again", AGAIN),
             ("drop_guard", DROP_GUARD),
             ("kept_exists", KEPT_EXISTS),
+            ("try_write", TRY_WRITE),
             ("reason", REASON),
             ("require_ordinary", REQUIRE_ORDINARY),
             ("require_table", REQUIRE_TABLE),
@@ -455,9 +473,14 @@ class Script:
         ):
             names[name] = part.format_map(names)
         for which, pending, value in (("", PENDING, VALUE), ("_adopted", PENDING_ADOPTED, VALUE_ADOPTED)):
-            for name, text in (("count", COUNT_PENDING), ("convert_pages", CONVERT_PAGES), ("remaining", REMAINING)):
+            for name, text in (
+                ("count", COUNT_PENDING),
+                ("convert_pages", CONVERT_PAGES),
+                ("find_changed", FIND_CHANGED),
+                ("remaining", REMAINING),
+            ):
                 names[name + which] = sql(text.replace("{pending}", pending).replace("{value}", value))
-        names["take_back"] = sql(TAKE_BACK)
+        names |= {"take_back": sql(TAKE_BACK), "find_back": sql(FIND_BACK)}
         names["same_bytes"] = sql("t.{source} IS NOT DISTINCT FROM batch.source")
         names |= {
             "portable": sql(PORTABLE),

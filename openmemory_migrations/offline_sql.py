@@ -75,6 +75,7 @@ DECLARE
   extension text;
   found record;
   lost bigint;
+  writes boolean;
 BEGIN
   {begin}
   {require_table}
@@ -112,12 +113,28 @@ BEGIN
   END IF;
   FOR attempt IN 1..{tries} LOOP
     BEGIN
+      writes := EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND NOT tgisinternal
+                        AND tgenabled <> 'D' AND tgname <> {sync_text});
+      IF writes THEN
+        {try_write}
+        WHEN OTHERS THEN
+          writes := false;  -- or nobody has let us try, now
+        END;
+      END IF;
       IF found.type IS NOT NULL AND NOT found.ours THEN
         EXECUTE {rename};
         EXECUTE {set_aside} || quote_literal({set_aside_comment} || found.comment);
       END IF;
       EXECUTE replace({add}, {ext}, {quoted});
       EXECUTE {remark};{trigger}
+      IF writes THEN
+        {try_write}
+        WHEN {lock_failed} THEN
+          NULL;
+        WHEN OTHERS THEN
+          RAISE EXCEPTION USING MESSAGE = {write_fails} || SQLSTATE, HINT = {name_columns};
+        END;
+      END IF;
       EXIT;
     {again}
   END LOOP;
@@ -153,12 +170,15 @@ DECLARE
   same tid[];
   more bigint;
   unchanged tid[];
-  changed_back tid[];
+  changed_values tid[];
   is_back boolean;
   is_kept boolean;
   remaining text;
   conversion text;
   same_bytes text := 'true';
+  beside boolean;
+  filled tid[];
+  others tid[];
   is_native boolean := false;
   convertible bigint;
   before bigint;
@@ -206,8 +226,9 @@ BEGIN
   END IF;
   RAISE NOTICE USING MESSAGE = {label}
     || CASE WHEN is_native THEN 'the server''s own code converts' ELSE 'a function in the server converts' END;
-  IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND tgtype & 19 = 19 AND NOT tgisinternal
-             AND tgenabled <> 'D' AND tgname <> {sync_text}) THEN
+  beside := EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND tgtype & 16 <> 0
+                    AND NOT tgisinternal AND tgenabled <> 'D' AND tgname <> {sync_text});
+  IF beside THEN
     same_bytes := {same_bytes};  -- or there is nobody who could change them
   END IF;
   EXECUTE CASE WHEN adopted THEN {count_adopted} ELSE {count} END INTO total;
@@ -232,13 +253,22 @@ BEGIN
         FOR look IN 1..3 LOOP
           EXECUTE replace(replace(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END,
                                   '@value@', conversion), '@same_bytes@', same_bytes)
-            INTO more, same, is_kept USING {tid_of_place}, {tid_of_end};
+            INTO more, filled, others, same, is_kept USING {tid_of_place}, {tid_of_end};
           moved := moved + more;
           is_back := true;
-          IF same IS NOT NULL THEN
+          changed_values := others;
+          IF beside AND (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (filled)) < cardinality(filled) THEN
+            -- written once more, by a trigger AFTER it
+            EXECUTE replace(CASE WHEN adopted THEN {find_changed_adopted} ELSE {find_changed} END,
+                            '@value@', conversion)
+              INTO changed_values USING filled;
+          END IF;
+          IF changed_values IS NOT NULL THEN
             -- one that a trigger has given another value stays without one
-            EXECUTE {take_back} INTO changed_back, is_back USING same;
-            same := same || changed_back;
+            EXECUTE {take_back} USING changed_values;
+            EXECUTE {find_back} INTO changed_values, is_back USING changed_values;
+            moved := moved - cardinality(changed_values);
+            same := same || changed_values;
           END IF;
           IF NOT is_back OR NOT is_kept THEN
             RAISE 'a trigger sets the vector, or changes the bytes, whatever is written';
@@ -319,7 +349,7 @@ BEGIN
     reasons := reasons || ((SELECT string_agg('ctid=' || tid, ', ') FROM unnest(unchanged[1:5]) AS tid)
       || ': not changed by an UPDATE' || coalesce((
         SELECT ', perhaps because of ' || string_agg('trigger ' || quote_ident(tgname), ', ') FROM pg_trigger
-         WHERE tgrelid = {table_text}::regclass AND tgtype & 19 = 19 AND NOT tgisinternal AND tgname <> {sync_text}),
+         WHERE tgrelid = {table_text}::regclass AND tgtype & 16 <> 0 AND NOT tgisinternal AND tgname <> {sync_text}),
       ''));
   END IF;
   IF reasons <> '{{}}' THEN
@@ -411,17 +441,25 @@ PENDING = "{vector} IS NULL AND octet_length({source}) = 4 * {size}"
 PENDING_ADOPTED = """{vector} IS NULL
   AND CASE WHEN {source} IS NULL THEN {adopted} IS NOT NULL ELSE octet_length({source}) = 4 * {size} END"""
 TAKE_BACK = """
-WITH back AS (UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND {vector} IS NOT NULL
-              RETURNING ctid, {vector} IS NULL AS done)
-SELECT array_agg(ctid), bool_and(done) FROM back
+UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND {vector} IS NOT NULL
 """
+# the newest versions of rows that this transaction has written
+NEWEST = """
+SELECT array_agg(t.ctid), {what} FROM (
+  SELECT currtid2({table_text}, tid) AS newest FROM unnest($1) AS tid OFFSET 0) AS w
+  JOIN ONLY {table} AS t ON t.ctid = w.newest
+"""
+FIND_BACK = NEWEST.replace("{what}", "coalesce(bool_and({vector} IS NULL), true)")
+# what triggers have made of them, before the UPDATE or after it
+FIND_CHANGED = NEWEST.replace(", {what}", "") + "WHERE NOT record_image_eq(ROW({vector}), ROW({value}))"
 COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
 # what makes the vector is known when the script runs
 VALUE = "@value@"
 VALUE_ADOPTED = "CASE WHEN {source} IS NULL THEN {adopted} ELSE @value@ END"
 PORTABLE = "{convert}({source}, {size})"
 # locked, a row doesn't change between its conversion and its update; xmin: nor before the lock. Of those
-# that were taken, how many have got a vector, and where the others are: a trigger has kept them as they were
+# that were taken, how many were updated and where they are, those that a trigger has given another value, and those
+# that one has kept as they were
 CONVERT_PAGES = """
 WITH batch AS MATERIALIZED (
   SELECT ctid AS tid, xmin AS version, {value} AS vector, {source} AS source FROM ONLY {table}
@@ -431,7 +469,8 @@ done AS (
   WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
   RETURNING batch.tid, t.ctid AS place, record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AS ok,
             @same_bytes@ AS kept)
-SELECT count(*) FILTER (WHERE ok), array_agg(coalesce(place, tid)) FILTER (WHERE ok IS NOT TRUE), bool_and(kept)
+SELECT count(place), array_agg(place) FILTER (WHERE place IS NOT NULL), array_agg(place) FILTER (WHERE NOT ok),
+       array_agg(tid) FILTER (WHERE place IS NULL), bool_and(kept)
 FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 """
 # without those that the server has refused: $1
@@ -520,6 +559,13 @@ END
 {tag};
 """
 
+# a function's statement has the columns of a row that there were when this session ran it first
+TRY_WRITE = """EXECUTE 'DISCARD PLANS';
+        BEGIN
+          EXECUTE {write};
+          RAISE EXCEPTION USING ERRCODE = 'OM000';
+        EXCEPTION WHEN SQLSTATE 'OM000' THEN
+          NULL;"""
 KEPT_EXISTS = "coalesce(starts_with(obj_description(to_regclass({kept_text}), 'pg_class'), {kept_comment}), false)"
 # what scripts don't do, in either direction: the first block of each step has it, before any change, as nobody has
 # looked at the table when a script is printed; locked, so that it stays as it is seen until the block ends. There is
@@ -595,6 +641,7 @@ END
 {tag};
 """
 REQUIRE = "{require_table}\n  {require_column}"
+NO_INDEX = "RAISE {level} USING MESSAGE = {no_index};"
 COUNT = """{require_table}
   {require_column}
   PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});"""

@@ -19,7 +19,7 @@ from . import locks, log
 from .catalog import Table
 from .database import Database
 from .errors import MigrationError, TryAgain
-from .keys import AT, SHOWN_KEYS, keys_at, keys_where
+from .keys import AT, NEWEST, SHOWN_KEYS, keys_at, keys_where
 from .sqlerrors import (
     DEADLOCK,
     DENIED,
@@ -41,9 +41,10 @@ UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as i
 # fails where a trigger sets it once more; not a constant, which would fail when it is planned
 OVERRULED = "sqrt(CAST(- pg_catalog.pg_column_size({tid}) AS float8)) IS NULL"
 OF_OVERRULED = "2201F"
-TAKE_BACK = f"""
-UPDATE ONLY {{table}} SET {{column}} = NULL WHERE {AT} AND {{column}} IS NOT NULL
-RETURNING CASE WHEN {{column}} IS NOT NULL THEN {OVERRULED.format(tid="ctid")} END
+TAKE_BACK = f"UPDATE ONLY {{table}} SET {{column}} = NULL WHERE {AT} AND {{column}} IS NOT NULL"
+STAYS = f"""
+SELECT {OVERRULED.format(tid="t.ctid")} FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest
+WHERE t.{{column}} IS NOT NULL
 """
 # classes of SQLSTATE: of connections, transactions, resources and the server; of rights and states, which are no row's
 # fault either, unless a function raises them; and of names, which a row may have in it, cast to regclass or jsonpath
@@ -155,8 +156,9 @@ def kept_from(at: Database, table: Table, column: str, tids: Sequence[str]) -> l
     """The rows at these places of one table, which a trigger has kept from their value, by name. One that it has given
     another loses that: a row whose value isn't the right one has to stay pending, also for the next run. Where it has
     one again the batch fails, and is halved down to that row."""
-    names = keys_at(at, table, tids)
-    at.run(TAKE_BACK, {"values": list(tids)}, column=column)
+    names, values = keys_at(at, table, tids), list(tids)
+    at.run(TAKE_BACK, {"values": values}, column=column)
+    at.run(STAYS, {"values": values, "table": at.names["table"]}, column=column)
     return names
 
 

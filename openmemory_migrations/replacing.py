@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import building, building_tree, catalog, locks, log, partitions
-from .building import CannotBuild
 from .building_tree import Tree
 from .catalog import Extension, Index, Table
 from .database import Database
-from .errors import INDEX_ANEW
-from .indexes import DEFAULTS, NoIndex, Plan
+from .indexes import NoIndex, Plan, of_all_rows
 from .settings import Settings
 from .target import Target, quote
 
@@ -102,11 +100,8 @@ def _require_names(db: Database, target: Target, tree: Tree) -> None:
                 _, own = building_tree.own_target(db, at, part)
                 present = catalog.indexes(db, own.schema, own.index).get(own.index)
                 building.require_name(own, part.oid, present, catalog.relation_exists(db, own.schema, own.index))
-                if present and present.method not in DEFAULTS:
-                    raise CannotBuild(
-                        f"no index: the name {quote(own.index)} is taken by a {present.method} index on {present.key}",
-                        hint=f"Rename that, then: {INDEX_ANEW}.",
-                    )
+                if present and not of_all_rows(present, target.vector):
+                    raise building.other(own, present)
 
 
 def _wrong(db: Database, target: Target, tree: Tree) -> str | None:
@@ -132,12 +127,12 @@ def _named(db: Database, target: Target, tree: Tree) -> Iterator[tuple[Plan, Ind
         for part, wanted in tree:
             _, own = building_tree.own_target(db, target, part)
             index = catalog.indexes(db, own.schema, own.index).get(own.index)
-            if index and _ours(index, part.oid):
+            if index and _ours(index, part.oid, target.vector):
                 yield wanted, index
 
 
-def _ours(index: Index, table_oid: int) -> bool:
-    return index.table_oid == table_oid and index.method in DEFAULTS
+def _ours(index: Index, table_oid: int, column: str) -> bool:
+    return index.table_oid == table_oid and of_all_rows(index, column)
 
 
 def _build(db: Database, new: Target, settings: Settings, table: Table, extension: Extension, tree: Tree) -> None:
@@ -164,7 +159,7 @@ def _swap(db: Database, target: Target, settings: Settings, table: Table) -> Non
             _, own = building_tree.own_target(db, target, part)
             found = catalog.indexes(db, own.schema, own.index, own.new.index)
             for name, to in ((own.index, own.old.index), (own.new.index, own.index)):
-                if name in found and _ours(found[name], part.oid):
+                if name in found and _ours(found[name], part.oid, target.vector):
                     names = {"in_schema": quote(own.schema), "index": quote(name), "to": quote(to)}
                     db.run("ALTER INDEX {in_schema}.{index} RENAME TO {to}", **names)
 

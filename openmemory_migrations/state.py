@@ -13,7 +13,7 @@ from .cutover.mark import Mark
 from .database import APPLICATION_NAME, Database
 from .environment import CUTOVER_VERSION_TABLE, VERSION_TABLE
 from .errors import MigrationError
-from .indexes import DEFAULTS
+from .indexes import of_all_rows
 from .leftovers import COUNT, NOT_FINITE, by_reading
 from .settings import Settings
 from .target import Target, quote
@@ -127,7 +127,7 @@ def look(db: Database, target: Target, settings: Settings) -> State:
             else _rows(db, target, table)
             if column and column.ours
             else None,
-            indexes=[i for i in indexes.values() if i.table_oid == table.oid and i.method in DEFAULTS],
+            indexes=[i for i in indexes.values() if i.table_oid == table.oid and of_all_rows(i, target.vector)],
             build=str(phase) if phase else None,
             runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
             source_is_vector=native,

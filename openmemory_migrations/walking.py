@@ -6,10 +6,9 @@ the server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -17,12 +16,13 @@ from . import locks, log
 from .catalog import Extension, Table
 from .claims import Claims, space_of
 from .database import Database
-from .keys import keys_at
+from .keys import AT, NEWEST, keys_at
 from .pace import Pace
 from .partitions import Part
 from .passes import OVERRULED, UNCHANGED, Steps, kept_from
 from .progress import Progress
 from .reading import MOST_UNITS, UNIT, by_tid
+from .writing import Beside, beside
 
 PLACES = 2048  # counted for a page: more than any page, of whatever size, has rows
 # the last of so many: physical order is that in which ranges of places are read
@@ -33,15 +33,19 @@ FROM (SELECT ctid AS tid FROM ONLY {table} WHERE {inside} AND {pending}{order} L
 UNLOCKED = "SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {pending} FOR NO KEY UPDATE SKIP LOCKED"
 OURS = "ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
 OTHERS = "{inside} AND ctid <> ALL (CAST(CAST(:tids AS text[]) AS tid[]))"
-# a trigger may keep the row as it was, or change what is written
-FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING {ok}, CAST(ctid AS text)"
-# where a trigger may change more than that: with the bytes as they were, which none may change
+FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING CAST(ctid AS text)"
+# beside triggers of others': with the bytes as they were, which none may change
 FILL_BESIDE = f"""
 WITH old AS MATERIALIZED (
   SELECT ctid AS was_at, {{kept}} AS was FROM ONLY {{table}} WHERE {{which}} AND {{pending}}{{fit}} FOR NO KEY UPDATE)
 UPDATE ONLY {{table}} SET {{filled}} = {{value}} FROM old WHERE ctid = was_at
-RETURNING CASE WHEN pg_catalog.record_image_eq(ROW({{kept}}), ROW(was)) THEN {{ok}}
-               ELSE {OVERRULED.format(tid="ctid")} END, CAST(ctid AS text)
+RETURNING CAST(ctid AS text),
+          CASE WHEN NOT pg_catalog.record_image_eq(ROW({{kept}}), ROW(was)) THEN {OVERRULED.format(tid="ctid")} END
+"""
+# what they have made of rows before their UPDATE, and of those that are elsewhere since, after it
+FILLED = f"SELECT CAST(ctid AS text), {{ok}} FROM ONLY {{table}} WHERE {AT}"
+FILLED_ELSEWHERE = f"""
+SELECT CAST(t.ctid AS text), {{ok}} FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest WHERE w.newest <> w.tid
 """
 LEFT = "SELECT CAST(ctid AS text), CAST(xmin AS text), {unfit} FROM ONLY {table} WHERE {inside} AND {pending}"
 
@@ -49,20 +53,20 @@ LEFT = "SELECT CAST(ctid AS text), CAST(xmin AS text), {unfit} FROM ONLY {table}
 @dataclass(frozen=True)
 class Filling:
     """What is filled from what, in SQL with the names of a `Database` and the extension's: the column, its value, which
-    rows are `pending`, whether one that was updated is `ok`, and which of the pending are `unfit`: they stay."""
+    rows are `pending`, which of these are `unfit` and stay, and the column that may be `kept` from changes on the way.
+    """
 
     filled: str
     value: str
     pending: str
-    ok: str = "{ext}.vector_send({filled}) = {ext}.vector_send({value})"
     unfit: str | None = None
-    kept: str | None = None  # a column that none of others' triggers may change on the way, where there are any
+    kept: str | None = None
 
     def names(self, db: Database, **ext: str) -> dict[str, str]:
         own = {"filled": self.filled, "value": self.value, "pending": self.pending, "unfit": self.unfit or "false"}
-        own["kept"] = self.kept or "NULL"
+        own["kept"] = self.kept or "true"
         names = {name: db.sql(text, **ext) for name, text in own.items()}
-        names["ok"] = db.sql(self.ok, **ext, **names)
+        names["ok"] = db.sql("{ext}.vector_send({filled}) = {ext}.vector_send({value})", **ext, **names)
         names["fit"] = f" AND NOT ({names['unfit']})" if self.unfit else ""
         return names
 
@@ -98,6 +102,10 @@ class Walk:
         place = 0  # a page and a row's place in it, as one number
         self.steps = Steps(self.db, self.progress.what, self.most_rows)
         self.reach = 1  # units that a batch is looked for in
+        at, self.beside = self.part.at(self.db), Beside()
+        if not self.spread:
+            with self.db.transaction():
+                self.beside = beside(at, at.sql(self.filling.filled))
         while place < last_page * PLACES:
             try:
                 filled, bad = self._batch(place)
@@ -126,6 +134,8 @@ class Walk:
             if self.spread:
                 locks.set_timeout(self.db, self.lock_timeout)
             self.steps.heed()
+            if self.beside.after:  # or one that is deferred would fire after we have looked
+                self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
             self.batch = self._chosen(at, place, names)
             if not self.batch.rows:
                 return 0, 0
@@ -154,25 +164,38 @@ class Walk:
         return Batch(last + 1, rows, last)
 
     def _fill(self, at: Database, names: dict[str, str]) -> tuple[dict[str, bool], list[str], int]:
-        """The places of rows that were updated, and whether they have got their value; those that a trigger keeps as
-        they were; and how many are unfit."""
-        fill = FILL_BESIDE if self.filling.kept else FILL
+        """The places of rows that were updated, and whether they have got their value; those that a trigger keeps
+        from it; and how many are unfit."""
         if self.steps.careful:
             tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
             self.progress.obstacles.lock(1)  # or it would not have come to this
-            done = _filled(at.rows(fill.replace("{which}", OURS), {"tids": tids}, **names))
+            done = self._update(at, names, OURS, tids)
         else:
-            done = _filled(at.rows(fill.replace("{which}", "{inside}"), **names))
+            done = self._update(at, names, "{inside}")
         kept, bad = [tid for tid, ok in done.items() if not ok], 0
         if self.filling.unfit:
             left = [(tid, version, unfit) for tid, version, unfit in at.rows(LEFT, **names) if tid not in done]
             bad = sum(unfit for _, _, unfit in left)
             if bad < len(left) and not self.steps.careful:
                 # there before an UPDATE and after it, as it was: kept so by a trigger, and by nobody else
-                done |= _filled(at.rows(fill.replace("{which}", OTHERS), {"tids": list(done)}, **names))
+                done |= self._update(at, names, OTHERS, list(done))
                 again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
                 kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
         return done, kept, bad
+
+    def _update(
+        self, at: Database, names: dict[str, str], which: str, tids: list[str] | None = None
+    ) -> dict[str, bool]:
+        fill = (FILL_BESIDE if self.beside.before else FILL).replace("{which}", which)
+        tids = [row[0] for row in at.rows(fill, {} if tids is None else {"tids": tids}, **names)]
+        done = dict.fromkeys(tids, True)
+        if tids and (self.beside.before or self.beside.after):
+            ok = names["ok"] if self.beside.before else "true"
+            done = {tid: right is True for tid, right in at.rows(FILLED, {"values": tids}, **{**names, "ok": ok})}
+            if gone := [tid for tid in tids if tid not in done]:
+                values = {"values": gone, "table": at.names["table"]}
+                done |= {tid: right is True for tid, right in at.rows(FILLED_ELSEWHERE, values, **names)}
+        return done
 
     def _claimed(self, place: int) -> int | None:
         """How far the pages may be looked through: as many units as are ours; None where others are at the first."""
@@ -188,10 +211,6 @@ class Walk:
     def _keys(self, tids: list[str]) -> list[str]:
         with self.db.transaction():
             return keys_at(self.part.at(self.db), self.table, tids)
-
-
-def _filled(rows: Sequence[Any]) -> dict[str, bool]:
-    return {tid: ok is True for ok, tid in rows}
 
 
 def _tid(place: int) -> str:

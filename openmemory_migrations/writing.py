@@ -5,6 +5,8 @@ Its trigger updates the rows of one group after the other, by tid and xmin, with
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .database import Database
 from .passes import OF_OVERRULED
 from .reading import Way
@@ -20,21 +22,30 @@ FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions), pg
      AS s (tid, version, element)
 WHERE t.ctid = s.tid AND t.xmin = s.version AND pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode
 """
-# where nothing can change what is written, to look at it again would cost a batch 5 % (measured)
+# where nobody can change what is written, to look at it again would cost a batch 5 % (measured)
 COUNTED = UPDATE + "; GET DIAGNOSTICS written = ROW_COUNT"
-COMPARED = (
-    """WITH old AS MATERIALIZED (
+BEFORE = """old AS MATERIALIZED (
   SELECT o.ctid AS was_at, o.{read} AS was
   FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions)) AS s (tid, version)
        JOIN ONLY {table} AS o ON o.ctid = s.tid AND o.xmin = s.version),
-done AS ("""
+"""
+COMPARED = (
+    "WITH {before} done AS ("
     + UPDATE
     + """
-RETURNING t.ctid AS tid, t.{written} {equal} s.element AS ok, s.tid AS was_at, t.{read} AS now)
-SELECT pg_catalog.count(*) FILTER (WHERE ok), pg_catalog.array_agg(tid) FILTER (WHERE ok IS NOT TRUE),
-       NOT pg_catalog.bool_and(pg_catalog.record_image_eq(ROW(was), ROW(now)))
-  INTO written, kept, spoiled FROM done LEFT JOIN old USING (was_at)
-"""
+RETURNING t.ctid AS tid, {ok} AS ok, s.tid AS was_at, t.{read} AS now)
+SELECT pg_catalog.count(*) FILTER (WHERE ok), pg_catalog.array_agg(tid) FILTER (WHERE ok IS NOT TRUE), {spoiled},
+       pg_catalog.array_agg(was_at), pg_catalog.array_agg(tid)
+  INTO written, kept, spoiled, were_at, are_at FROM done {joined};
+IF (SELECT pg_catalog.count(*) FROM ONLY {table} AS t WHERE t.ctid = ANY (are_at)) < pg_catalog.cardinality(are_at) THEN
+  -- written once more, by a trigger AFTER it
+  SELECT pg_catalog.count(*), pg_catalog.array_agg(t.ctid) FILTER (WHERE (t.{written} {equal} w.element) IS NOT TRUE)
+    INTO written, kept
+  FROM (SELECT s.element, pg_catalog.currtid2({table_text}, s.tid) AS newest
+        FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.elements)) AS s (tid, element)
+        WHERE s.tid = ANY (were_at) OFFSET 0) AS w JOIN ONLY {table} AS t ON t.ctid = w.newest;
+  written := written - coalesce(pg_catalog.cardinality(kept), 0);
+END IF"""
 )
 # (tid, xmin) names one version of one row as long as nobody rewrites the table, which then gets another file
 CREATE = (
@@ -44,6 +55,8 @@ CREATE = (
     #variable_conflict use_column
     DECLARE
       written bigint;
+      were_at tid[];
+      are_at tid[];
       kept tid[];
       others tid[];
       spoiled boolean;
@@ -71,23 +84,32 @@ CREATE = (
     # or it would not fire where session_replication_role is replica
     "ALTER TABLE pg_temp.{stage} ENABLE ALWAYS TRIGGER {stage}",
 )
-# triggers that fire before our UPDATE
-CHANGING = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
-               WHERE t.tgrelid = pg_catalog.to_regclass(:table) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-                 AND t.tgtype & 19 = 19
-                 AND (t.tgattr = CAST('' AS int2vector)
-                      OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
-                                 WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))
-                                   AND a.attname = :written)))
+# triggers that fire for our UPDATE
+BESIDE = """
+SELECT coalesce(bool_or(t.tgtype & 3 = 3), false), coalesce(bool_or(t.tgtype & 2 = 0), false)
+FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = pg_catalog.to_regclass(:table) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 16 <> 0
+  AND (t.tgattr = CAST('' AS int2vector)
+       OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                  WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[])) AND a.attname = :written))
 """
 DROP = ("DROP TABLE pg_temp.{stage}", "DROP FUNCTION pg_temp.{stage}()")
 
 
-def may_be_changed(db: Database, column: str) -> bool:
-    """Whether a trigger of others' fires before an UPDATE of the column, and may write another value; in a
-    transaction."""
-    return bool(db.value(CHANGING, {"table": db.names["table"], "written": column}))
+@dataclass(frozen=True)
+class Beside:
+    """What others' triggers may do to the value that an UPDATE of a column writes: change the row before it is written,
+    or write it again when the UPDATE is done."""
+
+    before: bool = False
+    after: bool = False
+
+
+def beside(db: Database, column: str) -> Beside:
+    """For the column as SQL quotes it; in a transaction."""
+    name = column[1:-1].replace('""', '"')
+    ((before, after),) = db.rows(BESIDE, {"table": db.names["table"], "written": name})
+    return Beside(before, after)
 
 
 class Stage:
@@ -102,8 +124,16 @@ class Stage:
         names |= {"counter": literal(COUNTER), "kept": literal(KEPT)}
         names["equal"] = way.equal.format_map(names)
         names |= {"read": way.value.format_map(names), "overruled": literal(OF_OVERRULED)}
-        column = names["written"][1:-1].replace('""', '"')
-        names["write"] = (COMPARED if may_be_changed(db, column) else COUNTED).format_map(names)
+        self._beside = beside(db, names["written"])
+        names |= {"before": "", "ok": "true", "spoiled": "false", "joined": ""}
+        if self._beside.before:
+            names |= {
+                "before": BEFORE.format_map(names),
+                "ok": "t.{written} {equal} s.element".format_map(names),
+                "spoiled": "NOT pg_catalog.bool_and(pg_catalog.record_image_eq(ROW(was), ROW(now)))",
+                "joined": "LEFT JOIN old USING (was_at)",
+            }
+        names["write"] = (COMPARED if self._beside != Beside() else COUNTED).format_map(names)
         own = ("stage", "counter", "kept", "write", "table", "table_text", "element", "overruled", *ext)
         self._names = {name: names[name] for name in own} | {"tag": tag(names.values())}
 
@@ -115,6 +145,8 @@ class Stage:
         """
         if not self._made:
             self._run(CREATE)
+        if self._beside.after:  # or one that is deferred would fire after we have looked
+            self._db.run("SET CONSTRAINTS ALL IMMEDIATE")
         self._db.copy_in(STAGE, payload)
         if not self._lasting:
             self._run(DROP)

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import building, building_tree, catalog, checks, guard, indexes, locks, log, partitions, switching, synctrigger
+from .. import (
+    building,
+    building_tree,
+    catalog,
+    checks,
+    guard,
+    indexes,
+    interference,
+    locks,
+    log,
+    partitions,
+    switching,
+    synctrigger,
+)
 from ..building import CannotBuild
 from ..catalog import Extension, Table
 from ..database import Database
@@ -118,7 +131,7 @@ def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Ma
                 or partitions.leaves(db, table.oid) != leaves
             ):
                 raise Changed(f"{target} was changed just now")  # and its rows would have to be read, to switch
-            return _switch(db, target, settings, table, mode, renamed, away)
+            return interference.tried(db, target, lambda: _switch(db, target, settings, table, mode, renamed, away))
 
         return locks.retried(db, settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)
 

@@ -97,7 +97,7 @@ def _undo(db: Database, target: Target, settings: Settings, extension: Extension
         what = f"undoing the cutover of {target}"
 
         def switch() -> None:
-            _switch(db, at, target, table, extension, found)
+            interference.tried(db, target, lambda: _switch(db, at, target, table, extension, found))
 
         locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch, seen)
 
@@ -121,7 +121,8 @@ def _begin(at: Database, target: Target, settings: Settings, extension: Extensio
         assert begun is not None
         return begun
 
-    return locks.retried(at, settings.lock_timeout_ms, table.oid, f"preparing {target} for its bytes", change)
+    what = f"preparing {target} for its bytes"
+    return locks.retried(at, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(at, target, change))
 
 
 def _interfering(at: Database, target: Target, found: Mark, table: Table) -> Iterator[MigrationError]:

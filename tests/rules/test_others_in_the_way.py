@@ -206,3 +206,78 @@ def test_an_autovacuum_gives_way() -> None:
         eventually(lambda: database.rows(vacuum))
         script = offline(server, database, "downgrade", f"{EXPAND}:base").stderr
         assert not re.search("try [4-9] of 30", script)
+
+
+WHOLE = f"""
+CREATE TABLE audit (op text, at timestamptz, id uuid, sector text, user_id text, v bytea, dim integer);
+CREATE FUNCTION audited() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN INSERT INTO audit SELECT 'W', now(), NEW.*; RETURN NULL; END $$;
+CREATE TRIGGER audited AFTER INSERT OR UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION audited()
+"""
+CHANGED_ROW = f"UPDATE {TABLE} SET user_id = 'again' WHERE id = %s"
+
+
+@pytest.mark.parametrize("when", ["INSERT OR UPDATE", "INSERT"])
+@pytest.mark.parametrize("kind", ["ordinary", "partitioned"])
+def test_a_trigger_that_takes_the_row_as_a_whole_keeps_its_columns(database: Database, when: str, kind: str) -> None:
+    """As PostgreSQL's own example of an audit does: with one column more each write would fail in it."""
+    create_table(database)
+    if kind == "partitioned":
+        database.run(
+            f"ALTER TABLE {TABLE} RENAME TO plain; CREATE TABLE {TABLE} (LIKE plain) PARTITION BY HASH (id);"
+            f" CREATE TABLE one PARTITION OF {TABLE} FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+            f" CREATE TABLE two PARTITION OF {TABLE} FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
+        )
+    load(database, ROWS)
+    database.run(WHOLE.replace("INSERT OR UPDATE", when))
+    write = when.partition(" ")[0] if when == "INSERT" else "UPDATE"
+
+    refused = alembic(database, "upgrade", "head", check=False)
+
+    assert f'FAILED: {write} of "public.{TABLE}" would fail from now on: SQLSTATE 42601' in refused.log
+    assert "in function audited()" in refused.log
+    assert column_type(database) is None
+    assert database.value("SELECT count(*) FROM audit") == 0
+    database.run(CHANGED_ROW, ROWS[0].id)
+
+    database.run("ALTER TABLE audit ADD v_vector text")
+    alembic(database, "upgrade", "head", env=NO_INDEX)
+    assert mismatches(database) == []
+    # a column too few fails nothing: the rest of the table's has its default
+    alembic(database, "downgrade", "base")
+    assert column_type(database) is None
+
+
+def test_a_script_tries_a_write_as_well(server: embedded.Server, database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(WHOLE)
+
+    done = offline(server, database, "upgrade", "head", env={"OM_VEC_DIM": "8"}, check=False)
+
+    assert f'UPDATE of "public.{TABLE}" would fail from now on: in a trigger, SQLSTATE 42601' in done.stderr
+    assert "DISABLE TRIGGER" in done.stderr
+    assert column_type(database) is None
+    database.run("ALTER TABLE audit ADD v_vector text")
+    offline(server, database, "upgrade", "head", env={"OM_VEC_DIM": "8"} | NO_INDEX)
+    assert mismatches(database) == []
+
+
+def test_one_that_names_a_column_in_another_way_is_found_by_a_write(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", "head", env=NO_INDEX)
+    database.run(
+        "CREATE FUNCTION reader() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN PERFORM octet_length((NEW).v), (SELECT max(octet_length(v)) FROM {TABLE}); RETURN NULL; END $$;"
+        f" CREATE TRIGGER reader AFTER INSERT OR UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION reader()"
+    )
+    for mode in ("swap", "drop"):
+        env = NO_INDEX | {"OM_CUTOVER": mode}
+        refused = alembic(database, "-n", "cutover", "upgrade", "head", env=env, check=False)
+        assert f'FAILED: UPDATE of "public.{TABLE}" would fail from now on: SQLSTATE 42' in refused.log
+        assert column_type(database, "v") == "bytea"
+        database.run(CHANGED_ROW, ROWS[0].id)
+    database.run(f"DROP TRIGGER reader ON {TABLE}")
+    cut_over(database, "swap", env=NO_INDEX)
+    undo(database)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -125,6 +126,28 @@ def test_the_hint_for_another_definition_leads_to_the_wanted_one(backfilled: Dat
     assert om(backfilled, "index").returncode == 0
 
     assert snapshot(backfilled) == fresh
+
+
+@pytest.mark.parametrize("on", ["w", "v_vector"])
+def test_a_vector_index_that_serves_nothing_is_no_index_of_ours(backfilled: Database, on: str) -> None:
+    """On another column, or of some rows: not fine, and not dropped."""
+    alembic(backfilled, "upgrade", "head", env={"OM_INDEX": "none"})
+    backfilled.run(f"ALTER TABLE {TABLE} ADD w vector({DIM})")
+    some = "" if on == "w" else " WHERE sector = 'semantic'"
+    backfilled.run(f"CREATE INDEX {INDEX} ON {TABLE} USING hnsw ({on} vector_l2_ops){some}")
+    status = om(backfilled, "status")
+    assert status.returncode == 1
+    assert re.search(r"index: +missing", status.stdout)
+
+    refused = om(backfilled, "index")
+    assert refused.returncode == 1
+    assert f'the name "{INDEX}" is taken by a hnsw index on {on}' in refused.log
+    om(backfilled, "index", "-x", "index=none")
+    assert backfilled.value("SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass", INDEX)
+
+    backfilled.run(f"ALTER INDEX {INDEX} RENAME TO theirs")
+    om(backfilled, "index")
+    assert om(backfilled, "status").returncode == 0
 
 
 def test_another_definition_under_the_second_name_stays_beside_ours(backfilled: Database) -> None:

@@ -141,14 +141,17 @@ def test_an_index_made_by_hand_on_a_leaf_is_attached(tree: Database) -> None:
 @pytest.mark.slow
 def test_something_else_under_the_name_of_a_leafs_index_leaves_it_incomplete_and_says_so(tree: Database) -> None:
     alembic(tree, "upgrade", BACKFILL)
-    tree.run("CREATE TABLE semantic_vvector_idx ()")
+    tree.run("CREATE TABLE semantic_vvector_idx (); CREATE TABLE procedural_low_vvector_idx ()")
 
     log = alembic(tree, "upgrade", "head").stderr
 
     assert 'the name "semantic_vvector_idx" is taken by something that is no index' in log
-    assert f'index "{INDEX}" on "public.{TABLE}" is not complete: "public.semantic" has none' in log
+    said = f'index "{INDEX}" on "public.{TABLE}" is not complete: 2 of its tables have none, such as "public.'
+    assert said in log
+    built = {part for part, found in vector_indexes(tree).items() if found}
+    assert set(leaves(tree)) - built == {"semantic", "procedural_low"}, "all others have theirs"
     # and mended as the hint says
-    tree.run("DROP TABLE semantic_vvector_idx")
+    tree.run("DROP TABLE semantic_vvector_idx; DROP TABLE procedural_low_vvector_idx")
     alembic(tree, "downgrade", BACKFILL)
     assert set(map(len, vector_indexes(tree).values())) == {0}
     alembic(tree, "upgrade", "head")

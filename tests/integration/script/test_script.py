@@ -494,3 +494,23 @@ def test_a_script_of_another_role_converts_by_the_function(server: Server, datab
     refused = offline(server, owner, "upgrade", f"{EXPAND}:head", env=env, check=False)
     assert refused.returncode == 3
     assert "OM_BACKFILL_ENGINE=native can't be had" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "env", "said"),
+    [
+        (4001, {}, 'WARNING:  no index on "v_vector"'),
+        (1, {"OM_INDEX_METRIC": "cosine"}, 'WARNING:  no index on "v_vector"'),
+        (8, {"OM_INDEX": "none"}, 'NOTICE:  no index on "v_vector"'),
+    ],
+)
+def test_an_index_that_can_not_be_had_is_said_when_the_script_runs(
+    server: Server, database: Database, size: int, env: dict[str, str], said: str
+) -> None:
+    create_table(database)
+    load(database, random_rows(3, size))
+
+    done = offline(server, database, "upgrade", "head", env={"OM_VEC_DIM": str(size)} | env)
+
+    assert said in done.stderr
+    assert mismatches(database, dim=size) == []
