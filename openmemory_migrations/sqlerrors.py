@@ -12,11 +12,15 @@ from .errors import ConnectionLost, MigrationError, TryAgain, UsageError
 UNREACHABLE = ("08", "53300", "57P")
 REFUSED = ("28", "3D")  # no such role or database, a wrong password
 LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
-UNDEFINED_TABLE, DENIED = "42P01", "42501"
+UNDEFINED_TABLE, DENIED, READ_ONLY = "42P01", "42501", "25006"
 SHOWS_A_ROW = ("22", "23", "44")  # classes of SQLSTATE whose DETAIL may print the row that is refused
 # what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
 PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
-LOCKED = "Run the same command again when whoever has locked it is done."
+HINTS = {
+    LOCK_NOT_AVAILABLE: "Run the same command again when whoever has locked it is done.",
+    READ_ONLY: "On a standby, set OM_DATABASE_URL, or OM_PG_HOST and OM_PG_PORT, to the primary. Elsewhere:"
+    " SHOW default_transaction_read_only.",
+}
 # in the context of an error; a signature stays as it is in whatever language that is, a bare name is known in English.
 # Nothing that comes behind a quote: that is the text of a statement, which may show what is in a row
 FUNCTION = re.compile(
@@ -83,7 +87,7 @@ def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
         f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
         detail=ours.get("DETAIL") or detail,
         hint=ours.get("HINT")
-        or (LOCKED if state == LOCK_NOT_AVAILABLE else None)
+        or HINTS.get(state or "")
         or _diagnostic(error, "message_hint")
         or _diagnostic(error, "hint"),
     )

@@ -185,9 +185,12 @@ def _copied(
     # a little more than needed: how many come is chance
     percent = min(100.0, 100.0 * (1.05 * most + 100) / max(1, of))
     names = {"copy": quote(COPY), "columns": columns, "with_values": eligible, "rows": str(most)}
-    with db.transaction():
-        rows = int(db.run(CREATE, percent=f"{percent:.6f}", **names).rowcount)
-        db.run("ANALYZE pg_temp.{copy}", copy=quote(COPY))
+    try:
+        with db.transaction():
+            rows = int(db.run(CREATE, percent=f"{percent:.6f}", **names).rowcount)
+            db.run("ANALYZE pg_temp.{copy}", copy=quote(COPY))
+    except DBAPIError as error:
+        raise as_migration_error(error, f"no temporary table for a sample of {target}") from error
     return rows, of, Part(0, None, "pg_temp", COPY, "r", "", owned=True, rows_hidden=False)
 
 

@@ -203,6 +203,16 @@ def test_a_role_that_may_only_read_is_told_what_it_lacks(table: Database) -> Non
     assert "permission denied to create temporary tables" in done.stderr
 
 
+def test_a_server_that_is_read_only_is_told_apart(table: Database) -> None:
+    table.run(f"ALTER DATABASE {table.name} SET default_transaction_read_only = on")
+
+    done = om(table, "tune")
+
+    assert done.returncode == 1
+    assert f'ERROR:  no temporary table for a sample of "public.{TABLE}": cannot execute' in done.stderr
+    assert "HINT:  On a standby, set OM_DATABASE_URL, or OM_PG_HOST and OM_PG_PORT, to the primary." in done.stderr
+
+
 @pytest.mark.parametrize(
     ("version", "size", "halves"),
     [((0, 8), 384, {False, True}), ((0, 8), 2001, {True}), ((0, 6), 384, {False}), ((0, 6), 2001, set())],
