@@ -21,10 +21,9 @@ from typing import Any
 from alembic import context
 
 from .settings import Settings
-from .target import CUT_OVER, GIVEN, OWN_COMMENT, TYPED, Target
+from .target import CUT_OVER, CUTOVER_VERSION_TABLE, GIVEN, OWN_COMMENT, TYPED, VERSION_TABLE, Target
 
 # environment's, which this module must not load: it brings numpy along
-VERSION_TABLES = ("openmemory_alembic_version", "openmemory_cutover_version")
 
 MARKS = (OWN_COMMENT, CUT_OVER, GIVEN, TYPED)  # what the comments begin with by which this package knows its columns
 
@@ -59,7 +58,7 @@ def hiding(
 
 def _shown(target: Target, object: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
     if type_ == "table":
-        return not (_unmapped(reflected, compare_to) and name in (*VERSION_TABLES, target.kept))
+        return not (_unmapped(reflected, compare_to) and name in (VERSION_TABLE, CUTOVER_VERSION_TABLE, target.kept))
     if type_ == "column":
         beside = name in (target.vector, target.adopted, target.archive, target.typed)
         ours = beside and _is(object.table, target)

@@ -21,9 +21,8 @@ from .offline import Stamps, opening
 from .settings import Settings, refuse_unknown
 from .signals import Stop, listening
 from .steps import Step
-from .target import Target, quote
+from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target, quote
 
-VERSION_TABLE, CUTOVER_VERSION_TABLE = "openmemory_alembic_version", "openmemory_cutover_version"
 CUTOVER = "cutover"  # the section of alembic.ini, or what the console script calls so
 
 

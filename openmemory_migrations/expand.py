@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sqlalchemy.exc import DBAPIError
 
 from . import catalog, checks, dimensions, guard, interference, locks, log, synctrigger
 from .catalog import Column, Extension, Table
-from .cutover import prepared
 from .database import Database
 from .errors import ANEW, MigrationError
 from .passes import is_a_rows
@@ -81,15 +80,18 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         )
 
 
-def downgrade(db: Database, target: Target, settings: Settings) -> None:
-    """Takes trigger, functions and column away; `v` and the extension stay. Refused where values would be lost."""
+def downgrade(db: Database, target: Target, settings: Settings, before: Callable[[Table], None]) -> None:
+    """Takes trigger, functions and column away; `v` and the extension stay. Refused where values would be lost.
+
+    `before` undoes what a later step has begun and never done.
+    """
     with db.reading():
         table = catalog.table(db, target.schema, target.table)
         if table is None:
             log.warning(f"table {target} does not exist, nothing to take away")
             return
     db.take_over()
-    prepared.rows_back(db, target, settings, table)  # of a cutover that was interrupted and never resumed
+    before(table)
 
     def take_away() -> None:
         with db.transaction():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, TypedDict
 
 from alembic import context, op
@@ -22,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
 from . import expand, finalize, log, newer, stamps
-from .cutover import forward, restore
+from .cutover import forward, prepared, restore
 from .cutover.mark import DO, NO_SCRIPT, UNDO
 from .database import Database, refuse_foreign_transaction
 from .errors import MigrationError
@@ -108,8 +109,12 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
         if step:
             with step.alone():
                 step.refuse_cut_over()
-                run = newer.downgrade_expand if step.newer else expand.downgrade
-                run(step.db, step.target, step.settings)
+                if step.newer:
+                    newer.downgrade_expand(step.db, step.target, step.settings)
+                    return
+                # of a cutover that was interrupted and never resumed
+                before = partial(prepared.rows_back, step.db, step.target, step.settings)
+                expand.downgrade(step.db, step.target, step.settings, before)
 
 
 def upgrade_backfill(**options: Unpack[Options]) -> None:

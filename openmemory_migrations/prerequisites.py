@@ -11,11 +11,10 @@ from dataclasses import replace
 from . import catalog, checks, engines, expand, interference, pace
 from .catalog import Extension, Table
 from .database import Database
-from .environment import VERSION_TABLE
 from .errors import MigrationError
 from .finding import Finding
 from .settings import Settings
-from .target import Target, quote
+from .target import VERSION_TABLE, Target, quote
 
 
 def of_the_server(db: Database) -> Iterator[Finding]:

@@ -11,12 +11,11 @@ from .catalog import Index, Table
 from .cutover import backtrigger, kept, mark, prepared
 from .cutover.mark import Mark
 from .database import APPLICATION_NAME, Database
-from .environment import CUTOVER_VERSION_TABLE, VERSION_TABLE
 from .errors import MigrationError
 from .indexes import of_all_rows
 from .leftovers import COUNT, NOT_FINITE, by_reading
 from .settings import Settings
-from .target import Target, quote
+from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target, quote
 
 LOOK_INTO = 10_000  # rows without a vector that are read to tell NaN from what is still to be converted
 

@@ -17,6 +17,8 @@ SET_ASIDE = "openmemory_migrations: set aside; "  # on an adopted column, before
 CUT_OVER = "openmemory_migrations: cut over; "  # on the column of vectors, before what the way back has to know
 TYPED = "openmemory_migrations: to take the place of "  # on the column that a bare vector gets its dimensions by
 GIVEN = "openmemory_migrations: dimensions given; "  # on a vector that had none, before the comment that it had
+# Alembic's own, in OM_PG_SCHEMA: of the chain, and of the cutover
+VERSION_TABLE, CUTOVER_VERSION_TABLE = "openmemory_alembic_version", "openmemory_cutover_version"
 NEWER_INDEX = "openmemory_vectors_hnsw_idx"  # which newer OpenMemory looks for, whatever the table is called
 
 

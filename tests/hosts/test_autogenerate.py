@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openmemory_migrations import autogenerate, environment, indexes, models
+from openmemory_migrations import indexes, models
 from tests.support.commands import ROOT, alembic
 from tests.support.host_styles import HOSTS, STUBS, Host, create
 from tests.support.openmemory import Database, load, random_rows
@@ -215,10 +215,6 @@ def test_more_dimensions_than_an_index_takes_cannot_be_mapped_with_one() -> None
 
     with pytest.raises(ValueError, match="2,000"):
         models.vectors_table(sa.MetaData(), dimensions=indexes.INDEX_DIMENSIONS + 1, index="hnsw")
-
-
-def test_the_version_table_is_the_environments() -> None:
-    assert autogenerate.VERSION_TABLES == (environment.VERSION_TABLE, environment.CUTOVER_VERSION_TABLE)
 
 
 def test_importing_it_brings_neither_numpy_nor_a_driver() -> None:
