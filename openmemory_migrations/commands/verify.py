@@ -147,30 +147,30 @@ class Verdict:
     fail_under: float | None
 
     def data(self, target: Target) -> dict[str, Any]:
-        proof, found = self.proof, self.proof.comparison
+        its, found = self.proof, self.proof.comparison
         return {
             "table": f"{target.schema}.{target.table}",
             "fine": self.fine,
-            "stopped": proof.stopped,
-            "not_looked_at": found.unseen + found.left_out if found else proof.rows,
+            "stopped": its.stopped,
+            "not_looked_at": found.unseen + found.left_out if found else its.rows,
             "comparison": describe.comparison_data(self.table, found) if found else None,
-            "index": describe.index_data(proof.index),
-            "search": describe.quality_data(proof.quality) if proof.quality else None,
-            "not_searched": proof.unsearched,
+            "index": describe.index_data(its.index),
+            "search": describe.quality_data(its.quality) if its.quality else None,
+            "not_searched": its.unsearched,
             "fail_under": self.fail_under,
             "findings": describe.findings_data(self.findings),
         }
 
     def lines(self, target: Target) -> list[describe.Line]:
-        proof = self.proof
+        its = self.proof
         lines: list[describe.Line] = [
             ("table", str(target)),
-            *describe.compared_lines(self.table, proof),
-            describe.index_line(proof.index),
+            *describe.compared_lines(self.table, its),
+            describe.index_line(its.index),
         ]
-        lines += describe.quality_lines(proof.quality) if proof.quality else [("searches", f"none: {proof.unsearched}")]
-        right = "right" if proof.comparison else "nothing to compare"
-        verdict = "NOT verified" if proof.stopped else right if self.fine else "NOT right"
+        lines += describe.quality_lines(its.quality) if its.quality else [("searches", f"none: {its.unsearched}")]
+        right = "right" if its.comparison else "nothing to compare"
+        verdict = "NOT verified" if its.stopped else right if self.fine else "NOT right"
         return [*lines, *describe.finding_lines(self.findings), ("verdict", verdict)]
 
 
