@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from demo.openmemory import Database, create_database
-from openmemory_migrations import embedded, indexes
-from openmemory_migrations.catalog import Extension
+from openmemory_migrations import embedded
+from openmemory_migrations.db.catalog import Extension
+from openmemory_migrations.index import choice
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.target import Target
 
@@ -51,8 +52,8 @@ def measure() -> list[dict[str, Any]]:
 
 def _compare(database: Database, method: str, rows: int) -> list[dict[str, Any]]:
     settings = Settings.load({"index": method}, {})
-    plan = indexes.plan(Target.of(settings), settings, Extension("public", (0, 8, 5)), DIMENSIONS, rows)
-    assert isinstance(plan, indexes.Plan)
+    plan = choice.plan(Target.of(settings), settings, Extension("public", (0, 8, 5)), DIMENSIONS, rows)
+    assert isinstance(plan, choice.Plan)
     chosen = max(DEFAULT_KB, plan.memory_kb)
     taken = {
         name: _build(database, plan, DEFAULT_KB if "64 MB" in name else chosen, 0 if "no workers" in name else 2)
@@ -78,7 +79,7 @@ def _load(database: Database, values: np.ndarray[Any, Any]) -> None:
             cursor.copy_expert("COPY t FROM STDIN", io.StringIO(lines))
 
 
-def _build(database: Database, plan: indexes.Plan, memory_kb: int, workers: int) -> float:
+def _build(database: Database, plan: choice.Plan, memory_kb: int, workers: int) -> float:
     with closing(database.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("DROP INDEX IF EXISTS built; CHECKPOINT")
         cursor.execute(f"SET maintenance_work_mem = '{memory_kb}kB'; SET max_parallel_maintenance_workers = {workers}")

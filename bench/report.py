@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from openmemory_migrations import indexes as indexes_plan
 from openmemory_migrations import log
-from openmemory_migrations.catalog import Extension
+from openmemory_migrations.db.catalog import Extension
+from openmemory_migrations.index import choice as indexes_plan
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.target import Target
 

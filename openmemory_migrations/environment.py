@@ -11,16 +11,18 @@ from alembic import context
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, checks, locks, log
-from .connecting import engine_of, reconnecting, required_url
-from .cutover import backtrigger, prepared, restore
-from .cutover.mark import DO, UNDO, Mark
-from .database import Database
+from . import log
+from .columns.marks import DO, UNDO, Mark
+from .cutover import back_trigger, preparations, undo
+from .db import catalog, locks
+from .db.connections import engine_of, reconnecting, required_url
+from .db.database import Database
+from .db.signals import Stop, listening
 from .errors import MigrationError
-from .offline import Stamps, opening
+from .script.script import Stamps, opening
 from .settings import Settings, refuse_unknown
-from .signals import Stop, listening
-from .steps import Step
+from .steps import checks
+from .steps.step import Step
 from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target, quote
 
 CUTOVER = "cutover"  # the section of alembic.ini, or what the console script calls so
@@ -143,7 +145,7 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
         return
     table = checks.require_table(db, target)
     cut_over = Mark.of(table, target)
-    if cut_over and backtrigger.follows(db, target, table.oid):
+    if cut_over and back_trigger.follows(db, target, table.oid):
         log.warning(f"the cutover of {target} is half undone; the application can work", hint=f"To end that: {UNDO}.")
     elif cut_over:
         if version_table() == CUTOVER_VERSION_TABLE:
@@ -177,13 +179,13 @@ def _check_undone(db: Database, target: Target, settings: Settings) -> None:
             detail="Another table of the schema had the same stamp, or it was taken away by hand.",
             hint=f"{only_stamps(found.mode)}; then {UNDO}.",
         )
-    left = table and prepared.left(db, target, table)
+    left = table and preparations.left(db, target, table)
     db.rollback()
     if left:
         with db.session():
             step = Step(db, target, settings)
             with step.alone():
-                restore.downgrade(db, target, settings)
+                undo.downgrade(db, target, settings)
 
 
 __all__ = ["CUTOVER", "CUTOVER_VERSION_TABLE", "VERSION_TABLE", "only_stamps", "run"]

@@ -15,7 +15,7 @@ from typing import Literal
 import sqlalchemy as sa
 from pgvector.sqlalchemy import VECTOR
 
-from .indexes import INDEX_DIMENSIONS
+from .index.choice import INDEX_DIMENSIONS
 from .target import Target
 
 

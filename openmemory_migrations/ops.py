@@ -22,15 +22,17 @@ from alembic import context, op
 from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
-from . import expand, finalize, log, newer, stamps
-from .cutover import forward, prepared, restore
-from .cutover.mark import DO, NO_SCRIPT, UNDO
-from .database import Database, refuse_foreign_transaction
+from . import log
+from .columns.marks import DO, NO_SCRIPT, UNDO
+from .cutover import preparations, switch, undo
+from .db.database import Database, refuse_foreign_transaction
+from .db.sqlerrors import as_migration_error
 from .errors import MigrationError
-from .offline import Order, Script, Stamps
+from .runtime import stamps
+from .script.script import Order, Script, Stamps
 from .settings import Settings
-from .sqlerrors import as_migration_error
-from .steps import Step
+from .steps import expand, finalize, native_table
+from .steps.step import Step
 from .target import Target
 
 __all__ = [
@@ -94,7 +96,7 @@ def upgrade_expand(**options: Unpack[Options]) -> None:
     with _step("expand", options) as step:
         if step:
             with step.alone():
-                run = newer.upgrade_expand if step.newer else expand.upgrade
+                run = native_table.upgrade_expand if step.newer else expand.upgrade
                 run(step.db, step.target, step.settings)
 
 
@@ -110,10 +112,10 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
             with step.alone():
                 step.refuse_cut_over()
                 if step.newer:
-                    newer.downgrade_expand(step.db, step.target, step.settings)
+                    native_table.downgrade_expand(step.db, step.target, step.settings)
                     return
                 # of a cutover that was interrupted and never resumed
-                before = partial(prepared.rows_back, step.db, step.target, step.settings)
+                before = partial(preparations.rows_back, step.db, step.target, step.settings)
                 expand.downgrade(step.db, step.target, step.settings, before)
 
 
@@ -126,7 +128,7 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
     with _step("backfill", options) as step:
         if step and step.newer:
             with step.alone():
-                newer.upgrade_backfill(step.db, step.target, step.settings)
+                native_table.upgrade_backfill(step.db, step.target, step.settings)
         elif step:
             with step.beside_others():
                 ready = step.prepared(_stamp())
@@ -156,7 +158,7 @@ def upgrade_finalize(**options: Unpack[Options]) -> None:
     with _step("finalize", options) as step:
         if step and step.newer:
             with step.alone():
-                newer.upgrade_finalize(step.db, step.target, step.settings)
+                native_table.upgrade_finalize(step.db, step.target, step.settings)
         elif step:
             with step.alone():
                 ready = step.prepared(_stamp())
@@ -174,7 +176,7 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
         if step:
             with step.alone():
                 step.refuse_cut_over()
-                run = newer.downgrade_finalize if step.newer else finalize.downgrade
+                run = native_table.downgrade_finalize if step.newer else finalize.downgrade
                 run(step.db, step.target, step.settings)
 
 
@@ -184,7 +186,7 @@ def upgrade_cutover(**options: Unpack[Options]) -> None:
     with _step("cutover", options) as step:
         if step:
             with step.alone():
-                forward.upgrade(step.db, step.target, step.settings)
+                switch.upgrade(step.db, step.target, step.settings)
 
 
 def downgrade_cutover(**options: Unpack[Options]) -> None:
@@ -193,7 +195,7 @@ def downgrade_cutover(**options: Unpack[Options]) -> None:
     with _step("downgrade of cutover", options) as step:
         if step:
             with step.alone():
-                restore.downgrade(step.db, step.target, step.settings)
+                undo.downgrade(step.db, step.target, step.settings)
 
 
 @contextmanager

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .. import catalog, checks, citus, followers, indexes, interference, log, partitions, proof, switching
-from ..catalog import Extension, Table
-from ..database import Database, Seen
+from .. import log
+from ..backfill.leftovers import leftovers
+from ..columns import properties
+from ..db import catalog, citus, partitions, replication
+from ..db.catalog import Extension, Table
+from ..db.database import Database, Seen
 from ..errors import ANEW, INDEX_ANEW, MigrationError
-from ..indexes import NoIndex
-from ..leftovers import leftovers
+from ..index import choice
+from ..index.choice import NoIndex
 from ..settings import Settings
+from ..steps import checks, interference
 from ..target import Target, quote
-from ..verification import Comparison
+from ..verify import verification
+from ..verify.equality import Comparison
 from . import kept
 
 MENDS = {
@@ -99,12 +104,12 @@ def _require_functions(db: Database, target: Target, table: Table) -> None:
 
 def _require_index(db: Database, target: Target, settings: Settings, table: Table) -> None:
     """An index that searches can use, unless there is to be none or can be none."""
-    if proof.valid_index(db, target, table):
+    if verification.valid_index(db, target, table):
         return
     extension = catalog.extension(db)
     assert extension is not None  # there is a column of its type
     rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
-    wanted = indexes.plan(target, settings, extension, table.columns[target.vector].dimensions, rows)
+    wanted = choice.plan(target, settings, extension, table.columns[target.vector].dimensions, rows)
     if not isinstance(wanted, NoIndex):
         raise MigrationError(
             f"no valid index on {quote(target.vector)} of {target}",
@@ -121,7 +126,7 @@ def require_dependents(db: Database, target: Target, table: Table) -> None:
         target.left,
         *(left_index(target, part) for part in partitions.parts(db, table.oid)),
     }
-    if found := switching.dependents(db, table, target.source, *own):
+    if found := properties.dependents(db, table, target.source, *own):
         raise MigrationError(
             f"what hangs on {quote(target.source)} of {target} would not go over: {'; '.join(found)}",
             hint="Drop it, and create it anew after the cutover for what is there then.",
@@ -131,7 +136,7 @@ def require_dependents(db: Database, target: Target, table: Table) -> None:
 def warn(db: Database, target: Target, table: Table) -> None:
     """Of those who hear of the table's columns, and can't be asked."""
     tables = [part.oid for part in partitions.parts(db, table.oid)]
-    for (name,) in db.rows(followers.PUBLICATIONS, {"tables": tables}):
+    for (name,) in db.rows(replication.PUBLICATIONS, {"tables": tables}):
         log.warning(
             f"publication {quote(name)} sends {target} to its subscribers",
             detail="One whose table has still the columns of before stops with an error at the first row after that.",
@@ -162,7 +167,7 @@ def left_index(target: Target, part: partitions.Part) -> str:
 def verify(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> tuple[int, Seen]:
     """Compares every row to the bit, in one snapshot; returns how many have bytes that no vector can hold, and what
     the switch has to find again."""
-    found = proof.compare(db, target, table, extension)
+    found = verification.compare(db, target, table, extension)
     if not found.fine:
         raise _wrong(target, table, found)
     skipped = sum(found.skipped.values())

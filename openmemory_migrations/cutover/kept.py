@@ -11,18 +11,19 @@ from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
-from .. import catalog, locks, log, partitions
-from ..catalog import Table
-from ..database import APPLICATION_NAME, Database
+from .. import log
+from ..backfill.passes import Obstacles, Steps, is_a_rows, passes, reason_of
+from ..backfill.reader import UNIT, pages_of
+from ..columns.marks import UNDO
+from ..db import catalog, locks, partitions
+from ..db.catalog import Table
+from ..db.database import APPLICATION_NAME, Database
+from ..db.keys import AT, keys_at, keys_where
+from ..db.partitions import Part
+from ..db.sqlerrors import DENIED, sqlstate
 from ..errors import Changed, MigrationError
-from ..keys import AT, keys_at, keys_where
-from ..partitions import Part
-from ..passes import Obstacles, Steps, is_a_rows, passes, reason_of
-from ..reading import UNIT, pages_of
 from ..settings import Settings
-from ..sqlerrors import DENIED, sqlstate
 from ..target import Target, literal, quote
-from .mark import UNDO
 
 COMMENT = "openmemory_migrations: rows that no vector can hold, of "
 LEFT = "{source} IS NOT NULL AND {vector} IS NULL"

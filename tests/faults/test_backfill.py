@@ -115,7 +115,7 @@ def test_the_network_fails_in_the_middle(server: embedded.Server, table: Databas
 def test_the_server_crashes_in_the_middle(ends: Ends, run: str) -> None:
     with embedded.temporary(bin=programs(), options=OPTIONS) as server:
         table = filled(create_database(server, "crash"))
-        patch = "connecting.RECONNECT_PAUSES = (1, 1)" if run == "gives up" else None
+        patch = "connections.RECONNECT_PAUSES = (1, 1)" if run == "gives up" else None
         process = start_alembic(table, "upgrade", "head", env=SLOWLY, patch=patch)
         eventually(lambda: in_the_middle(table))
         server.stop("immediate")

@@ -12,8 +12,8 @@ from psycopg2.extensions import connection as Session
 from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
-from openmemory_migrations.database import Database as PackageDatabase
-from openmemory_migrations.reading import LOCKED_FILENODE
+from openmemory_migrations.backfill.reader import LOCKED_FILENODE
+from openmemory_migrations.db.database import Database as PackageDatabase
 from tests.support.commands import alembic
 from tests.support.engines import by_client
 from tests.support.openmemory import Database, create_table, expected, load, mismatches, pack, random_rows

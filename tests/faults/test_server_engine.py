@@ -17,7 +17,7 @@ from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.db.database import Database as PackageDatabase
 from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
 from tests.support.host_styles import create

@@ -13,7 +13,8 @@ from signal import Signals
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded, locks
+from openmemory_migrations import embedded
+from openmemory_migrations.db import locks
 from tests.support.commands import Process, alembic, result, start_alembic
 from tests.support.engines import by_each
 from tests.support.openmemory import Database, Row, checksum, mismatches, random_rows

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import locks
+from openmemory_migrations.db import locks
 from tests.support.commands import alembic
 from tests.support.openmemory import Database, checksum, mismatches, random_rows
 from tests.support.running import OURS, Run, engine_of, expanded, filled, lock_row, running, transaction, waiting

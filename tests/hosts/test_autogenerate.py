@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from openmemory_migrations import indexes, models
+from openmemory_migrations import models
+from openmemory_migrations.index import choice
 from tests.support.commands import ROOT, alembic
 from tests.support.host_styles import HOSTS, STUBS, Host, create
 from tests.support.openmemory import Database, load, random_rows
@@ -214,7 +215,7 @@ def test_more_dimensions_than_an_index_takes_cannot_be_mapped_with_one() -> None
     import sqlalchemy as sa
 
     with pytest.raises(ValueError, match="2,000"):
-        models.vectors_table(sa.MetaData(), dimensions=indexes.INDEX_DIMENSIONS + 1, index="hnsw")
+        models.vectors_table(sa.MetaData(), dimensions=choice.INDEX_DIMENSIONS + 1, index="hnsw")
 
 
 def test_importing_it_brings_neither_numpy_nor_a_driver() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from openmemory_migrations import doctor_environment, probe
-from openmemory_migrations.hosts import KNOWS_TOML, LOCATION, REVISIONS, SEPARATOR
-from openmemory_migrations.probe import Seen
+from openmemory_migrations.hosts import env_py, probe
+from openmemory_migrations.hosts.probe import Seen
+from openmemory_migrations.hosts.project import KNOWS_TOML, LOCATION, REVISIONS, SEPARATOR
 from tests.support.commands import ROOT, Result
 from tests.support.host_init import HISTORY, Host, configure, init, replace, set_url, url
 from tests.support.openmemory import Database, load, mismatches, random_rows
@@ -491,13 +491,13 @@ def seen(dialect: str, driver: str, is_async: bool = False) -> Seen:
 
 @pytest.mark.parametrize(("driver", "is_async"), [("pg8000", False), ("psycopg2cffi", False), ("psycopg2", True)])
 def test_driver_that_is_not_supported(driver: str, is_async: bool) -> None:
-    (found,) = doctor_environment.database(seen("postgresql", driver, is_async), several=False)
+    (found,) = env_py.database(seen("postgresql", driver, is_async), several=False)
     assert (found.severity, found.code) == ("error", "driver")
     assert driver in found.message
 
 
 def test_other_database() -> None:
-    (found,) = doctor_environment.database(seen("mysql", "pymysql"), several=False)
+    (found,) = env_py.database(seen("mysql", "pymysql"), several=False)
     assert (found.severity, found.code) == ("error", "not-postgresql")
 
 

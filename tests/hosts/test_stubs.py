@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from psycopg2.sql import SQL, Identifier
 
-from openmemory_migrations.hosts import KNOWS_TOML, REVISIONS
-from openmemory_migrations.stubs import HINTS
+from openmemory_migrations.cli.stubs import HINTS
+from openmemory_migrations.hosts.project import KNOWS_TOML, REVISIONS
 from tests.support.commands import ROOT
 from tests.support.databases import Databases
 from tests.support.host_init import HISTORY, Host, configure, init, replace, set_url, url

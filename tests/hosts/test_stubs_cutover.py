@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations.hosts import CUTOVER, FINALIZE
+from openmemory_migrations.hosts.project import CUTOVER, FINALIZE
 from tests.support.host_init import Host, init, set_url
 from tests.support.openmemory import Database, checksum, load, mismatches, random_rows
 from tests.support.states import column_type

@@ -11,12 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from demo.openmemory import TABLE
-from openmemory_migrations import embedded, locks
-from openmemory_migrations.connecting import engine_for
-from openmemory_migrations.database import Database as PackageDatabase
-from openmemory_migrations.facts import Facts, part
+from openmemory_migrations import embedded
+from openmemory_migrations.db import locks
+from openmemory_migrations.db.connections import engine_for
+from openmemory_migrations.db.database import Database as PackageDatabase
+from openmemory_migrations.preflight.results import Facts, part
 from openmemory_migrations.settings import Settings
-from openmemory_migrations.steps import Step
+from openmemory_migrations.steps.step import Step
 from tests.support.commands import Result, alembic, om, result, start_alembic, start_om
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, mismatches, random_rows
@@ -102,7 +103,7 @@ def test_the_hosts_session_gets_its_idle_session_timeout_back(database: Database
 @pytest.mark.parametrize("command", ["upgrade", "backfill", "status"])
 def test_a_reader_waits_for_a_lock_in_tries_and_then_names_its_holder(database: Database, command: str) -> None:
     (filled if command == "upgrade" else expanded)(database, random_rows(2, 8))
-    short = "database.LOCK_TIMEOUT, database.TRIES, connecting.RECONNECT_PAUSES = '100ms', 2, ()"
+    short = "database.LOCK_TIMEOUT, database.TRIES, connections.RECONNECT_PAUSES = '100ms', 2, ()"
 
     with transaction(database, f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE") as holder:
         if command == "upgrade":
@@ -167,7 +168,7 @@ def cut_off(
     make, (program, *args) = COMMANDS[name]
     start = start_alembic if program == "alembic" else start_om
     with databases.copy(make) as database, proxy(databases.server, watch) as between:
-        patch = "connecting.RECONNECT_PAUSES = ()"
+        patch = "connections.RECONNECT_PAUSES = ()"
         env = {"OM_CUTOVER": "swap", "OM_BACKFILL_ENGINE": engine}
         done = result(start(between.to(database), *args, env=env, patch=patch))
     return done, between.statements
@@ -211,7 +212,7 @@ def test_a_run_whose_lock_is_lost_ends_before_it_changes_any_more(
 ) -> None:
     expanded(database, random_rows(60, 8))
     with transaction(database, *SNAPSHOT) as reader:  # which CREATE INDEX CONCURRENTLY waits for
-        patch = "connecting.RECONNECT_PAUSES, database.ASK_AGAIN, building_progress.LOG_INTERVAL = (), 0, 0.1"
+        patch = "connections.RECONNECT_PAUSES, database.ASK_AGAIN, build_progress.LOG_INTERVAL = (), 0, 0.1"
         env = {"BACKFILL_BATCH": "1", "OM_BACKFILL_PAUSE_MS": "400" if during == "backfill" else "0"}
         with running(database, "upgrade", "head", env=env, patch=patch) as run:
             run.says("waiting for old snapshots") if during != "backfill" else eventually(lambda: converted(database))

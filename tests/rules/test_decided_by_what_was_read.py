@@ -12,7 +12,7 @@ from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.errors import Changed
 from tests.support.commands import alembic
 from tests.support.native import create_newer

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.db.database import Database as PackageDatabase
 from tests.support.commands import NOTHING, alembic, om
 from tests.support.native import create_newer, wrong
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, random_rows
@@ -60,8 +60,8 @@ def test_a_snapshot_that_waited_for_a_rewrite_sees_the_rows(table: Database) -> 
 def test_the_lock_is_taken_by_the_role_that_the_hosts_transaction_had(
     server: embedded.Server, table: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openmemory_migrations.database.TRIES", 2)
-    monkeypatch.setattr("openmemory_migrations.database.LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("openmemory_migrations.db.database.TRIES", 2)
+    monkeypatch.setattr("openmemory_migrations.db.database.LOCK_TIMEOUT", "50ms")
     owner, login = f"owner of {table.name}", f"login of {table.name}"
     table.run(f'CREATE ROLE "{owner}"; ALTER TABLE {TABLE} OWNER TO "{owner}"')
     table.run(f'CREATE ROLE "{login}" LOGIN NOINHERIT IN ROLE "{owner}"')

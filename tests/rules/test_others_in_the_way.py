@@ -8,7 +8,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
-from openmemory_migrations.interference import leaves_alone
+from openmemory_migrations.steps.interference import leaves_alone
 from tests.support.commands import alembic
 from tests.support.cutover import cut_over, undo
 from tests.support.native import create_newer

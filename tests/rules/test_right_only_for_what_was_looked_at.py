@@ -12,12 +12,16 @@ import psycopg2
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import catalog, codec, dimensions, embedded, pairs, proof, state
+from openmemory_migrations import embedded
+from openmemory_migrations.backfill.reader import Scan
 from openmemory_migrations.cli import main
-from openmemory_migrations.cutover.mark import DO, UNDO, names
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.columns.marks import DO, UNDO, names
+from openmemory_migrations.db import catalog
+from openmemory_migrations.db.database import Database as PackageDatabase
+from openmemory_migrations.encoding import codec, dimensions
 from openmemory_migrations.errors import ANEW
-from openmemory_migrations.reading import Scan
+from openmemory_migrations.preflight import state
+from openmemory_migrations.verify import stream, verification
 from tests.support.commands import NOTHING, alembic, om
 from tests.support.cutover import DOWN, UP
 from tests.support.interruption import holding, killed
@@ -111,8 +115,8 @@ def test_rows_that_the_comparison_never_came_to_are_not_right(
         def advance(self, rows_read: int, last_tid: tuple[int, int] | None) -> None:
             self.position = (self.end_page, 0)
 
-    monkeypatch.setattr(pairs, "BATCH_ROWS", 100)
-    monkeypatch.setattr(pairs, "Scan", Hasty)
+    monkeypatch.setattr(stream, "BATCH_ROWS", 100)
+    monkeypatch.setattr(stream, "Scan", Hasty)
 
     done = here(table, *UNSEARCHED)
 
@@ -158,7 +162,7 @@ def test_a_vector_without_bytes_is_right_only_before_a_cutover(table: Database) 
             known, extension = catalog.table(db, "public", TABLE), catalog.extension(db)
         assert known
         assert extension
-        again = proof.compare(db.at(names(now)), now, known, extension)
+        again = verification.compare(db.at(names(now)), now, known, extension)
 
     assert not again.fine
     assert (again.wrong["sourceless"].rows, again.equal) == (len(ROWS), 0)
@@ -174,13 +178,13 @@ def test_a_table_that_another_has_taken_the_name_of_is_not_what_was_looked_at(
     """A lock on a table keeps nobody from renaming its schema."""
     table.run(f"CREATE SCHEMA app; ALTER TABLE {TABLE} SET SCHEMA app; CREATE SCHEMA spare")
     table.run(f"CREATE TABLE spare.{TABLE} (LIKE app.{TABLE} INCLUDING COMMENTS)")
-    search = proof.search
+    search = verification.search
 
     def swapped(*args: Any) -> object:
         table.run("ALTER SCHEMA app RENAME TO old; ALTER SCHEMA spare RENAME TO app")
         return search(*args)
 
-    monkeypatch.setattr(proof, "search", swapped)
+    monkeypatch.setattr(verification, "search", swapped)
 
     done = here(table, "--queries", "2", env={"OM_PG_SCHEMA": "app"})
 
@@ -273,9 +277,9 @@ def test_a_comparison_that_ran_out_of_time_says_what_it_has_seen(
         time.sleep(0.1)
         return records(*args)
 
-    monkeypatch.setattr(pairs, "BATCH_ROWS", 50)
+    monkeypatch.setattr(stream, "BATCH_ROWS", 50)
     monkeypatch.setattr(codec, "records", slowly)
-    monkeypatch.setattr(proof, "TELL_AFTER", 0.1)
+    monkeypatch.setattr(verification, "TELL_AFTER", 0.1)
 
     done = here(table, *UNSEARCHED, "--max-seconds", "0.35")
 
@@ -289,7 +293,7 @@ def test_a_comparison_that_ran_out_of_time_says_what_it_has_seen(
 def test_a_statement_of_a_search_is_ended_when_the_time_is_up(
     table: Database, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "search", lambda db, *_: db.run("SELECT pg_sleep(60)"))
+    monkeypatch.setattr(verification, "search", lambda db, *_: db.run("SELECT pg_sleep(60)"))
     began = time.monotonic()
 
     done = here(table, "--max-seconds", "1")

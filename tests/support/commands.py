@@ -68,8 +68,15 @@ def start_om(
     return forkserver.start([*program, *args], cwd=tempfile.gettempdir(), env=environment(database, CHOSEN | dict(env)))
 
 
+PATCHED = (
+    "from openmemory_migrations.backfill import pace",
+    "from openmemory_migrations.db import connections, database, locks",
+    "from openmemory_migrations.index import build_progress",
+)
+
+
 def _patched(patch: str) -> str:
-    return f"from openmemory_migrations import building_progress, connecting, database, locks, pace\n{patch}"
+    return "\n".join([*PATCHED, patch])
 
 
 def result(process: Process, timeout: float = 120) -> Result:

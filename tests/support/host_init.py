@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo.openmemory import environment
-from openmemory_migrations.hosts import SEPARATOR
+from openmemory_migrations.hosts.project import SEPARATOR
 from tests.support import forkserver
 from tests.support.commands import NOTHING, Result, result
 from tests.support.openmemory import Database

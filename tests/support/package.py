@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from demo.openmemory import TABLE
-from openmemory_migrations import backfill, catalog
-from openmemory_migrations.connecting import engine_for, url_of
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.db import catalog
+from openmemory_migrations.db.connections import engine_for, url_of
+from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.settings import Settings
+from openmemory_migrations.steps import backfill
 from openmemory_migrations.target import Target
 from tests.support.engines import CHOSEN
 from tests.support.openmemory import Database

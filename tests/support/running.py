@@ -17,7 +17,7 @@ from psycopg2.extensions import connection as Connection
 from sqlalchemy.engine import Engine
 
 from demo.openmemory import TABLE
-from openmemory_migrations.connecting import engine_for
+from openmemory_migrations.db.connections import engine_for
 from openmemory_migrations.settings import Settings
 from tests.support.commands import NOTHING, Process, alembic, start_alembic
 from tests.support.openmemory import Database, Row, checksum, create_table, load

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from demo.openmemory import TABLE
-from openmemory_migrations.database import APPLICATION_NAME
+from openmemory_migrations.db.database import APPLICATION_NAME
 from tests.support.openmemory import Database
 
 T = TypeVar("T")

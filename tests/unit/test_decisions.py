@@ -10,11 +10,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from openmemory_migrations import dimensions, indexes, log
-from openmemory_migrations.catalog import Extension, Index
-from openmemory_migrations.dimensions import Survey
+from openmemory_migrations import log
+from openmemory_migrations.db.catalog import Extension, Index
+from openmemory_migrations.encoding import dimensions
+from openmemory_migrations.encoding.dimensions import Survey
 from openmemory_migrations.errors import MigrationError
-from openmemory_migrations.indexes import NoIndex, Plan
+from openmemory_migrations.index import choice
+from openmemory_migrations.index.choice import NoIndex, Plan
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.target import Target, derived, literal, quote
 
@@ -242,7 +244,7 @@ def settled(**values: str) -> Settings:
 def planned(
     rows: int, size: int | None = 256, version: tuple[int, ...] = (0, 8, 5), schema: str = "public", **values: str
 ) -> Plan:
-    plan = indexes.plan(TARGET, settled(**values), Extension(schema, version), size, rows)
+    plan = choice.plan(TARGET, settled(**values), Extension(schema, version), size, rows)
     assert isinstance(plan, Plan), plan
     return plan
 
@@ -271,7 +273,7 @@ def planned(
 def test_where_no_index_can_be_the_reason_is_given_and_the_next_step(
     values: dict[str, str], version: tuple[int, ...], size: int | None, rows: int, reason: str, hint: str | None
 ) -> None:
-    plan = indexes.plan(TARGET, settled(**values), Extension("public", version), size, rows)
+    plan = choice.plan(TARGET, settled(**values), Extension("public", version), size, rows)
 
     assert isinstance(plan, NoIndex)
     assert reason in plan.reason

@@ -12,7 +12,7 @@ from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.db.database import Database as PackageDatabase
 from tests.support.commands import alembic
 from tests.support.databases import Databases
 from tests.support.engines import by_client

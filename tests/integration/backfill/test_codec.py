@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from openmemory_migrations.codec import GROUP_BYTES, GROUP_ROWS, SHOWN, encode, parse
+from openmemory_migrations.encoding.codec import GROUP_BYTES, GROUP_ROWS, SHOWN, encode, parse
 from tests.support.openmemory import Database
 
 # before 0.4 it was elsewhere

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import progress
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.backfill import progress
+from openmemory_migrations.db.database import Database as PackageDatabase
 from tests.support.cases import exhaustive
 from tests.support.commands import NOTHING, Process, Result, alembic, om, result, start_om
 from tests.support.engines import by_each, only_client

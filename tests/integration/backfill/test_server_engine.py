@@ -17,7 +17,7 @@ from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded, ops
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.errors import MigrationError
 from openmemory_migrations.settings import Settings
 from tests.support.bad_rows import BAD, BAD_COUNT, CONFIGURED, with_v
@@ -203,7 +203,7 @@ def test_runs_started_together_share_the_table_and_the_function_and_do_nothing_t
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["anew", "again"])
 def test_who_comes_second_finds_the_function_that_another_is_creating(table: Database, how: str) -> None:
-    source = (Path(ops.__file__).parent / "synctrigger.py").read_text()
+    source = (Path(ops.__file__).parent / "encoding" / "sync_trigger.py").read_text()
     (text,) = re.findall(r'CREATE_CONVERT = """(.*?)"""', source, re.DOTALL)
     create = text.format(convert="public.openmemory_bytea_to_vector", ext="public", tag="$f$")
     done: list[object] = []

@@ -9,8 +9,10 @@ import pytest
 from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
-from openmemory_migrations import backfill, beside, claims, reading
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.backfill import claims, reader
+from openmemory_migrations.db import threads
+from openmemory_migrations.db.database import Database as PackageDatabase
+from openmemory_migrations.steps import backfill
 from tests.support.commands import alembic
 from tests.support.engines import by_client
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, random_rows
@@ -43,13 +45,13 @@ def table(database: Database) -> Database:
     load(database, random_rows(ROWS, DIM))
     alembic(database, "upgrade", EXPAND)
     pages: int = database.value(f"SELECT pg_relation_size('{TABLE}') / 8192")
-    assert pages > 3 * reading.UNIT
+    assert pages > 3 * reader.UNIT
     return database
 
 
 def batches(pages: int) -> int:
     """At most: a batch ends where what is claimed ends."""
-    return ROWS // BATCH + -(-pages // reading.UNIT)
+    return ROWS // BATCH + -(-pages // reader.UNIT)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -135,13 +137,13 @@ def test_where_there_is_no_connection_to_read_ahead_on_reading_and_writing_take_
 def test_who_leaves_does_not_wait_for_what_is_made_ahead(table: Database) -> None:
     """What reads is stopped and cancelled, not waited for."""
     with package(table, PackageDatabase) as db:
-        with beside.ahead(db, lambda other: iter([other.value("SELECT 1")] * 100)) as made:
+        with threads.ahead(db, lambda other: iter([other.value("SELECT 1")] * 100)) as made:
             assert next(made) == 1
-        with beside.ahead(db, lambda other: iter([other.value("SELECT 1"), other.value("SELECT pg_sleep(600)")])):
+        with threads.ahead(db, lambda other: iter([other.value("SELECT 1"), other.value("SELECT pg_sleep(600)")])):
             eventually(lambda: sessions(table, extra="AND query LIKE '%pg_sleep(600)%'"))
         with (
             pytest.raises(ZeroDivisionError),
-            beside.ahead(db, lambda other: (1 // number for number in (1, 0))) as made,
+            threads.ahead(db, lambda other: (1 // number for number in (1, 0))) as made,
         ):
             assert list(made) == []
     eventually(lambda: sessions(table) == 0)

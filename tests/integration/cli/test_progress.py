@@ -28,7 +28,8 @@ SLOWLY = {"BACKFILL_BATCH": "50", "OM_BACKFILL_PAUSE_MS": "15"}  # 80 batches, a
 BAR = re.compile(rf"\rbackfill {TABLE}: +(\d+)%\|[^|]*\| (\d+)/(\d+) rows \[\d\d:\d\d<[\d:?]+, +[\d.?]+ rows/s")
 LINE = rf"^(?:INFO  \[\S+\] )?NOTICE:  backfill {TABLE}: ([\d,]+) of 4,000 rows"
 LOG = r"(NOTICE|WARNING|DETAIL|HINT|ERROR|FATAL):  \S|INFO  \[alembic\.|Running |Context |Will assume |$"
-OFTEN = "from openmemory_migrations import console, progress; progress.LOG_INTERVAL = console.LOG_INTERVAL = 0.2"
+OFTEN = "from openmemory_migrations import console; from openmemory_migrations.backfill import progress; "
+OFTEN += "progress.LOG_INTERVAL = console.LOG_INTERVAL = 0.2"
 WITHOUT_TQDM = "sys.modules['tqdm'] = None"
 
 
@@ -214,8 +215,8 @@ def test_an_index_build_shows_its_phase(database: Database, main: str) -> None:
     create_table(database)
     load(database, random_rows(6_000, 128))
     alembic(database, "upgrade", BACKFILL)
-    often = "from openmemory_migrations import building_progress, console; "
-    often += "building_progress.LOOK_INTERVAL = console.DRAW_INTERVAL = 0.05"
+    often = "from openmemory_migrations import console; from openmemory_migrations.index import build_progress; "
+    often += "build_progress.LOOK_INTERVAL = console.DRAW_INTERVAL = 0.05"
 
     with on_terminal(database, main, "upgrade", "head", env={"OM_INDEX": "hnsw"}, patch=often) as run:
         assert run.ends() == 0

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from demo.openmemory import TABLE, environment
-from openmemory_migrations.spread import Norms
+from openmemory_migrations.verify.norms import Norms
 from tests.support.clustered_rows import clustered_rows
 from tests.support.commands import NOTHING, Result, alembic, om
 from tests.support.openmemory import Database, create_table, load, pack, random_rows

@@ -8,7 +8,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.cutover.kept import FEW, LEFT
-from openmemory_migrations.cutover.prepared import LEFT_INDEX
+from openmemory_migrations.cutover.preparations import LEFT_INDEX
 from tests.support.commands import result, start_alembic
 from tests.support.cutover import (
     BAD,

@@ -28,8 +28,9 @@ __all__ = ["other", "owner"]  # fixtures
 DIM = 8
 # a plain server's table for one of Citus': what is asked of its shards has an answer here
 SPREAD = """
-from openmemory_migrations import citus, reading
-citus.shards, citus.pages, citus.index_size = lambda *_: 1, lambda db, _: reading.pages_of(db), lambda *_: None
+from openmemory_migrations.backfill import reader
+from openmemory_migrations.db import citus
+citus.shards, citus.pages, citus.index_size = lambda *_: 1, lambda db, _: reader.pages_of(db), lambda *_: None
 """
 TIMEOUT = {"OM_LOCK_TIMEOUT_MS": "321"}
 NAN = pack([float("nan")] * DIM)

@@ -17,11 +17,11 @@ from psycopg2.sql import SQL, Identifier, Literal
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from openmemory_migrations import embedded
-from openmemory_migrations.connecting import ARGUMENTS, engine_for, url_of
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.db.connections import ARGUMENTS, engine_for, url_of
+from openmemory_migrations.db.database import Database as PackageDatabase
+from openmemory_migrations.db.sqlerrors import as_migration_error
 from openmemory_migrations.errors import ConnectionLost
 from openmemory_migrations.settings import Settings
-from openmemory_migrations.sqlerrors import as_migration_error
 from tests.support.commands import alembic
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, Row, checksum, create_table, load, mismatches, pack, random_rows

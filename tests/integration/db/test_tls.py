@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from demo.openmemory import environment
 from openmemory_migrations import embedded
-from openmemory_migrations.connecting import engine_for, url_of
+from openmemory_migrations.db.connections import engine_for, url_of
 from openmemory_migrations.settings import Settings
 from tests.support.commands import ROOT, alembic
 from tests.support.openmemory import Database, create_database, create_table, drop_database

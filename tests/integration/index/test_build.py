@@ -127,7 +127,7 @@ def test_a_build_that_is_cancelled_fails_and_leaves_settings_and_no_index(backfi
 def test_the_log_shows_whom_the_build_waits_for(backfilled: Database) -> None:
     with (
         transaction(backfilled, *SNAPSHOT) as other,
-        running(backfilled, "upgrade", "head", patch="building_progress.LOG_INTERVAL = 0.05") as run,
+        running(backfilled, "upgrade", "head", patch="build_progress.LOG_INTERVAL = 0.05") as run,
     ):
         run.says(
             rf'NOTICE:  index "{INDEX}": waiting for old snapshots, \d+ %, waiting for process {other.info.backend_pid}'
@@ -141,7 +141,7 @@ def test_the_log_shows_how_far_the_build_is(database: Database) -> None:
     alembic(database, "upgrade", BACKFILL)
 
     with running(
-        database, "upgrade", "head", env={"OM_INDEX": "hnsw"}, patch="building_progress.LOG_INTERVAL = 0.02"
+        database, "upgrade", "head", env={"OM_INDEX": "hnsw"}, patch="build_progress.LOG_INTERVAL = 0.02"
     ) as run:
         assert run.ends() == 0
 
@@ -325,7 +325,7 @@ def test_the_build_of_a_database_from_the_same_template_is_not_taken_for_ours(
 ) -> None:
     twin = Database(f"{backfilled.name}_twin", server.url(f"{backfilled.name}_twin"))
     backfilled.run(f"CREATE DATABASE {twin.name} TEMPLATE {backfilled.name}")
-    often = "building_progress.LOG_INTERVAL = 0.05"
+    often = "build_progress.LOG_INTERVAL = 0.05"
 
     try:
         with (

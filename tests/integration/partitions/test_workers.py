@@ -12,9 +12,11 @@ import pytest
 from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
-from openmemory_migrations import backfill, catalog, reading
-from openmemory_migrations.database import Database as PackageDatabase
+from openmemory_migrations.backfill import reader
+from openmemory_migrations.db import catalog
+from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.settings import Settings
+from openmemory_migrations.steps import backfill
 from tests.support.commands import alembic
 from tests.support.openmemory import Database, checksum, mismatches
 from tests.support.package import TARGET, package
@@ -79,7 +81,7 @@ def test_the_leaves_are_shared_and_every_row_is_converted_once(
         f"CREATE TRIGGER note AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION note()"
     )
     pages = f"SELECT sum(pg_relation_size(relid)) / 8192 FROM pg_partition_tree('{TABLE}')"
-    units = math.ceil(tree.value(pages) / reading.UNIT) + len(LEAVES)
+    units = math.ceil(tree.value(pages) / reader.UNIT) + len(LEAVES)
 
     written = convert(tree, engine, runs, workers)
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import growth
-from openmemory_migrations.contents import runs_of
-from openmemory_migrations.releases import faults
+from openmemory_migrations.preflight import disk
+from openmemory_migrations.preflight.known_faults import faults
+from openmemory_migrations.preflight.rows import runs_of
 from openmemory_migrations.settings import Settings
 from tests.support.commands import NOTHING, ROOT, alembic, om
 from tests.support.openmemory import Database, create_table, load, pack, random_rows
@@ -356,22 +356,22 @@ def test_growth_is_what_the_docs_say() -> None:
     for dimensions, engine, *figures in rows:
         documented.setdefault(engine, []).append(tuple(int(n.replace(",", "")) for n in (dimensions, *figures)))
 
-    assert list(growth.MEASURED) == documented["client"]
+    assert list(disk.MEASURED) == documented["client"]
     for others in documented.values():
         assert [figures for row in others for figures in row] == pytest.approx(
-            [figures for row in growth.MEASURED for figures in row], rel=0.01
+            [figures for row in disk.MEASURED for figures in row], rel=0.01
         )
 
 
 def test_growth_between_and_beyond_what_was_measured() -> None:
     def table(dimensions: int) -> int:
-        return growth.growth(dimensions, 1000).table
+        return disk.growth(dimensions, 1000).table
 
     assert table(256) == 2_381_000
     assert table(128) == 2_381_000 / 2
     assert table(320) == (2_381_000 + 3_327_000) / 2
     assert table(6144) == 2 * 13_965_000
-    assert growth.growth(1536, 0) == growth.Growth(0, 0)
+    assert disk.growth(1536, 0) == disk.Growth(0, 0)
 
 
 @pytest.mark.parametrize(

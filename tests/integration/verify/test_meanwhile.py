@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations import connecting, embedded, proof
+from openmemory_migrations import embedded
 from openmemory_migrations.cli import main
+from openmemory_migrations.db import connections
+from openmemory_migrations.verify import verification
 from tests.support.commands import om, result, start_om
 from tests.support.openmemory import Database, create_table, load, random_rows
 from tests.support.servers import OPTIONS, programs
@@ -67,7 +69,7 @@ Beside = Callable[[Callable[[], object]], Run]
 @pytest.fixture
 def beside(table: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Beside:
     """Runs the command in this process, and something else while its snapshot is open, when the rows are compared."""
-    search = proof.search
+    search = verification.search
     monkeypatch.setenv("OM_DATABASE_URL", table.url)
 
     def run(meanwhile: Callable[[], object]) -> Run:
@@ -75,7 +77,7 @@ def beside(table: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             meanwhile()
             return search(*args)
 
-        monkeypatch.setattr(proof, "search", searching)
+        monkeypatch.setattr(verification, "search", searching)
         code = main(["verify", "--json", "--queries", "5"])
         said = capsys.readouterr()
         assert said.out, said.err
@@ -235,7 +237,7 @@ def test_a_server_that_stays_away(
     mortal: tuple[embedded.Server, Database], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server, database = mortal
-    monkeypatch.setattr(connecting, "RECONNECT_PAUSES", (0.1, 0.1))
+    monkeypatch.setattr(connections, "RECONNECT_PAUSES", (0.1, 0.1))
     monkeypatch.setenv("OM_DATABASE_URL", database.url)
 
     def stop() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmemory_migrations.neighbours import METRICS, TOLERANCE, Exact, Query, distances, recall
+from openmemory_migrations.verify.neighbours import METRICS, TOLERANCE, Exact, Query, distances, recall
 from tests.support.openmemory import Database
 
 Values = npt.NDArray[np.float32]

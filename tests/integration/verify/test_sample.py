@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.openmemory import TABLE
-from openmemory_migrations.partitions import Part
-from openmemory_migrations.reading import Window
-from openmemory_migrations.verification import MOST_WINDOWS, spread
+from openmemory_migrations.backfill.reader import Window
+from openmemory_migrations.db.partitions import Part
+from openmemory_migrations.verify.equality import MOST_WINDOWS, spread
 from tests.support.commands import om
 from tests.support.openmemory import Database
 from tests.support.verification import DIM, ROWS, UNSEARCHED, compared, key, set_both, table, verify

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations.catalog import Extension
+from openmemory_migrations.db.catalog import Extension
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.target import Target
-from openmemory_migrations.tuning import candidates
+from openmemory_migrations.verify.tuning import candidates
 from tests.support.clustered_rows import clustered_rows
 from tests.support.commands import NOTHING, alembic, om, result, start_om
 from tests.support.interruption import kill

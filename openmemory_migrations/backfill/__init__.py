@@ -1,0 +1,1 @@
+"""Rows converted in batches: read, written, claimed, paced, shown."""

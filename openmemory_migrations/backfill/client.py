@@ -1,0 +1,167 @@
+"""Converts on the client: reads bytes, re-encodes them with numpy and writes vectors, by binary COPY all the way.
+
+A pass reads every table that holds rows in physical order, by ranges of tids, up to the page that is its last then: no
+OFFSET, no index, no sort, and a batch costs the same in a small table and in a large one. A row that another
+transaction moves behind the scan is found by the next pass.
+
+A batch is read and converted on a connection of its own while the one before it is written. Its UPDATE asks for tid,
+xmin and the table's file as they were when the row was read, and so never writes a value to a row that has changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy.exc import DBAPIError
+
+from ..db import catalog, locks, partitions
+from ..db.catalog import Extension, Table
+from ..db.database import Database
+from ..db.keys import keys_at
+from ..db.partitions import Part
+from ..db.threads import ahead, side_by_side
+from ..encoding import codec
+from ..settings import Settings
+from ..target import Target
+from .claims import Claims
+from .pace import Pace
+from .passes import UNCHANGED, Steps, kept_from
+from .progress import Progress
+from .reader import FORTH, Found, Reader, Way, by_tid
+from .stage import Stage
+
+UNLOCKED = """
+SELECT CAST(ctid AS text) FROM ONLY {table} WHERE ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))
+FOR NO KEY UPDATE SKIP LOCKED
+"""
+
+
+class ClientEngine:
+    """Works on the leaves of a partitioned table, which it finds anew for each pass."""
+
+    def __init__(
+        self,
+        db: Database,
+        target: Target,
+        settings: Settings,
+        table: Table,
+        extension: Extension,
+        way: Way = FORTH,
+    ) -> None:
+        self.db, self.target, self.settings, self.table, self.extension = db, target, settings, table, extension
+        self.way = way
+        with db.transaction():
+            self.element_oid = catalog.vector_oid(db) if way is FORTH else codec.BYTEA
+            self.lock_timeout = locks.batch_timeout(db, settings)
+
+    def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
+        with self.db.transaction():
+            leaves = partitions.leaves(self.db, self.table.oid)
+
+        def convert(db: Database, claims: Claims) -> None:
+            reader = Reader(
+                what=progress.what,
+                parts=leaves,
+                way=self.way,
+                column=self.target.vector,
+                dimensions=dimensions,
+                most_rows=self.settings.backfill_batch,
+                element_oid=self.element_oid,
+                lock_timeout=self.lock_timeout,
+                claims=claims,
+                table=self.table,
+                obstacles=progress.obstacles,
+            )
+            _Writer(db, self.table, self.lock_timeout, self.extension, self.way, progress).take(reader, pace.on(db))
+
+        side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])
+
+
+class _Writer:
+    """Writes batch after batch, each in a transaction of its own, in smaller parts while something is in the way."""
+
+    def __init__(
+        self, db: Database, table: Table, lock_timeout: str, extension: Extension, way: Way, progress: Progress
+    ) -> None:
+        self.db, self.table, self.lock_timeout, self.extension = db, table, lock_timeout, extension
+        self.way, self.progress = way, progress
+        self.steps = Steps(db, progress.what, sys.maxsize)
+        self.part: Part | None = None
+        self.stage: Stage | None = None
+
+    def take(self, reader: Reader, pace: Pace) -> None:
+        try:
+            with ahead(self.db, reader.batches) as batches:
+                for found in batches:
+                    written = self._write(found, self._stage(found.part))
+                    self.progress.add(self.db, written, found.rows_bad)
+                    pace.rest(self.progress.what)
+        finally:
+            self._drop()
+
+    def _stage(self, part: Part) -> Stage:
+        if self.stage is None or part != self.part:
+            self._drop()
+            with self.db.transaction():
+                self.stage = Stage(part.at(self.db), self.extension.names(), self.way)
+            self.part = part
+        return self.stage
+
+    def _drop(self) -> None:
+        if self.stage is not None:
+            with suppress(DBAPIError):  # a session that ends drops it as well
+                self.stage.drop()
+
+    def _write(self, found: Found, stage: Stage) -> int:
+        """How many rows have got their value."""
+        first = written = 0
+        while first < len(found.rows):
+            end = min(first + self.steps.size, len(found.rows))
+            try:
+                written += self._some(found, first, end, stage)
+            except DBAPIError as error:
+                if found.part.gone(error):
+                    break  # the partition is gone; its reader says so
+                outcome = self.steps.failed(error, end - first, can_care=True)
+                if outcome != "again":
+                    with self.db.transaction():
+                        names = keys_at(found.part.at(self.db), self.table, tids_of(found.rows[first:end]))
+                    self.progress.obstacles.pass_by(outcome, error, names)
+                    first = end
+            else:
+                first = end
+                self.steps.done()
+        return written
+
+    def _some(self, found: Found, first: int, end: int, stage: Stage) -> int:
+        with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
+            self.steps.heed()
+            if self.steps.careful:
+                rows, payload = self._unlocked(found, first, end)
+                self.progress.obstacles.lock(end - first - rows)
+            else:
+                rows, payload = end - first, found.some(first, end)
+            written, kept = stage.write(payload) if rows else (0, [])
+            at = found.part.at(self.db)
+            names = kept_from(at, self.table, at.sql(self.way.written), kept) if kept else []
+        if rows:
+            stage.committed()
+        if names:
+            self.progress.obstacles.refuse_for(UNCHANGED, names)
+        return written
+
+    def _unlocked(self, found: Found, first: int, end: int) -> tuple[int, bytes]:
+        """Those rows that nobody else has locked, which are ours now."""
+        some = found.rows[first:end]
+        tids = tids_of(some)
+        ours = {tid for (tid,) in found.part.at(self.db).rows(UNLOCKED, {"tids": tids})}
+        chosen = some[[tid in ours for tid in tids]]
+        return len(chosen), codec.encode(chosen, found.element_oid, found.filenode)
+
+
+def tids_of(rows: npt.NDArray[np.void]) -> list[str]:
+    return [codec.tid_text(tid) for tid in rows["tid"]]

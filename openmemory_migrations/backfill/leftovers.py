@@ -1,0 +1,160 @@
+"""What a backfill leaves: the rows that have bytes and no vector, and why."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError
+
+from ..db import partitions
+from ..db.catalog import Table
+from ..db.database import Database
+from ..db.keys import AT, SHOWN_KEYS, keys_at, keys_where
+from ..encoding import dimensions
+from ..target import Target
+from .passes import is_a_rows
+from .reader import Scan, by_tid, pages_of
+
+LOOK_ROWS = 1000  # at once, where nothing is written
+NOT_FINITE = "NaN or infinite values"
+
+COUNT = """
+SELECT CASE WHEN {vector} IS NULL THEN octet_length({source}) END, count(*), count(*) FILTER (WHERE {differs})
+FROM {table} WHERE {source} IS NOT NULL GROUP BY 1
+"""
+DIFFERS = "octet_length(v) <> 4 * CAST(dim AS bigint)"
+NOT_CONVERTED = "octet_length({source}) = {octets} AND {not_finite}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pending rows of one length: those that can be vectors, those that can't, and the first few keys of the latter.
+
+    A row that the server can't read is among the first, since nothing says that it is bad, and named by itself.
+    """
+
+    good: int
+    bad: int
+    keys: list[str]
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """Rows with bytes and no vector, seen in one snapshot: `reasons` counts those that can't be converted."""
+
+    convertible: int
+    reasons: Counter[str]
+    examples: dict[str, list[str]]  # reason -> the first few keys
+    dim_differs: int  # rows whose column `dim` says something else than the bytes
+    in_the_way: str | None = None  # what keeps rows, beside those, from being converted that could be
+    kept: int = 0  # so many
+
+    @property
+    def skipped(self) -> int:
+        return sum(self.reasons.values())
+
+    def summary(self) -> str:
+        return "; ".join(
+            f"{reason}: {rows:,} (such as {', '.join(self.examples[reason])})"
+            if self.examples.get(reason)
+            # a row can change its place while we look
+            else f"{reason}: {rows:,}"
+            for reason, rows in self.reasons.most_common()
+        )
+
+
+def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
+    """Looks at every row without a vector, in one snapshot: what moves meanwhile is neither missed nor seen twice."""
+    fixed = table.columns[target.vector].dimensions
+    reasons: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    convertible = 0
+    with db.transaction(snapshot=True):
+        lengths: dict[str, list[int]] = {}
+        # one pass over the table for all that can be counted: it may be larger than the server's memory
+        found = db.rows(COUNT, differs=DIFFERS if has_dim(target, table) else "false")
+        differs = sum(other for _, _, other in found)
+        pending = sorted((octets, number) for octets, number, _ in found if octets is not None)
+        for octets, number in pending:
+            reason = dimensions.problem(octets, fixed)
+            if reason:
+                reasons[reason] += number
+                lengths.setdefault(reason, []).append(octets)
+        for reason, values in lengths.items():
+            examples[reason] = first_keys(db, table, "octet_length({source}) = ANY (:values)", values)
+        for octets, _ in pending:
+            if dimensions.problem(octets, fixed) is None:
+                rows = _looked_at(db, table, octets // 4)
+                convertible += rows.good
+                if rows.bad:
+                    reasons[NOT_FINITE] += rows.bad
+                    examples.setdefault(NOT_FINITE, []).extend(rows.keys)
+    return Leftovers(convertible, reasons, examples, differs)
+
+
+def by_reading(db: Database, table: Table, size: int, enough: float = math.inf) -> Found:
+    """Reads the values here: needs no function in the database. No more than `enough`, once one of them is good."""
+    parts = partitions.leaves(db, table.oid)
+    db.set_local(by_tid("looking at what is left", "0"))
+    found = Found(0, 0, [])
+    for part in parts:
+        at = part.at(db)
+        found = read(at, table, Scan(size, LOOK_ROWS, 0, pages_of(at)), found, enough=enough)
+    return found
+
+
+def read(
+    db: Database,
+    table: Table,
+    scan: Scan,
+    found: Found,
+    batch: Callable[[], AbstractContextManager[object]] = nullcontext,
+    enough: float = math.inf,
+) -> Found:
+    """What `scan` finds in one table that holds rows, added to what was `found`; each batch is read inside `batch`."""
+    good, bad, keys, unread = found.good, found.bad, [*found.keys], found.unreadable
+    tids: list[str] = []
+    while scan.more and not (good and good + bad >= enough):
+        with batch():
+            rows, unreadable = scan.take(db)
+            if unreadable:
+                unread += tuple(keys_at(db, table, [place for place, _ in unreadable]))
+        good += len(rows.good) + len(unreadable)
+        bad += rows.rows_bad
+        tids += rows.bad_tids[: SHOWN_KEYS - len(keys) - len(tids)]
+    if tids:
+        with batch():
+            keys += first_keys(db, table, AT, tids)
+    return Found(good, bad, keys, unread)
+
+
+def _looked_at(db: Database, table: Table, size: int) -> Found:
+    """The values are looked at by the server: only numbers and keys travel."""
+    names = {"octets": str(4 * size), "not_finite": db.sql(dimensions.NOT_FINITE_BYTES)}
+    try:
+        with db.attempt():
+            ((all_rows, bad),) = db.rows(
+                "SELECT count(*), count(*) FILTER (WHERE " + NOT_CONVERTED + ") FROM {table}"
+                " WHERE {vector} IS NULL AND octet_length({source}) = {octets}",
+                **names,
+            )
+    except DBAPIError as error:
+        if not is_a_rows(error):
+            raise
+        return by_reading(db, table, size)  # past the row that can't be read
+    return Found(all_rows - bad, bad, first_keys(db, table, NOT_CONVERTED, [], **names) if bad else [])
+
+
+def has_dim(target: Target, table: Table) -> bool:
+    dim = table.columns.get("dim")
+    return target.source == "v" and dim is not None and dim.type in ("smallint", "integer", "bigint")
+
+
+def first_keys(db: Database, table: Table, condition: str, values: list[int] | list[str], **names: str) -> list[str]:
+    """The first few pending rows that meet `condition`."""
+    return keys_where(db, table, "{vector} IS NULL AND " + condition, values, SHOWN_KEYS, **names)

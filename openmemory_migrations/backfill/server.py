@@ -1,0 +1,84 @@
+"""Converts inside the database: no value travels.
+
+By the server's own code, at the pace of a copy, where that can be had (encoding/native.py); else by the SQL function
+that the trigger has, slower than the client where the server's processors are the limit. The only way on a
+distributed table, where each node converts its own rows: a range of places names rows in each shard.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+
+from sqlalchemy.exc import DBAPIError
+
+from ..db import citus, locks, partitions
+from ..db.catalog import Extension, Table
+from ..db.database import Database
+from ..db.threads import side_by_side
+from ..encoding import native, sync_trigger
+from ..encoding.dimensions import NOT_FINITE_BYTES
+from ..settings import Settings
+from ..target import Target
+from .claims import Claims
+from .pace import Pace
+from .progress import Progress
+from .reader import pages_of
+from .walk import Filling, Walk
+
+MOST_BYTES = 32 * 1024**2  # in a batch: a tenth of a second or two, for as long as its rows are locked
+PENDING = "{{vector}} IS NULL AND octet_length({{source}}) = {octets}"
+VALUE = "{{convert}}({{source}}, {dimensions})"
+
+
+class ServerEngine:
+    """`native`: by the server's own code, of which nothing stays."""
+
+    def __init__(
+        self, db: Database, target: Target, settings: Settings, table: Table, extension: Extension, *, native: bool
+    ) -> None:
+        self.native = native
+        self.db, self.target, self.settings, self.table, self.extension = db, target, settings, table, extension
+        with db.transaction():
+            self.lock_timeout = locks.batch_timeout(db, settings)
+            self.spread = bool(citus.shards(db, table.oid))
+        if not native:
+            sync_trigger.ensure_convert(db, **extension.names())
+
+    def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
+        with self.db.transaction():
+            leaves = partitions.leaves(self.db, self.table.oid)
+        filling = Filling(
+            "{vector}",
+            native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
+            PENDING.format(octets=4 * dimensions),
+            unfit=native.unfit(dimensions) if self.native else NOT_FINITE_BYTES,
+            kept="{source}",
+        )
+
+        def convert(db: Database, claims: Claims) -> None:
+            with native.there(db, self.extension) if self.native else nullcontext():
+                for part in leaves:
+                    try:
+                        with db.transaction():
+                            pages = citus.pages(db, self.table.oid) if self.spread else pages_of(part.at(db))
+                    except DBAPIError as error:
+                        if part.gone(error):
+                            continue
+                        raise
+                    Walk(
+                        db,
+                        self.table,
+                        self.extension,
+                        part,
+                        filling,
+                        self.lock_timeout,
+                        min(self.settings.backfill_batch, max(1, MOST_BYTES // (4 * dimensions))),
+                        progress,
+                        pace.on(db),
+                        (claims, self.target.vector),
+                        self.spread,
+                        native.here if self.native else None,
+                    ).take(pages)
+
+        side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])

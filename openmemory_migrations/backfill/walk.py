@@ -1,0 +1,227 @@
+"""One column filled from another inside the server: in physical order, an UPDATE and a commit for a few pages.
+
+The value is computed from the version of the row that is updated: a row that changes meanwhile is looked at again by
+the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..db import locks
+from ..db.catalog import Extension, Table
+from ..db.database import Database
+from ..db.keys import AT, NEWEST, keys_at
+from ..db.partitions import Part
+from .claims import Claims, space_of
+from .pace import Pace
+from .passes import OVERRULED, UNCHANGED, Steps, kept_from
+from .progress import Progress
+from .reader import MOST_UNITS, UNIT, by_tid
+from .stage import Beside, beside
+
+PLACES = 2048  # counted for a page: more than any page, of whatever size, has rows
+# the last of so many: physical order is that in which ranges of places are read
+NEXT = """
+SELECT CAST(max(tid) AS text), count(*)
+FROM (SELECT ctid AS tid FROM ONLY {table} WHERE {inside} AND {pending}{order} LIMIT {most}) AS next
+"""
+UNLOCKED = "SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {pending} FOR NO KEY UPDATE SKIP LOCKED"
+OURS = "ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
+OTHERS = "{inside} AND ctid <> ALL (CAST(CAST(:tids AS text[]) AS tid[]))"
+FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING CAST(ctid AS text)"
+# beside triggers of others': with the bytes as they were, which none may change
+FILL_BESIDE = f"""
+WITH old AS MATERIALIZED (
+  SELECT ctid AS was_at, {{kept}} AS was FROM ONLY {{table}} WHERE {{which}} AND {{pending}}{{fit}} FOR NO KEY UPDATE)
+UPDATE ONLY {{table}} SET {{filled}} = {{value}} FROM old WHERE ctid = was_at
+RETURNING CAST(ctid AS text),
+          CASE WHEN NOT pg_catalog.record_image_eq(ROW({{kept}}), ROW(was)) THEN {OVERRULED.format(tid="ctid")} END
+"""
+# what they have made of rows before their UPDATE, and of those that are elsewhere since, after it
+FILLED = f"SELECT CAST(ctid AS text), {{ok}} FROM ONLY {{table}} WHERE {AT}"
+FILLED_ELSEWHERE = f"""
+SELECT CAST(t.ctid AS text), {{ok}} FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest WHERE w.newest <> w.tid
+"""
+LEFT = "SELECT CAST(ctid AS text), CAST(xmin AS text), {unfit} FROM ONLY {table} WHERE {inside} AND {pending}"
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What is filled from what, in SQL with the names of a `Database` and the extension's: the column, its value, which
+    rows are `pending`, which of these are `unfit` and stay, and the column that may be `kept` from changes on the way.
+    """
+
+    filled: str
+    value: str
+    pending: str
+    unfit: str | None = None
+    kept: str | None = None
+
+    def names(self, db: Database, **ext: str) -> dict[str, str]:
+        own = {"filled": self.filled, "value": self.value, "pending": self.pending, "unfit": self.unfit or "false"}
+        own["kept"] = self.kept or "true"
+        names = {name: db.sql(text, **ext) for name, text in own.items()}
+        names["ok"] = db.sql("{ext}.vector_send({filled}) = {ext}.vector_send({value})", **ext, **names)
+        names["fit"] = f" AND NOT ({names['unfit']})" if self.unfit else ""
+        return names
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Up to before a place, with so many pending rows, the last of them at another."""
+
+    end: int
+    rows: int
+    last: int = 0
+
+
+@dataclass
+class Walk:
+    """Over one table that holds rows. With `claims` others walk there as well, each at other pages; `spread` over nodes
+    it has a row of each place in each of its shards, and none can be left out while it is locked."""
+
+    db: Database
+    table: Table
+    extension: Extension
+    part: Part
+    filling: Filling
+    lock_timeout: str
+    most_rows: int
+    progress: Progress
+    pace: Pace | None = None
+    claims: tuple[Claims, str] | None = None  # and the column that they are for
+    spread: bool = False
+    within: Callable[[Database, Extension], AbstractContextManager[None]] | None = None  # around what a batch does
+
+    def take(self, last_page: int) -> None:
+        place = 0  # a page and a row's place in it, as one number
+        self.steps = Steps(self.db, self.progress.what, self.most_rows)
+        self.reach = 1  # units that a batch is looked for in
+        at, self.beside = self.part.at(self.db), Beside()
+        if not self.spread:
+            with self.db.transaction():
+                self.beside = beside(at, at.sql(self.filling.filled))
+        while place < last_page * PLACES:
+            try:
+                filled, bad = self._batch(place)
+            except DBAPIError as error:
+                if self.part.gone(error):
+                    log.notice(f"{self.progress.what}: partition {self.part} is gone")
+                    return
+                outcome = self.steps.failed(error, self.batch.rows, can_care=not self.spread)
+                if outcome != "again":
+                    place = self.batch.last + 1
+                    self.progress.obstacles.pass_by(outcome, error, self._keys([_tid(self.batch.last)]))
+                continue
+            self.steps.done()
+            place = self.batch.end
+            if filled or bad:
+                self.progress.add(self.db, filled, bad)
+            if filled and self.pace:
+                self.pace.rest(self.progress.what)
+
+    def _batch(self, place: int) -> tuple[int, int]:
+        """How many rows have got their value, and how many are unfit."""
+        names = self.filling.names(self.db, **self.extension.names())
+        at = self.part.at(self.db)
+        self.batch = Batch(place, self.steps.size, place)
+        with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
+            if self.spread:
+                locks.set_timeout(self.db, self.lock_timeout)
+            self.steps.heed()
+            if self.beside.after:  # or one that is deferred would fire after we have looked
+                self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
+            self.batch = self._chosen(at, place, names)
+            if not self.batch.rows:
+                return 0, 0
+            names["inside"] = _inside(place, self.batch.end)
+            with self.within(self.db, self.extension) if self.within else nullcontext():
+                done, kept, bad = self._fill(at, names)
+            keys = kept_from(at, self.table, names["filled"], kept) if kept else []
+        if keys:
+            self.progress.obstacles.refuse_for(UNCHANGED, keys)
+        return sum(done.values()), bad
+
+    def _chosen(self, at: Database, place: int, names: dict[str, str]) -> Batch:
+        """The next pending rows in as many units as are ours, none where others are at the first."""
+        end = self._claimed(place)
+        if not end:
+            return Batch((place // (UNIT * PLACES) + 1) * UNIT * PLACES, 0)
+        most = self.steps.size
+        # each shard is read by its places, one after the other
+        order = " ORDER BY ctid" if self.spread else ""
+        ((tid, rows),) = at.rows(NEXT, **{**names, "inside": _inside(place, end), "most": str(most), "order": order})
+        last = _place(tid) if rows else 0
+        if rows < most:
+            self.reach = min(2 * self.reach, MOST_UNITS)
+            return Batch(end, rows, last)
+        self.reach = (last - place) // (UNIT * PLACES) + 2  # the first of them may be half done
+        return Batch(last + 1, rows, last)
+
+    def _fill(self, at: Database, names: dict[str, str]) -> tuple[dict[str, bool], list[str], int]:
+        """The places of rows that were updated, and whether they have got their value; those that a trigger keeps
+        from it; and how many are unfit."""
+        if self.steps.careful:
+            tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
+            self.progress.obstacles.lock(1)  # or it would not have come to this
+            done = self._update(at, names, OURS, tids)
+        else:
+            done = self._update(at, names, "{inside}")
+        kept, bad = [tid for tid, ok in done.items() if not ok], 0
+        if self.filling.unfit:
+            left = [(tid, version, unfit) for tid, version, unfit in at.rows(LEFT, **names) if tid not in done]
+            bad = sum(unfit for _, _, unfit in left)
+            if bad < len(left) and not self.steps.careful:
+                # there before an UPDATE and after it, as it was: kept so by a trigger, and by nobody else
+                done |= self._update(at, names, OTHERS, list(done))
+                again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
+                kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
+        return done, kept, bad
+
+    def _update(
+        self, at: Database, names: dict[str, str], which: str, tids: list[str] | None = None
+    ) -> dict[str, bool]:
+        fill = (FILL_BESIDE if self.beside.before else FILL).replace("{which}", which)
+        tids = [row[0] for row in at.rows(fill, {} if tids is None else {"tids": tids}, **names)]
+        done = dict.fromkeys(tids, True)
+        if tids and (self.beside.before or self.beside.after):
+            ok = names["ok"] if self.beside.before else "true"
+            done = {tid: right is True for tid, right in at.rows(FILLED, {"values": tids}, **{**names, "ok": ok})}
+            if gone := [tid for tid in tids if tid not in done]:
+                values = {"values": gone, "table": at.names["table"]}
+                done |= {tid: right is True for tid, right in at.rows(FILLED_ELSEWHERE, values, **names)}
+        return done
+
+    def _claimed(self, place: int) -> int | None:
+        """How far the pages may be looked through: as many units as are ours; None where others are at the first."""
+        first = place // (UNIT * PLACES)
+        units = range(first, first + self.reach)
+        if self.claims is None:
+            return units.stop * UNIT * PLACES
+        claims, column = self.claims
+        ours = set(claims.take(self.db, space_of(self.part.schema, self.part.name, column), units))
+        until = next((unit for unit in units if unit not in ours), units.stop)
+        return until * UNIT * PLACES if until > first else None
+
+    def _keys(self, tids: list[str]) -> list[str]:
+        with self.db.transaction():
+            return keys_at(self.part.at(self.db), self.table, tids)
+
+
+def _tid(place: int) -> str:
+    return "({},{})".format(*divmod(place, PLACES))
+
+
+def _place(tid: str) -> int:
+    page, item = map(int, tid.strip("()").split(","))
+    return page * PLACES + item
+
+
+def _inside(place: int, end: int) -> str:
+    return f"ctid >= '{_tid(place)}' AND ctid < '{_tid(end)}'"

@@ -1,0 +1,1 @@
+"""Marks and attributes of columns, and what guards a change of them."""

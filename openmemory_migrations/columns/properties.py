@@ -1,0 +1,221 @@
+"""What a column has beside its values, so that another can take its place: NOT NULL, default, comment, privileges.
+
+Everything here is quick and belongs into a transaction with other changes, but for `prove_not_null`, which reads the
+whole table without keeping anybody from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..db import locks, partitions
+from ..db.catalog import Table
+from ..db.database import Database
+from ..db.sqlerrors import sqlstate
+from ..errors import MigrationError
+from ..settings import Settings
+from ..target import Target, literal, quote
+
+CHECK_VIOLATION = "23514"
+STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}
+
+ATTRIBUTES = """
+SELECT a.attnotnull, pg_catalog.pg_get_expr(d.adbin, d.adrelid), pg_catalog.col_description(a.attrelid, a.attnum),
+       CAST(a.attstorage AS text), CAST(a.attcompression AS text), a.attstattarget, a.attacl IS NOT NULL
+FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE a.attrelid = CAST(:table AS regclass) AND a.attname = :column AND NOT a.attisdropped
+"""
+GRANTS = """
+SELECT CASE g.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(g.grantee) END, g.privilege_type, g.is_grantable
+FROM pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) g
+WHERE a.attrelid = CAST(:table AS regclass) AND a.attname = :column AND NOT a.attisdropped
+ORDER BY 1 NULLS FIRST, 2
+"""
+# what would be left behind by a column that goes: deptype i and P are part of something else that is listed itself
+DEPENDENTS = """
+SELECT DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
+FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+WHERE d.refclassid = CAST('pg_class' AS regclass) AND d.refobjid = ANY (:tables) AND a.attname = :column
+  AND d.deptype IN ('n', 'a')
+  AND NOT (d.classid = CAST('pg_attrdef' AS regclass)
+           AND EXISTS (SELECT FROM pg_catalog.pg_attrdef f WHERE f.oid = d.objid AND f.adnum = d.refobjsubid))
+  AND NOT (d.classid = CAST('pg_trigger' AS regclass)
+           AND EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.oid = d.objid AND t.tgname = ANY (:ours)))
+  AND NOT (d.classid = CAST('pg_class' AS regclass)
+           AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = d.objid AND c.relname = ANY (:ours)))
+  AND NOT (d.classid = CAST('pg_constraint' AS regclass)
+           AND EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.oid = d.objid
+                       AND (c.contype = 'n' OR c.conname = ANY (:ours))))
+ORDER BY 1
+"""
+
+# a partition may have what its parent hasn't: that neither goes over nor comes back
+OF_PARTS = """
+SELECT own.what || ' of ' || pg_catalog.pg_describe_object(CAST('pg_class' AS regclass), a.attrelid, a.attnum)
+FROM unnest(CAST(:tables AS oid[])) AS t (oid)
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attname = :column
+     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
+     LATERAL (VALUES ('NOT NULL', a.attnotnull AND NOT CAST(:not_null AS boolean)),
+                     ('the default', pg_catalog.pg_get_expr(d.adbin, d.adrelid) <> coalesce(:default, ''))
+             ) AS own (what, here)
+WHERE own.here
+ORDER BY 1
+"""
+
+
+@dataclass(frozen=True)
+class Grant:
+    role: str | None  # None: PUBLIC
+    privilege: str
+    grantable: bool
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """`default` is SQL; `storage`, `compression` and `statistics` as in pg_attribute."""
+
+    not_null: bool
+    default: str | None
+    comment: str | None
+    storage: str
+    compression: str
+    statistics: int | None
+    grants: tuple[Grant, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """What can go through JSON and back."""
+        return {**vars(self), "grants": grants_as_data(self.grants)}
+
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any]) -> Attributes:
+        return cls(**{**data, "grants": grants_of_data(data["grants"])})
+
+
+def grants_as_data(grants: Iterable[Grant]) -> list[list[Any]]:
+    return [[g.role, g.privilege, g.grantable] for g in grants]
+
+
+def grants_of_data(data: Iterable[Iterable[Any]]) -> tuple[Grant, ...]:
+    return tuple(Grant(*grant) for grant in data)
+
+
+def attributes(db: Database, column: str) -> Attributes:
+    """Those of a column of the table that `db` names."""
+    where = {"table": db.names["table"], "column": column}
+    ((not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(ATTRIBUTES, where)
+    grants = tuple(Grant(*row) for row in db.rows(GRANTS, where)) if has_grants else ()
+    return Attributes(not_null, default, comment, storage, compression.strip("\0"), statistics, grants)
+
+
+def dependents(db: Database, table: Table, column: str, *ours: str) -> list[str]:
+    """What hangs on a column and would not go over to another: views, indexes, generated columns, others' triggers."""
+    tables = [part.oid for part in partitions.parts(db, table.oid)]
+    found = list(db.rows(DEPENDENTS, {"tables": tables, "column": column, "ours": list(ours)}))
+    if tables[1:]:
+        root = attributes(db, column)
+        own = {"tables": tables[1:], "column": column, "not_null": root.not_null, "default": root.default}
+        found += db.rows(OF_PARTS, own)
+    return [text for (text,) in found]
+
+
+def prove_not_null(db: Database, target: Target, settings: Settings, table: Table, column: str) -> None:
+    """Leaves a constraint, valid, by which SET NOT NULL needn't read the table. Raises MigrationError for a NULL.
+
+    Until it is dropped it refuses the writes that the NOT NULL is going to refuse.
+    """
+    names = {"column": quote(column)}
+
+    def add() -> None:
+        unprove_not_null(db)
+        db.run("ALTER TABLE {table} ADD CONSTRAINT {left} CHECK ({column} IS NOT NULL) NOT VALID", **names)
+
+    what = f"requiring {quote(column)} of {target}"
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, add)
+    try:
+        with db.transaction():
+            db.run("ALTER TABLE {table} VALIDATE CONSTRAINT {left}")
+    except BaseException as error:
+        if db.usable:
+            locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: unprove_not_null(db))
+        if isinstance(error, DBAPIError) and sqlstate(error) == CHECK_VIOLATION:
+            with db.transaction(snapshot=True):
+                rows = db.value("SELECT count(*) FROM {table} WHERE {column} IS NULL", **names)
+            raise MigrationError(
+                f"{rows:,} rows of {target} have no {quote(column)}, which is to be NOT NULL",
+                hint=f"Delete or mend them: SELECT … FROM {db.names['table']} WHERE {quote(column)} IS NULL.",
+            ) from error
+        raise
+
+
+def has_proof(db: Database, target: Target) -> bool:
+    """Asked without a lock on the table, which to drop nothing takes as well."""
+    there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = CAST(:table AS regclass)"
+    return bool(db.value(there + " AND conname = :name)", {"table": db.names["table"], "name": target.left}))
+
+
+def unprove_not_null(db: Database) -> None:
+    db.quietly("ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {left}")
+
+
+def require(db: Database, column: str, not_null: bool) -> None:
+    """Sets or takes NOT NULL; to set it without reading the table, `prove_not_null` comes before."""
+    action = "SET" if not_null else "DROP"
+    db.run("ALTER TABLE {table} ALTER COLUMN {column} {action} NOT NULL", column=quote(column), action=action)
+
+
+def set_default(db: Database, column: str, default: str | None) -> None:
+    action = "DROP DEFAULT" if default is None else f"SET DEFAULT {default}"
+    db.run("ALTER TABLE {table} ALTER COLUMN {column} {action}", column=quote(column), action=action)
+
+
+def comment(db: Database, column: str, text: str | None) -> None:
+    shown = literal(text) if text else "NULL"
+    db.run("COMMENT ON COLUMN {table}.{column} IS {text}", column=quote(column), text=shown)
+
+
+def grant(db: Database, column: str, wanted: tuple[Grant, ...]) -> None:
+    """Leaves the column with these privileges of its own, and no others; those on the table aren't touched."""
+    present = attributes(db, column).grants
+    for one in present:
+        if one not in wanted:
+            _grant(db, "REVOKE", "FROM", column, one)
+    for one in wanted:
+        if one not in present and (one.role is None or _exists(db, one.role)):
+            _grant(db, "GRANT", "TO", column, one)
+
+
+def _exists(db: Database, role: str) -> bool:
+    """A role may have been dropped since its privileges were noted; says so."""
+    if db.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = :role)", {"role": role}):
+        return True
+    log.warning(f"there is no role {quote(role)} any more that had privileges on a column of {db.names['table']}")
+    return False
+
+
+def _grant(db: Database, action: str, direction: str, column: str, one: Grant) -> None:
+    db.run(
+        "{action} {privilege} ({column}) ON TABLE {table} {direction} {role}{option}",
+        action=action,
+        privilege=one.privilege,
+        column=quote(column),
+        direction=direction,
+        role="PUBLIC" if one.role is None else quote(one.role),
+        option=" WITH GRANT OPTION" if one.grantable and action == "GRANT" else " CASCADE" * (action == "REVOKE"),
+    )
+
+
+def store(db: Database, column: str, wanted: Attributes) -> None:
+    """How values are stored and looked at, of a column of the same type."""
+    alter = "ALTER TABLE {table} ALTER COLUMN {column} "
+    name = {"column": quote(column)}
+    db.run(alter + "SET STORAGE {storage}", storage=STORAGE[wanted.storage], **name)
+    if wanted.compression:
+        method = {"p": "pglz", "l": "lz4"}[wanted.compression]
+        db.run(alter + "SET COMPRESSION {method}", method=method, **name)
+    if wanted.statistics is not None and wanted.statistics >= 0:
+        db.run(alter + "SET STATISTICS {number}", number=str(wanted.statistics), **name)

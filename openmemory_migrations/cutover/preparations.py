@@ -1,0 +1,206 @@
+"""What a cutover prepares for its switch, and how that is taken back where it didn't come to it.
+
+That is an index and a constraint by which the switch needn't read the table, and rows that have left it. The next run
+uses them, or makes them anew.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..columns import guard, properties
+from ..columns.marks import Mark
+from ..db import catalog, locks, partitions
+from ..db.catalog import Index, Table
+from ..db.database import PATIENT_LOCK_TIMEOUT, Database
+from ..db.partitions import Part
+from ..db.sqlerrors import as_migration_error
+from ..errors import MigrationError
+from ..index import build, replacement
+from ..settings import Settings
+from ..target import Target, quote
+from . import gate, kept
+
+# WHERE has but half of kept.LEFT: from 17 on the server leaves `v IS NOT NULL` out where the column is NOT NULL; an
+# index for both would be of no use to it then, and it would read the table
+LEFT_INDEX = "CREATE INDEX CONCURRENTLY {index} ON {table} (({source} IS NOT NULL)) WHERE {vector} IS NULL"
+CLEAN_UP_TIMEOUT = "5s"
+# what has kept its name when the table got another, and the line that gives it the one that it is looked for by
+STRAYED = """
+WITH own AS (
+  SELECT CAST(:schema AS text) AS schema, CAST(:table AS text) AS table_name, CAST(:kept AS text) AS kept,
+         CAST(:left AS text) AS proof, CAST(:vector AS text) AS vector, CAST(:oid AS text) AS oid,
+         CAST(:comment AS text) AS comment)
+SELECT 'table ' || CAST(CAST(c.oid AS regclass) AS text) || ', with rows that have left it',
+       CASE WHEN c.relname = own.kept
+            THEN pg_catalog.format('ALTER TABLE %I.%I SET SCHEMA %I', n.nspname, c.relname, own.schema)
+            ELSE pg_catalog.format('ALTER TABLE %I.%I RENAME TO %I', n.nspname, c.relname, own.kept) END
+FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, own
+WHERE d.classoid = CAST('pg_class' AS regclass) AND d.objsubid = 0
+  AND starts_with(d.description, own.comment) AND substring(d.description FROM ', oid ([0-9]+)$') = own.oid
+  AND (n.nspname, c.relname) IS DISTINCT FROM (own.schema, own.kept)
+UNION ALL
+SELECT 'constraint ' || quote_ident(conname) || ', which refuses rows without a vector',
+       pg_catalog.format('ALTER TABLE %I.%I RENAME CONSTRAINT %I TO %I', own.schema, own.table_name, conname, own.proof)
+FROM pg_catalog.pg_constraint, own
+WHERE CAST(conrelid AS text) = own.oid AND contype = 'c' AND conname <> own.proof AND conname LIKE '%left'
+  AND pg_catalog.pg_get_expr(conbin, conrelid) = '(' || quote_ident(own.vector) || ' IS NOT NULL)'
+UNION ALL
+SELECT 'index ' || quote_ident(c.relname),
+       pg_catalog.format('ALTER INDEX %I.%I RENAME TO %I', own.schema, c.relname, own.proof)
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid, own
+WHERE CAST(i.indrelid AS text) = own.oid AND c.relname <> own.proof AND c.relname LIKE '%left'
+  AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(own.vector) || ' IS NULL)'
+"""
+
+
+def index_left(db: Database, target: Target, leaves: list[Part]) -> None:
+    """Has the index on the rows without a vector ready on each table that holds rows."""
+    for part in leaves:
+        at, name = part.at(db), gate.left_index(target, part)
+        found = _found_index(db, part, name)
+        if found and found.valid:
+            continue  # of a run that was interrupted; to drop it would wait for whoever reads the table
+        if found:
+            _drop_index(db, part, name)
+        with at.autocommit():
+            at.run(LEFT_INDEX, index=quote(name))
+
+
+def drop_left(db: Database, target: Target, leaves: list[Part], lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
+    """Takes it away where it is."""
+    for part in leaves:
+        name = gate.left_index(target, part)
+        if _found_index(db, part, name):
+            _drop_index(db, part, name, lock_timeout)
+
+
+def left(db: Database, target: Target, table: Table) -> list[str]:
+    """What a run that was killed has prepared and not taken away; in a transaction that is open."""
+    newer = target.newer
+    named = [(target.schema, newer.index, table.oid)] if newer.index_name else []
+    named += [(part.schema, gate.left_index(target, part), part.oid) for part in partitions.leaves(db, table.oid)]
+    found = [f"index {quote(name)}" for schema, name, oid in named if _index(db, schema, name, oid)]
+    if properties.has_proof(db, target):
+        found.append(f"constraint {quote(target.left)}, which refuses rows without a vector")
+    if rows := kept.count(db):
+        found.append(f"table {quote(target.kept)}, with {rows:,} rows that have left {target}")
+    return found + [text for text, _ in _strayed(db, target, table)]
+
+
+def _strayed(db: Database, target: Target, table: Table) -> list[tuple[str, str]]:
+    names = {
+        "schema": target.schema,
+        "table": target.table,
+        "kept": target.kept,
+        "left": target.left,
+        "vector": target.vector,
+    }
+    return [tuple(row) for row in db.rows(STRAYED, {**names, "oid": str(table.oid), "comment": kept.COMMENT})]
+
+
+def require_names(db: Database, target: Target, table: Table) -> None:
+    """Raises MigrationError for a table that got another name, or schema, after a run was killed: nothing would find
+    what that has left."""
+    if found := _strayed(db, target, table):
+        raise MigrationError(
+            f"an interrupted cutover of {target}, which had another name then, has left"
+            f" {'; '.join(text for text, _ in found)}",
+            hint=f"{'; '.join(line for _, line in found)}; then the same command again.",
+        )
+
+
+def take_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Leaves the table as it was before a cutover that has not come to its switch. Raises MigrationError."""
+    with db.transaction():
+        require_names(db, target, table)
+        guarded = guard.there(db)
+    if guarded:
+        what = f"dropping trigger {', '.join(guarded)} of {target}"
+        locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: guard.drop(db))
+    unprove(db, target, settings, table)
+    if target.newer.index_name:
+        replacement.drop(db, target.newer, settings, table, replacement.LEFT)
+    with db.transaction():
+        leaves = partitions.leaves(db, table.oid)
+    drop_left(db, target, leaves)
+    # last, as some may have to stay away
+    kept.put_back(db, target, table, settings)
+
+
+def rows_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Without the index, which goes with the column. Raises MigrationError where rows have to stay away."""
+    with db.transaction():
+        require_names(db, target, table)
+    unprove(db, target, settings, table)
+    kept.put_back(db, target, table, settings)
+
+
+def unprove(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """Drops the constraint, which refuses rows without a vector: what the application writes, and those that come
+    back."""
+    with db.transaction():
+        proof = properties.has_proof(db, target)
+    if proof:
+        what = f"dropping constraint {quote(target.left)} of {target}"
+        locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: properties.unprove_not_null(db))
+
+
+def clean_up(db: Database, target: Target, settings: Settings, table: Table) -> None:
+    """After a run that failed, not at the price of waiting for others: what is left is of use to the next."""
+
+    def unprove_at_once() -> None:
+        with db.transaction():
+            if properties.has_proof(db, target):
+                locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
+                properties.unprove_not_null(db)
+
+    try:
+        with db.transaction():
+            now = catalog.table(db, target.schema, target.table)
+            leaves = partitions.leaves(db, table.oid)
+        if now and Mark.of(now, target):
+            return  # what failed came after the switch
+    except (MigrationError, DBAPIError):
+        return
+    for step in (
+        unprove_at_once,
+        lambda: kept.put_back(db, target, table, settings),
+        lambda: drop_left(db, target, leaves, CLEAN_UP_TIMEOUT),
+    ):
+        try:
+            step()
+        except (MigrationError, DBAPIError) as error:
+            if not db.usable:
+                return
+            problem = error if isinstance(error, MigrationError) else as_migration_error(error, f"cleaning up {target}")
+            log.warning(problem.message, detail=problem.detail, hint=problem.hint)
+
+
+def _found_index(db: Database, part: Part, name: str) -> Index | None:
+    with db.transaction():
+        return _index(db, part.schema, name, part.oid)
+
+
+def _index(db: Database, schema: str, name: str, table_oid: int) -> Index | None:
+    found = catalog.indexes(db, schema, name).get(name)
+    return found if found and found.table_oid == table_oid else None
+
+
+def _drop_index(db: Database, part: Part, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
+    build.drop(db.at({"schema": quote(part.schema)}), name, lock_timeout)
+
+
+__all__ = [
+    "LEFT_INDEX",
+    "clean_up",
+    "drop_left",
+    "index_left",
+    "left",
+    "require_names",
+    "rows_back",
+    "take_back",
+    "unprove",
+]

@@ -1,0 +1,178 @@
+"""From two columns to one: first what takes time, while the application writes, then one short transaction."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .. import log
+from ..columns import guard, marks, properties
+from ..columns.marks import UNDO, Mark
+from ..db import catalog, locks, partitions
+from ..db.catalog import Extension, Table
+from ..db.database import Database
+from ..encoding import sync_trigger
+from ..errors import Changed
+from ..index import build, choice, partitioned
+from ..index.build import CannotBuild
+from ..index.choice import INDEX_DIMENSIONS, NoIndex
+from ..settings import Settings
+from ..steps import checks, interference
+from ..target import Target, quote
+from . import back_trigger, gate, kept, preparations
+
+
+def upgrade(db: Database, target: Target, settings: Settings) -> None:
+    """Raises MigrationError, with nothing changed but that newer OpenMemory's index may be there, unless everything
+    that `gate` asks for holds."""
+    mode = gate.require_mode(settings, target)
+    with db.reading():
+        table = checks.require_table(db, target)
+        if found := Mark.of(table, target):
+            found.require(mode, target)
+            log.notice(f"{found.said(target)}; nothing to do")
+            return
+        if table.columns[target.source].is_vector:
+            log.notice(f"column {quote(target.source)} of {target} is of type vector already, nothing to cut over")
+            return
+        preparations.require_names(db, target, table)
+        gate.require(db, target, settings, table)
+        gate.warn(db, target, table)
+    db.take_over()
+    try:
+        done = locks.decided(lambda: _cut_over(db, target, settings, mode))
+    except BaseException:
+        if db.usable:
+            db.rollback()
+            preparations.clean_up(db, target, settings, table)
+        raise
+    log.notice(
+        done.said(target),
+        detail=f"A writer that still sends bytes to {quote(target.source)} gets an error from now on.",
+        hint=f"The way back: {UNDO}.",
+    )
+
+
+def _newer_index(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> str | None:
+    """Has the index ready that newer OpenMemory makes when it starts, or returns the one that only needs its name.
+
+    For a column of a host's, and with OM_INDEX=none, there is nothing to do.
+    """
+    newer = target.newer
+    if newer.index_name is None or settings.index == "none":
+        return None
+    size = table.columns[target.vector].dimensions or 0
+    if size > INDEX_DIMENSIONS:
+        log.warning(
+            f"newer OpenMemory can't start on vectors of {size:,} dimensions: the index that it makes takes"
+            f" {INDEX_DIMENSIONS:,} at most"
+        )
+        return None
+    wants = replace(settings, index="hnsw", index_metric="cosine", index_halfvec=False)
+    with db.transaction(snapshot=True):
+        rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+    wanted = choice.plan(newer, wants, extension, size, rows)
+    if isinstance(wanted, NoIndex):
+        build.say_none(newer, wanted)
+        return None
+    with db.transaction():
+        own = catalog.indexes(db, target.schema, target.index).get(target.index)
+        there = catalog.relation_exists(db, target.schema, newer.index)
+    if own and own.valid and own.table_oid == table.oid and wanted.matches(own) and not there:
+        return own.name
+    try:
+        if table.kind == "p":
+            partitioned.ensure(db, newer, wants, table, extension)
+        else:
+            build.drop_invalid(db, newer, table.oid)
+            build.ensure(db, newer, wants, table.oid, wanted)
+    except CannotBuild as problem:
+        build.say(problem)
+    return None
+
+
+def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Mark:
+    """Looks, prepares and switches; raises Changed where the table isn't what it was, and that has to be done again."""
+    with db.transaction():
+        table = checks.require_table(db, target)
+        gate.require(db, target, settings, table)
+        extension = catalog.extension(db)
+        leaves = partitions.leaves(db, table.oid)
+        not_null = properties.attributes(db, target.source).not_null
+    assert extension is not None  # there is a column of its type
+    # of a run before, or the last look: not while all rows are compared
+    preparations.unprove(db, target, settings, table)
+    to_leave = gate.require_rows(db, target, settings, table)
+    renamed = _newer_index(db, target, settings, table, extension) if mode == "swap" else None
+    if not to_leave:
+        preparations.index_left(db, target, leaves)
+    with guard.against(guard.BYTES, db, target, settings, table, extension):
+        skipped, seen = gate.verify(db, target, settings, table, extension)
+        if skipped:
+            # which would point to rows that have left, and the switch would visit them one by one
+            preparations.drop_left(db, target, leaves)
+            kept.move_out(db, target, table, settings)
+        preparations.index_left(db, target, leaves)
+        with db.transaction():
+            away = kept.count(db)
+        if mode == "swap" and not_null:
+            # last: it refuses rows that no vector can hold, which others may still write
+            properties.prove_not_null(db, target, settings, table, target.vector)
+
+        def switch() -> Mark:
+            if (
+                properties.attributes(db, target.source).not_null != not_null
+                or partitions.leaves(db, table.oid) != leaves
+            ):
+                raise Changed(f"{target} was changed just now")  # and its rows would have to be read, to switch
+            return interference.tried(db, target, lambda: _switch(db, target, settings, table, mode, renamed, away))
+
+        return locks.retried(db, settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)
+
+
+def _switch(
+    db: Database, target: Target, settings: Settings, table: Table, mode: str, renamed: str | None, away: int
+) -> Mark:
+    """The one transaction in which anything is different for others; `away` are the rows that have left before."""
+    guard.drop(db)
+    gate.require_trigger(db, target, table)
+    gate.require_dependents(db, target, table)
+    left = kept.count_left(db)
+    if left > kept.FEW:
+        raise Changed(f"more than {kept.FEW} rows of {target} have come that no vector can hold")
+    gate.require_accepted(db, target, settings, table, left, away)
+    if left:
+        kept.take_last(db, target, table, left)
+    parts = partitions.parts(db, table.oid)
+    source, vector = properties.attributes(db, target.source), properties.attributes(db, target.vector)
+    dimensions = table.columns[target.vector].dimensions
+    sync_trigger.drop_trigger(db)
+    for part in parts:
+        index = gate.left_index(target, part)
+        if part.is_leaf and index in catalog.indexes(db, part.schema, index):
+            db.run("DROP INDEX {in_schema}.{index}", in_schema=quote(part.schema), index=quote(index))
+    grants = [(part, properties.attributes(part.at(db), target.source).grants) for part in parts]
+    if mode == "drop":
+        of_parts = {part.sql_name: theirs for part, theirs in grants if theirs and part.parent is not None}
+        found = Mark("drop", source, vector, parts=of_parts, dimensions=dimensions, kept=away + left)
+        db.run("ALTER TABLE {table} DROP COLUMN {source}")
+        properties.comment(db, target.vector, found.text)
+        return found
+    found = Mark("swap", source, vector, renamed, dimensions=dimensions, kept=away + left)
+    of_vector = [properties.attributes(part.at(db), target.vector).grants for part in parts]
+    if source.not_null:
+        properties.require(db, target.source, not_null=False)
+    if source.default is not None:
+        properties.set_default(db, target.source, None)
+    db.run("ALTER TABLE {table} RENAME COLUMN {source} TO {archive}")
+    db.run("ALTER TABLE {table} RENAME COLUMN {vector} TO {source}")
+    for (part, theirs), ours in zip(grants, of_vector, strict=True):
+        properties.grant(part.at(db), target.source, theirs)
+        properties.grant(part.at(db), target.archive, ours)
+    if source.not_null:
+        properties.require(db, target.source, not_null=True)
+    properties.unprove_not_null(db)
+    properties.comment(db, target.source, found.text)
+    back_trigger.forget(db.at(marks.names(target.swapped)))
+    if renamed:
+        db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(renamed), to=quote(target.newer.index))
+    return found

@@ -1,0 +1,224 @@
+"""The way back: the bytes are rebuilt from the vectors while the application writes, then one short transaction.
+
+Both modes go the same way. A row is pending while it has a vector and no bytes: after a drop every row, after a swap
+those that were written since. Whoever is interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from .. import log
+from ..backfill import claims
+from ..backfill.claims import Claims
+from ..backfill.client import ClientEngine
+from ..backfill.pace import Pace
+from ..backfill.passes import Obstacles, until_none_is_left
+from ..backfill.progress import Progress
+from ..backfill.reader import BACK
+from ..columns import guard, marks, properties
+from ..columns.marks import Mark
+from ..db import catalog, locks, partitions
+from ..db.catalog import Extension, Table
+from ..db.database import Database, Seen
+from ..encoding import sync_trigger
+from ..errors import Changed, MigrationError
+from ..index import replacement
+from ..index.choice import DEFAULTS
+from ..settings import Settings
+from ..steps import checks, interference
+from ..target import Target, quote
+from ..verify import verification
+from . import back_trigger, kept, preparations
+
+PENDING = "{vector} IS NOT NULL AND {source} IS NULL"
+
+
+def downgrade(db: Database, target: Target, settings: Settings) -> None:
+    """Leaves the table as it was before the cutover, with what was written since. Raises MigrationError."""
+    with db.reading():
+        table = checks.require_table(db, target)
+        found = Mark.of(table, target)
+        if found is None and catalog.trigger_enabled(db, table.oid, target.back):
+            raise marks.changed(target, target.source)
+    if found is None:
+        db.take_over()
+        replacement.drop_left(db, target, settings, table)  # by a run that was interrupted after its switch
+        if not table.columns[target.source].is_vector:
+            # by one that was before it, or of rows that had to stay
+            preparations.take_back(db, target, settings, table)
+        log.notice(f"{target} is not cut over, nothing to undo")
+        return
+    with db.reading():
+        checks.require_rights(db, target, table, settings)
+        found.require_names(table, target)
+        found.require_dimensions(table, target)
+        missing = kept.require(db, target, table, found.kept, settings.accept_loss)
+        kept.require_owned(db)
+        extension = catalog.extension(db)
+    if missing:
+        log.warning(
+            f"{missing:,} rows that left {target} at its cutover are lost,"
+            f" as OM_ACCEPT_LOSS={settings.accept_loss} accepts"
+        )
+    db.take_over()
+    assert extension is not None  # there is a column of its type
+    locks.decided(lambda: _undo(db, target, settings, extension, found))
+    replacement.drop_left(db, target, settings, table)
+    log.notice(
+        f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
+        f" {quote(target.sync)} keeps {quote(target.vector)} equal to them",
+        detail=f"A writer that still sends vectors to {quote(target.source)} gets an error from now on."
+        if found.mode == "swap"
+        else f"A writer that still sends vectors to {quote(target.vector)} gets no error, and its rows no bytes.",
+    )
+    # where they fit again: after a swap their column is a vector, and after a drop it may have to be NOT NULL
+    kept.put_back(db, target, table, settings)
+
+
+def _undo(db: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> None:
+    """Rebuilds, compares and switches; raises Changed where the table isn't what it was, and that has to be done
+    again."""
+    now = found.now(target)
+    at = db.at(marks.names(now))
+    table = _begin(at, target, settings, extension, found)
+    _rebuild(at, now, settings, table, extension, target)
+    with guard.against(guard.VECTORS, at, now, settings, table, extension):
+        seen = _verify(at, now, table, extension, target)
+        if found.source.not_null:
+            properties.prove_not_null(at, target, settings, table, now.source)
+        replacement.drop_left(db, target, settings, table)
+        what = f"undoing the cutover of {target}"
+
+        def switch() -> None:
+            interference.tried(db, target, lambda: _switch(db, at, target, table, extension, found))
+
+        locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch, seen)
+
+
+def _begin(at: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> Table:
+    """From here on what is written has its bytes; returns the table with its column for them."""
+    with at.transaction():
+        table = checks.require_table(at, target)
+        now = found.now(target)
+        interference.require_none(_interfering(at, target, found, table))
+        for _, problem in interference.of_updates(at, now, table, settings.lock_timeout_ms):
+            raise problem
+    found.require_names(table, target)
+
+    def change() -> Table:
+        if target.archive not in table.columns:
+            at.run("ALTER TABLE {table} ADD COLUMN {source} bytea")
+            properties.store(at, target.archive, found.source)
+        back_trigger.follow(at, **extension.names())
+        begun = catalog.table(at, target.schema, target.table)
+        assert begun is not None
+        return begun
+
+    what = f"preparing {target} for its bytes"
+    return locks.retried(at, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(at, target, change))
+
+
+def _interfering(at: Database, target: Target, found: Mark, table: Table) -> Iterator[MigrationError]:
+    now = found.now(target)
+    return interference.overriding(at, table, target.back, now.vector, now.source)
+
+
+def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target) -> None:
+    """Passes, until one snapshot finds no row that has a vector and no bytes."""
+    size = table.columns[now.vector].dimensions
+    assert size is not None  # the mark has been asked for it
+    what = f"rebuilding {quote(target.source)} of {target.table}"
+    with at.transaction():
+        pace = Pace(at, settings)
+    engine = ClientEngine(at, now, settings, table, extension, BACK)
+
+    def once(obstacles: Obstacles) -> tuple[int, int]:
+        with at.transaction(snapshot=True):
+            rows = _pending(at)
+        workers = [Claims(True) for _ in range(settings.backfill_workers)]
+        others = partial(claims.of_others, workers)
+        progress = Progress(what, rows, _pending, others, doing="rebuild", obstacles=obstacles)
+        if rows:
+            with progress.shown():
+                engine.walk(size, workers, progress, pace)
+            progress.tell()
+        return progress.converted, rows
+
+    until_none_is_left(
+        at,
+        table,
+        what,
+        once,
+        pending=PENDING,
+        otherwise=f"rows of {target} still have no bytes",
+        hint=f"Mend what keeps them as they are, or end what writes past trigger {quote(target.back)}; then run the"
+        " same command again.",
+    )
+
+
+def _pending(db: Database) -> int:
+    return int(db.value("SELECT count(*) FROM {table} WHERE " + PENDING))
+
+
+def _verify(at: Database, now: Target, table: Table, extension: Extension, target: Target) -> Seen:
+    """Returns what the switch has to find again.
+
+    Kept bytes may be another vector's by now, if that was written past the trigger: nothing tells which is right.
+    """
+    found = verification.compare(at, now, table, extension)
+    if found.fine:
+        log.notice(f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal")
+        return found.seen
+    raise MigrationError(
+        f"in {found.not_right:,} rows of {target} {quote(now.source)} is not what {quote(now.vector)} says",
+        detail=f"{found.problems(table)} They were written past the trigger.",
+        hint=f"If the vectors are right, UPDATE … SET {quote(now.source)} = NULL for those rows; if the bytes are, mend"
+        f" {quote(now.vector)}. Then the same command again.",
+    )
+
+
+def _switch(db: Database, at: Database, target: Target, table: Table, extension: Extension, found: Mark) -> None:
+    if not catalog.trigger_enabled(db, table.oid, target.back):
+        raise Changed(f"trigger {quote(target.back)} of {target} is missing or disabled")
+    interference.require_none(_interfering(at, target, found, table))
+    guard.drop(at)
+    back_trigger.drop(at)
+    if found.mode == "swap":
+        parts = partitions.parts(db, table.oid)
+        of_vector = [properties.attributes(part.at(db), target.source).grants for part in parts]
+        of_bytes = [properties.attributes(part.at(db), target.archive).grants for part in parts]
+        if properties.attributes(db, target.source).not_null and not found.vector.not_null:
+            properties.require(db, target.source, not_null=False)
+        db.run("ALTER TABLE {table} RENAME COLUMN {source} TO {vector}")
+        db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
+        for part, theirs, ours in zip(parts, of_bytes, of_vector, strict=True):
+            properties.grant(part.at(db), target.vector, theirs)
+            properties.grant(part.at(db), target.source, ours)
+    else:
+        db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
+        properties.grant(db, target.source, found.source.grants)
+        for part in partitions.parts(db, table.oid):
+            if part.sql_name in found.parts:
+                properties.grant(part.at(db), target.source, found.parts[part.sql_name])
+    if found.source.not_null:
+        properties.require(db, target.source, not_null=True)
+    properties.unprove_not_null(db)
+    properties.set_default(db, target.source, found.source.default)
+    properties.comment(db, target.source, found.source.comment)
+    properties.comment(db, target.vector, target.comment)
+    names = extension.names()
+    sync_trigger.create_convert(db, **names)
+    sync_trigger.create_trigger(db, table.columns[found.now(target).vector].dimensions, **names)
+    if found.mode == "swap":
+        _rename_index(db, target, table, found)
+
+
+def _rename_index(db: Database, target: Target, table: Table, found: Mark) -> None:
+    """Newer OpenMemory's gets the name back that it had, or one under which it is dropped when there is time."""
+    newer = target.newer.index
+    index = catalog.indexes(db, target.schema, newer).get(newer)
+    if target.newer.index_name and index and index.table_oid == table.oid and index.method in DEFAULTS:
+        to = quote(found.renamed or target.old.index)
+        db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(newer), to=to)

@@ -1,0 +1,1 @@
+"""One PostgreSQL connection: URL, drivers, locks, snapshots, catalogs, signals, Citus."""

@@ -1,0 +1,258 @@
+"""Read-only questions to the catalogs, answered with small frozen objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..target import CUT_OVER, GIVEN, OWN_COMMENT, SET_ASIDE, TYPED, quote
+from . import partitions
+from .database import Database
+
+
+@dataclass(frozen=True)
+class Extension:
+    schema: str
+    version: tuple[int, ...]
+
+    def names(self) -> dict[str, str]:
+        return {"ext": quote(self.schema)}
+
+
+@dataclass(frozen=True)
+class Column:
+    """`type` as format_type gives it without the modifier's parentheses; `dimensions` None where it has none."""
+
+    name: str
+    type: str
+    is_vector: bool
+    dimensions: int | None
+    comment: str
+
+    @property
+    def ours(self) -> bool:
+        return self.is_vector and self.comment.startswith(OWN_COMMENT)
+
+    @property
+    def cut_over(self) -> bool:
+        return self.is_vector and self.comment.startswith(CUT_OVER)
+
+    @property
+    def set_aside(self) -> bool:
+        return self.is_vector and self.comment.startswith(SET_ASIDE)
+
+    @property
+    def typed(self) -> bool:
+        """Whether it is ours, to take the place of vectors without dimensions."""
+        return self.is_vector and self.comment.startswith(TYPED)
+
+    @property
+    def given(self) -> bool:
+        """Whether it has its dimensions from us."""
+        return self.is_vector and self.comment.startswith(GIVEN)
+
+
+@dataclass(frozen=True)
+class Table:
+    oid: int
+    kind: str  # pg_class.relkind
+    owner: str
+    owned: bool  # by this role, or by one that it is a member of
+    has_children: bool
+    is_partition: bool
+    rows_hidden: bool  # row-level security applies to this role
+    key: tuple[str, ...]  # columns of the primary key
+    columns: dict[str, Column]
+
+
+@dataclass(frozen=True)
+class Index:
+    """`key` is the name of its one column, or its expression as pg_get_indexdef prints it."""
+
+    name: str
+    table_oid: int
+    valid: bool
+    method: str
+    opclass: str
+    key: str
+    options: frozenset[str]  # as in pg_class.reloptions: name=value
+    partial: bool
+    size: int  # bytes
+
+
+def server_version(db: Database) -> int:
+    return int(db.value("SELECT current_setting('server_version_num')"))
+
+
+def version(text: str) -> tuple[int, ...]:
+    """`0.8.5` in parts that can be compared."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def extension(db: Database) -> Extension | None:
+    row: Any = db.run(
+        """
+        SELECT n.nspname, e.extversion
+        FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+        WHERE e.extname = 'vector'
+        """
+    ).one_or_none()
+    return row and Extension(row[0], version(row[1]))
+
+
+def extension_available(db: Database) -> bool:
+    return available_version(db) is not None
+
+
+def available_version(db: Database) -> str | None:
+    """The one that CREATE EXTENSION would bring."""
+    found: str | None = db.value("SELECT default_version FROM pg_catalog.pg_available_extensions WHERE name = 'vector'")
+    return found
+
+
+def schema_exists(db: Database, schema: str) -> bool:
+    return bool(
+        db.value("SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = :schema)", {"schema": schema})
+    )
+
+
+def table(db: Database, schema: str, name: str) -> Table | None:
+    found: Any = db.run(
+        """
+        SELECT c.oid, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner),
+               pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+               EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid), c.relispartition,
+               pg_catalog.row_security_active(c.oid),
+               ARRAY(SELECT a.attname::text
+                     FROM pg_catalog.pg_index k, unnest(k.indkey) WITH ORDINALITY AS p(attnum, position)
+                          JOIN pg_catalog.pg_attribute a USING (attnum)
+                     WHERE k.indrelid = c.oid AND k.indisprimary AND a.attrelid = c.oid AND p.position <= k.indnkeyatts
+                     ORDER BY p.position)
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = :schema AND c.relname = :name
+        """,
+        {"schema": schema, "name": name},
+    ).one_or_none()
+    if found is None:
+        return None
+    oid, kind, owner, owned, has_children, is_partition, rows_hidden, key = found
+    columns = db.rows(
+        """
+        SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), t.typname = 'vector' AND e.oid IS NOT NULL,
+               a.atttypmod, pg_catalog.col_description(a.attrelid, a.attnum)
+        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+             LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace
+        WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
+        ORDER BY a.attnum
+        """,
+        {"oid": oid},
+    )
+    return Table(
+        oid=oid,
+        kind=kind,
+        owner=owner,
+        owned=owned,
+        has_children=has_children,
+        is_partition=is_partition,
+        rows_hidden=rows_hidden,
+        key=tuple(key),
+        columns={
+            name: Column(
+                name=name,
+                type=type_name,
+                is_vector=is_vector,
+                dimensions=typmod if is_vector and typmod > 0 else None,
+                comment=comment or "",
+            )
+            for name, type_name, is_vector, typmod, comment in columns
+        },
+    )
+
+
+INDEXES = """
+SELECT c.relname, i.indrelid, i.indisvalid AND i.indisready, am.amname, op.opcname,
+       coalesce(a.attname, pg_catalog.pg_get_indexdef(c.oid, 1, false)), coalesce(c.reloptions, '{{}}'),
+       i.indpred IS NOT NULL, pg_catalog.pg_relation_size(c.oid)
+FROM pg_catalog.pg_class c
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
+     JOIN pg_catalog.pg_am am ON am.oid = c.relam
+     JOIN pg_catalog.pg_opclass op ON op.oid = i.indclass[0]
+     LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
+"""
+
+
+def indexes(db: Database, schema: str, *names: str) -> dict[str, Index]:
+    """The indexes of that schema under these names, on whatever table they are."""
+    condition = "WHERE n.nspname = :schema AND c.relname = ANY (:names)"
+    rows = db.rows(INDEXES + condition, {"schema": schema, "names": list(names)})
+    return {index.name: index for index in map(_index, rows)}
+
+
+def indexes_on(db: Database, table_oid: int) -> list[Index]:
+    """All indexes of a table."""
+    return [_index(row) for row in db.rows(INDEXES + "WHERE i.indrelid = :oid ORDER BY c.relname", {"oid": table_oid})]
+
+
+def _index(row: Any) -> Index:
+    name, table_oid, valid, method, opclass, key, options, partial, size = row
+    return Index(name, table_oid, valid, method, opclass, key, frozenset(options), partial, size)
+
+
+def sees_others(db: Database) -> bool:
+    """Whether this role sees what other roles' sessions are doing, and how far replicas are."""
+    return bool(db.value("SELECT pg_has_role('pg_read_all_stats', 'USAGE')"))
+
+
+def trigger_enabled(db: Database, table_oid: int, name: str) -> bool:
+    """For ordinary writers, on the table and on each of its partitions, which have clones of it."""
+    return bool(
+        db.value(
+            """
+            SELECT bool_and(EXISTS (SELECT FROM pg_catalog.pg_trigger
+                                    WHERE tgrelid = t.oid AND tgname = :name AND NOT tgisinternal
+                                      AND tgenabled IN ('O', 'A')))
+            FROM unnest(CAST(:tables AS oid[])) AS t (oid)
+                 JOIN pg_catalog.pg_class USING (oid)  -- but for a partition that has been dropped just now
+            """,
+            {"tables": [part.oid for part in partitions.parts(db, table_oid)], "name": name},
+        )
+    )
+
+
+def relation_exists(db: Database, schema: str, name: str) -> bool:
+    """Whether the name is taken by a table, view, sequence, index or type of a row."""
+    return bool(
+        db.value(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = :schema AND c.relname = :name)",
+            {"schema": schema, "name": name},
+        )
+    )
+
+
+def views_on(db: Database, table_oid: int, column: str) -> list[str]:
+    """The views that show a column of the table or of a partition, and so keep it from being dropped."""
+    rows = db.rows(
+        """
+        SELECT DISTINCT CAST(CAST(r.ev_class AS regclass) AS text)
+        FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+        WHERE d.classid = CAST('pg_rewrite' AS regclass) AND d.refobjid = ANY (:tables) AND a.attname = :column
+        ORDER BY 1
+        """,
+        {"tables": [part.oid for part in partitions.parts(db, table_oid)], "column": column},
+    )
+    return [row[0] for row in rows]
+
+
+def vector_oid(db: Database) -> int:
+    """The type's, which differs from database to database."""
+    return int(
+        db.value(
+            """
+            SELECT t.oid FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_type t ON t.typnamespace = e.extnamespace
+            WHERE e.extname = 'vector' AND t.typname = 'vector'
+            """
+        )
+    )

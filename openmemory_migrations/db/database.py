@@ -1,0 +1,632 @@
+"""URL and TLS, and a connection that somebody else opened, with our own transactions on it.
+
+Statements go through SQLAlchemy's `text()`, commits through the driver's own connection: that ends the server's
+transaction under any env.py, while SQLAlchemy's and Alembic's transaction objects stay as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, CursorResult, Engine, ExceptionContext
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..errors import Changed, MigrationError
+from ..target import literal, quote
+from .drivers import driver_of
+from .signals import Stop, listening
+from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, answered, as_migration_error, lost, sqlstate
+
+APPLICATION_NAME = "openmemory-migrations"
+READ_COMMITTED: Any = "READ COMMITTED"
+# whatever the role or the database has: an error instead of a partial result where a policy would hide rows from this
+# role, and types by the names that we know
+WHATEVER = {"row_security": "off", "quote_all_identifiers": "off"}
+LOCK_TIMEOUT = "10s"  # of whatever has no shorter one of its own: nothing waits for ever
+# CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
+PATIENT_LOCK_TIMEOUT = "1h"
+IDLE = "idle_session_timeout"
+TRIES = 30  # of a snapshot, to get its lock on the table
+
+# who has locked a table, or one of those below it, oldest statement first
+HOLDERS = """
+WITH RECURSIVE tree (oid) AS (
+  SELECT coalesce(CAST(:oid AS oid), to_regclass(:table))
+  UNION
+  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid), coalesce(a.usename, p.owner),
+       coalesce(a.query_start, a.xact_start, p.prepared), a.state, a.usesysid IS NULL AND l.pid IS NOT NULL
+FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+     LEFT JOIN pg_catalog.pg_prepared_xacts p
+     ON l.pid IS NULL AND l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
+WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
+ORDER BY 4 NULLS LAST LIMIT 5
+"""
+# the locks between runs that are ours: of what, the key, and the process that holds it, which may end unnoticed
+HELD: ContextVar[tuple[tuple[str, int, int], ...]] = ContextVar("HELD", default=())
+STILL_HELD = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
+               WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid = :pid
+                 AND (CAST(classid AS bigint) << 32) + CAST(objid AS bigint) = :key)
+"""
+ASK_AGAIN = 2.0  # seconds, between batches
+LOOKS = 10  # at a tree that others attach tables to
+
+T = TypeVar("T")
+Seen = tuple[Any, ...]  # the tables that were looked at: names, files, places in the tree, columns, triggers, functions
+
+SEEN = """
+WITH RECURSIVE tree (oid, link) AS (
+  SELECT CAST(pg_catalog.to_regclass(:table) AS oid), CAST(NULL AS xid)
+  UNION ALL
+  SELECT i.inhrelid, i.xmin
+  FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)
+SELECT CAST(tree.oid AS bigint), CAST(tree.link AS text), CAST(pg_catalog.pg_relation_filenode(tree.oid) AS bigint),
+       (SELECT CAST(ROW(n.nspname, c.relname) AS text) FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = tree.oid),
+       (SELECT CAST(ROW(c.oid, c.xmin) AS text) FROM pg_catalog.pg_proc c
+        WHERE c.oid = pg_catalog.to_regprocedure(:convert)),
+       ARRAY(SELECT CAST(ROW(a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull) AS text)
+             FROM pg_catalog.pg_attribute a WHERE a.attrelid = tree.oid AND a.attnum > 0 AND NOT a.attisdropped
+             ORDER BY a.attnum),
+       ARRAY(SELECT CAST(ROW(t.oid, t.xmin, p.oid, p.xmin) AS text)
+             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+             WHERE t.tgrelid = tree.oid AND NOT t.tgisinternal ORDER BY t.oid)
+FROM tree
+ORDER BY tree.link IS NULL DESC, tree.oid
+"""
+UNLOCKED = """
+SELECT EXISTS (SELECT FROM unnest(CAST(:tables AS bigint[])) AS seen (oid)
+               WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.relation = seen.oid AND l.granted
+                                 AND l.locktype = 'relation' AND l.pid = pg_catalog.pg_backend_pid()))
+"""
+
+
+@contextmanager
+def second_connection(engine: Engine) -> Iterator[Connection]:
+    """A connection beside the one at work, from a pool of the same make: the engine's own may hold one only."""
+    with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
+        connection = connection.execution_options(isolation_level="READ COMMITTED")
+        Database(connection, {}).stay_idle()
+        try:
+            yield connection
+        except BaseException:
+            connection.invalidate()  # a ROLLBACK would wait for an answer that a dead network never brings
+            raise
+
+
+def no_timeouts(connection: Connection) -> dict[str, str]:
+    """What keeps the timeouts of a role or database from ending a transaction of ours, or one of its statements."""
+    timeouts = ["idle_in_transaction_session_timeout", "statement_timeout"]
+    if (connection.dialect.server_version_info or (0,)) >= (17,):
+        timeouts.append("transaction_timeout")
+    return dict.fromkeys(timeouts, "0")
+
+
+def _still_connected(context: ExceptionContext) -> None:
+    """What a function of the host's raises may read as if the connection were lost; SQLAlchemy goes by the text."""
+    if answered(context.original_exception) and context.connection and not driver_of(context.connection).closed:
+        context.is_disconnect = False
+
+
+def in_thread(engine: Engine, work: Callable[[], None]) -> None:
+    """Runs `work` in a thread that isn't the engine's: an async driver needs an event loop of its own there."""
+    if engine.dialect.is_async:
+        asyncio.run(sa.util.greenlet_spawn(work))
+    else:
+        work()
+
+
+class Database:
+    """Statements, transactions and COPY on one connection.
+
+    SQL texts name our objects as `{table}`, `{vector}` …; `names` holds those, quoted. Values are `:parameters`.
+    """
+
+    def __init__(self, connection: Connection, names: Mapping[str, str]) -> None:
+        self.connection = connection
+        self.names = dict(names)
+        self.stop = Stop()
+        self.driver = driver_of(connection)
+        if not sa.event.contains(connection.dialect, "handle_error", _still_connected):
+            sa.event.listen(connection.dialect, "handle_error", _still_connected)
+        self._errors: tuple[Any, ...] = (*self.driver.errors, connection.dialect.loaded_dbapi.Error)
+        self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
+        self._isolation: Any = None  # to put back
+        self._session: dict[str, str] = {}  # settings of the session to put back, for all that `at` has made of this
+        self._asked = 0.0  # when, whether the locks between runs are still held
+        self._oids: dict[str, int] = {}  # of the tables that have been looked at, by their names
+
+    @property
+    def _raw(self) -> Any:
+        self._require_connection()
+        return self.connection.connection.dbapi_connection
+
+    def _require_connection(self) -> None:
+        """Or SQLAlchemy and the drivers have each an error of their own for what comes after the first."""
+        if not self.usable:
+            raise lost("database", "it is closed")
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection is still there."""
+        return not self.connection.invalidated and not self.driver.closed
+
+    @cached_property
+    def pooled(self) -> bool:
+        """Whether a pooler such as PgBouncer stands between: it tells clients of another process than the server's."""
+        return bool(self.driver.pid != self.value("SELECT pg_backend_pid()"))
+
+    def at(self, names: Mapping[str, str]) -> Database:
+        """The same connection, with other names in the `{…}` of SQL texts."""
+        other = copy.copy(self)
+        other.names = {**self.names, **names}
+        return other
+
+    @contextmanager
+    def beside(self, stop: Stop) -> Iterator[Database]:
+        """The same on a connection of its own, for another thread, which `stop` stops."""
+        with second_connection(self.connection.engine) as connection:
+            other = type(self)(connection, self.names)
+            other.stop, other._lent = stop, self._lent
+            with other.driver.notices(log.server_message):
+                yield other
+
+    # -- statements
+
+    def sql(self, template: str, **more: str) -> str:
+        return template.format_map({**self.names, **more})
+
+    def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
+        self._require_connection()
+        # a colon inside a quoted name is not a parameter
+        escaped = {name: value.replace(":", r"\:") for name, value in {**self.names, **names}.items()}
+        with self._heeding_signals():
+            return self.connection.execute(sa.text(template.format_map(escaped)), parameters or {})
+
+    def rows(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Sequence[Any]:
+        return self.run(template, parameters, **names).all()
+
+    def value(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Any:
+        return self.run(template, parameters, **names).scalar()
+
+    def quietly(self, template: str, /, **names: str) -> None:
+        """Without the server's NOTICE that there is nothing to drop; inside a transaction."""
+        with self.local({"client_min_messages": "warning"}):
+            self.run(template, **names)
+
+    def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
+        """What COPY (`template`) TO STDOUT (FORMAT binary) gives, whole. Never the first statement of a transaction."""
+        with self._heeding_signals(), self._wrapping_errors("COPY"):
+            return self.driver.copy_out(self.sql(template, **names))
+
+    def copy_in(self, table: str, data: bytes) -> None:
+        """COPY FROM STDIN (FORMAT binary) into a temporary table. Never the first statement of a transaction."""
+        with self._heeding_signals(), self._wrapping_errors("COPY"):
+            self.driver.copy_in(table, data)
+
+    @contextmanager
+    def _wrapping_errors(self, statement: str) -> Iterator[None]:
+        """Makes of the driver's errors what SQLAlchemy makes of them."""
+        try:
+            yield
+        except self._errors as error:
+            # what the error says decides as well: after an immediate shutdown libpq thinks that all is well
+            lost = self.driver.closed or (
+                not answered(error) and self.connection.dialect.is_disconnect(error, self._raw, None)
+            )
+            raise DBAPIError(statement, None, error, connection_invalidated=lost) from error
+
+    @contextmanager
+    def _heeding_signals(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if sqlstate(error) == CANCELED:
+                self.stop.check()
+            raise
+
+    # -- transactions
+
+    def take_over(self) -> None:
+        """Ends the transaction that Alembic has open, by a commit, and makes READ COMMITTED of what follows.
+
+        A role or search_path that was set for that transaction only (SET LOCAL in a host's env.py) is kept for ours.
+        """
+        dialect = self.connection.dialect
+        local = self._role_and_path()
+        self.commit()
+        if self._isolation is None:
+            with self._wrapping_errors("SHOW transaction_isolation"):
+                self._isolation = dialect.get_isolation_level(self._raw)
+            self.commit()
+        # also where it is that already: behind a pooler the next transaction may be on a connection where it isn't
+        self._set_isolation(READ_COMMITTED)
+        now = self._role_and_path()
+        self._lent = {name: value for name, value in local.items() if now[name] != value}
+        self.stay_idle()
+
+    def stay_idle(self) -> None:
+        """Keeps the session, while others work or wait, from an idle_session_timeout of the role's.
+
+        Behind a pooler in transaction mode it isn't ours: there the pooler sees to it.
+        """
+        if IDLE not in self._session and not self.pooled:
+            self._session[IDLE] = self.value("SELECT current_setting(:name)", {"name": IDLE})
+            self.set_session(IDLE, "0")
+        self.commit()
+
+    def _set_isolation(self, level: Any) -> None:
+        with self._wrapping_errors("SET SESSION CHARACTERISTICS"):
+            self.connection.dialect.set_isolation_level(self._raw, level)
+
+    def renew(self) -> None:
+        """Takes over a transaction whose snapshot may be older than what has been waited for since it began."""
+        if self.value("SELECT current_setting('transaction_isolation')") != "read committed":
+            self.take_over()
+
+    def _role_and_path(self) -> dict[str, str]:
+        return self._settings("role", "search_path")
+
+    def commit(self) -> None:
+        with self._wrapping_errors("COMMIT"):
+            self._raw.commit()
+
+    def rollback(self) -> None:
+        if self.usable:
+            with self._wrapping_errors("ROLLBACK"):
+                self._raw.rollback()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Looks at rows inside the transaction that is open already, and leaves its settings as they were."""
+        with self.local({**WHATEVER, "statement_timeout": "0", "lock_timeout": LOCK_TIMEOUT}):
+            self._wait_for_table()
+            yield
+
+    def _wait_for_table(self) -> None:
+        """For who can't begin the transaction again: waits until nobody keeps the table from its readers, and lets go.
+
+        Where there is no such table, or no right, whoever looks at it next says so.
+        """
+
+        def undo() -> None:
+            self.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+
+        def lock() -> None:
+            self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+
+        self.run("SAVEPOINT openmemory_migrations")
+        try:
+            self.patiently(lock, undo)
+        except DBAPIError as error:
+            if sqlstate(error) in (None, LOCK_NOT_AVAILABLE, CANCELED):
+                raise
+        undo()
+        self.run("RELEASE SAVEPOINT openmemory_migrations")
+
+    @contextmanager
+    def local(self, settings: Mapping[str, str]) -> Iterator[None]:
+        """Sets them inside the transaction and puts them back; after an error the rollback does that."""
+        before = self._settings(*settings)
+        self.set_local(settings)
+        yield
+        self.set_local(before)
+
+    def _settings(self, *names: str) -> dict[str, str]:
+        ((*values,),) = self.rows("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
+        return dict(zip(names, values, strict=True))
+
+    def set_local(self, settings: Mapping[str, str]) -> None:
+        """Inside the transaction, in one statement."""
+        calls = [f"set_config('{name}', :value_{number}, true)" for number, name in enumerate(settings)]
+        values = {f"value_{number}": value for number, value in enumerate(settings.values())}
+        self.run("SELECT " + ", ".join(calls), values)
+
+    @contextmanager
+    def transaction(
+        self,
+        *,
+        snapshot: bool = False,
+        batch: bool = False,
+        lock_timeout_ms: int = 0,
+        settings: Mapping[str, str] | None = None,
+    ) -> Iterator[Seen]:
+        """Commits at the end, rolls back on any exception; what was open before must have been committed.
+
+        No timeout of the role's ends it; but the statements of a `batch` heed statement_timeout, by smaller batches.
+        With `snapshot`: read-only, all statements see the same rows.
+        Nobody can drop or rewrite the table meanwhile: the snapshot is taken under a lock on it, since a table that
+        was rewritten is empty to an older one. It is waited for in one try of `lock_timeout_ms`, else in longer ones.
+        Yields what was looked at, for whoever decides by it in a later transaction (`require_seen`).
+        """
+        self.stop.check()
+        own = {"lock_timeout": LOCK_TIMEOUT, **WHATEVER, **(settings or {})}
+        if batch:  # a trigger of the host's may say what is in a row
+            own["client_min_messages"] = "error"
+
+        def begin() -> Seen:
+            seen: Seen = ()
+            if snapshot:
+                seen = self._take_snapshot(lock_timeout_ms, own)
+            else:
+                self.outlive_timeouts(own, batch=batch)
+                if not batch or time.monotonic() - self._asked > ASK_AGAIN:
+                    self._require_locks()
+            self.borrow()
+            return seen
+
+        begun = False
+        try:
+            seen = self.patiently(begin, self.rollback, 1 if lock_timeout_ms else None)
+            begun = True
+            yield seen
+            self.commit()
+        except BaseException as error:
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                self.rollback()
+                self._explain(error)
+                if snapshot and not begun and isinstance(error, DBAPIError) and sqlstate(error) == DENIED:
+                    error.add_detail(f"HINT:  {self.grant}")
+                self.rollback()
+            raise
+
+    def _require_locks(self) -> None:
+        """Raises ConnectionLost where a lock between runs isn't ours any more: another run may be at work."""
+        for what, key, pid in HELD.get():
+            if not self.value(STILL_HELD, {"key": key, "pid": pid}):
+                raise lost(f"this run's lock on {what}", f"process {pid}, which held it, has ended")
+        self._asked = time.monotonic()
+
+    def _take_snapshot(self, lock_timeout_ms: int, own: Mapping[str, str]) -> Seen:
+        """Locks the whole tree, then looks: a table that is attached while the lock is waited for isn't locked."""
+        for _ in range(LOOKS):
+            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            self.outlive_timeouts(own, in_snapshot=True)
+            # before anything that takes the snapshot, as the first SELECT does; by the role that may
+            if role := self._lent.get("role"):
+                self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
+            if lock_timeout_ms:
+                self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
+            self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+            seen = self._seen()
+            self.expect(seen[0][0])
+            if not self.value(UNLOCKED, {"tables": [table[0] for table in seen]}):
+                return seen
+            self.rollback()
+        raise MigrationError(
+            f"{self.names['table']} gets new partitions all the time", hint="Run the same command again."
+        )
+
+    def _seen(self) -> Seen:
+        convert = f"{self.names.get('convert', 'none')}(bytea, integer)"
+        return tuple(self.rows(SEEN, {"table": self.names["table"], "convert": convert}))
+
+    def expect(self, table_oid: int) -> None:
+        """Raises Changed where the table's name has been another's; what is known of that isn't true of this one."""
+        if self._oids.setdefault(self.names["table"], table_oid) != table_oid:
+            raise Changed(f"another table has got the name {self.names['table']}")
+
+    def require_seen(self, seen: Seen) -> None:
+        """Raises Changed unless the tables are those that were seen, under a lock that keeps them so.
+
+        With a rewrite, another tree, other columns, or a trigger that was disabled for a while, what was found in the
+        rows may not be so any more.
+        """
+        self._require_locks()  # without which nobody is kept from writing what was not there to be seen
+        if self._seen() != seen:
+            raise Changed(f"{self.names['table']} was changed since its rows were looked at")
+
+    @contextmanager
+    def attempt(self, *, keep: bool = True) -> Iterator[None]:
+        """A part of the transaction that may fail; without `keep` it leaves nothing behind either way, locks included.
+
+        Nothing of it stays on the server: subtransactions that aren't released would be there to the end.
+        """
+        self.run("SAVEPOINT openmemory_migrations")
+        try:
+            yield
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            if self.usable:
+                if not keep:
+                    self.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
+                self.run("RELEASE SAVEPOINT openmemory_migrations")
+
+    def patiently(self, begin: Callable[[], T], undo: Callable[[], None], tries: int | None = None) -> T:
+        """Begins a transaction, again where its lock on the table can't be had yet; nobody waits behind a reader's."""
+        tries = tries or TRIES
+        while True:
+            try:
+                return begin()
+            except DBAPIError as error:
+                if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                    raise
+                undo()
+                self._explain(error)
+                undo()
+                tries -= 1
+                if not tries:
+                    raise
+                problem = as_migration_error(error, f"waiting for {self.names['table']}")
+            log.notice(problem.message, detail=problem.detail)
+            self.stop.check()
+
+    def _explain(self, error: BaseException) -> None:
+        """Has a lock_timeout say who was in the way."""
+        if (
+            isinstance(error, DBAPIError)
+            and sqlstate(error) == LOCK_NOT_AVAILABLE
+            and not any(line.startswith("DETAIL") for line in error.detail)
+        ):
+            error.add_detail(f"DETAIL:  {self.in_the_way()}")
+
+    @property
+    def grant(self) -> str:
+        """The line that lets this role read the table, whichever of the two rights it lacks."""
+        role = quote(self.value("SELECT current_user"))
+        return self.sql("GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {table} TO {role};", role=role)
+
+    def holders(self, table_oid: int | None = None, seconds: int = 0) -> list[str]:
+        """Who has held a lock on the table, that of this name if not another, for so long; never the text of a query.
+
+        What is said of each: process, application and since when.
+        """
+        asked = {"oid": table_oid, "table": self.names["table"], "seconds": seconds}
+        return [
+            (
+                f"process {pid} (of the server itself, such as autovacuum"
+                if background
+                else f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
+                if pid
+                else f'the prepared transaction "{name}" (role {user}'
+            )
+            + (f", {'query started' if pid else 'since'} {since:%H:%M:%S %Z})" if since else ")")
+            for pid, name, user, since, state, background in self.rows(HOLDERS, asked)
+        ]
+
+    def in_the_way(self, table_oid: int | None = None) -> str:
+        found = self.holders(table_oid)
+        return (
+            "Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished"
+        ) + "."
+
+    def outlive_timeouts(
+        self, more: Mapping[str, str] | None = None, *, batch: bool = False, in_snapshot: bool = False
+    ) -> None:
+        """Sets ours in place of the role's timeouts, and `more`; the first thing in each transaction that works."""
+        wanted = {**no_timeouts(self.connection), **(more or {})}
+        if batch:
+            del wanted["statement_timeout"]
+        if in_snapshot:  # which the SELECT would take
+            for name, value in wanted.items():
+                self.run("SET LOCAL {name} = {value}", name=name, value=literal(value))
+        else:
+            self.set_local(wanted)
+
+    def borrow(self) -> None:
+        """Sets in this transaction what was local to the host's: role, search_path."""
+        if self._lent:
+            self.set_local(self._lent)
+
+    @contextmanager
+    def autocommit(self, **settings: str) -> Iterator[None]:
+        """For statements that refuse a transaction: what it would have set locally, and `settings`, the session has.
+
+        Behind a pooler in transaction mode those would stay with a server process that other clients use: there the
+        statement runs with what the role has, and an error names the line that changes it.
+        """
+        self._require_locks()
+        own = {**no_timeouts(self.connection), "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
+        own["default_transaction_isolation"] = "read committed"
+        hint = self._through_pooler(own) if self.pooled else None
+        wanted = {**({} if self.pooled else own), **self._lent}
+        self.commit()
+        self._set_isolation("AUTOCOMMIT")
+        before = self._settings(*wanted) if wanted else {}
+
+        def put_back() -> None:
+            if self.usable:
+                for name, value in before.items():
+                    self.set_session(name, value)
+                self._set_isolation(READ_COMMITTED)
+
+        try:
+            for name, value in wanted.items():
+                self.set_session(name, value)
+            yield
+        except BaseException as error:
+            if hint and isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in PASSING):
+                error.add_detail(f"HINT:  {hint}")
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                put_back()
+                self._explain(error)
+                self.rollback()
+            raise
+        put_back()
+
+    def _through_pooler(self, wanted: Mapping[str, str]) -> str | None:
+        """What to say of an error, where the role has timeouts that CONCURRENTLY is going to run with."""
+        log.notice(
+            "a pooler such as PgBouncer is in between: CONCURRENTLY runs with the timeouts and memory of the role"
+        )
+        asked = self._settings(*wanted)
+        role, database = map(quote, self.rows("SELECT session_user, current_database()")[0])
+        lines = [
+            f"ALTER ROLE {role} IN DATABASE {database} SET {name} = {literal(wanted[name])};"
+            for name, value in asked.items()
+            if name.endswith("_timeout") and not name.startswith("idle") and value != "0"
+        ]
+        return f"Connect directly, or: {' '.join(lines)} Then have the pooler connect anew." if lines else None
+
+    def set_session(self, name: str, value: str) -> None:
+        self.run("SELECT set_config(:name, :value, false)", {"name": name, "value": value})
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Makes the connection fit for our work while it lasts: notices logged, signals heeded, no autocommit.
+
+        Afterwards isolation level, autocommit, role and search_path are as they were.
+        """
+        if self._raw.autocommit:
+            self._isolation = "AUTOCOMMIT"
+            self._set_isolation(READ_COMMITTED)
+
+        def cancel() -> None:
+            with suppress(Exception):  # the connection may be gone already
+                self.driver.cancel()
+
+        # Alembic's transaction is idle while we wait for another run; its statements are its own
+        self.outlive_timeouts(batch=True)
+        try:
+            with self.driver.notices(log.server_message), listening(self.stop, cancel):
+                try:
+                    yield
+                except BaseException:
+                    if not self.usable:
+                        self.stop.check()  # or who was told to stop would connect again
+                    raise
+        except BaseException:
+            with suppress(DBAPIError, MigrationError):  # that one says more
+                self._put_back()
+            raise
+        # also asks whether the connection is still there, before Alembic stamps through it
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if self._isolation or self._session:
+            self.rollback()
+        while self._session:
+            self.set_session(*self._session.popitem())
+            self.commit()
+        if self._isolation:
+            self._set_isolation(self._isolation)
+        if self._isolation != "AUTOCOMMIT":
+            self.borrow()
+
+
+def refuse_foreign_transaction(connection: Connection) -> None:
+    """Raises MigrationError inside a SAVEPOINT or a two-phase transaction: there no batch can be committed."""
+    if connection.in_nested_transaction():
+        what = "a SAVEPOINT (begin_nested)"
+    elif isinstance(connection.get_transaction(), sa.TwoPhaseTransaction):
+        what = "a two-phase transaction (begin_twophase)"
+    else:
+        return
+    raise MigrationError(
+        f"the migration runs inside {what}, where no batch can be committed",
+        hint="Give context.configure() in env.py a connection without it, such as connectable.connect().",
+    )

@@ -1,0 +1,248 @@
+"""Who may run when: advisory locks between runs, and short tries for locks on the table.
+
+The advisory locks are transaction-level ones on a connection of their own, so that they hold behind a pooler in
+transaction mode, and polled: a waiter inside a blocking lock call deadlocks with CREATE INDEX CONCURRENTLY. The idle
+READ COMMITTED transaction that holds them has no snapshot, so CONCURRENTLY doesn't wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..errors import Changed, MigrationError, TryAgain
+from ..settings import Settings
+from ..target import literal
+from .database import HELD, Database, Seen, no_timeouts, second_connection
+from .sqlerrors import PASSING, as_migration_error, sqlstate
+
+# a little later than that: of one table it says that a lock was in the way
+ALL_OF_THEM = """
+SELECT set_config('statement_timeout', CAST(CAST(setting AS integer) + 100 AS text), true)
+FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting <> '0'
+"""
+MOST_FOR_AUTOVACUUM_MS = 2000  # for which others may queue behind us
+# a process without a role is the server's own: what it does is shown to some roles only
+AUTOVACUUM = """
+SELECT coalesce(max(s.setting::integer + 500), 0)
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL,
+     pg_catalog.pg_settings s
+WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND s.name = 'deadlock_timeout'
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND (l.relation = :oid OR l.relation IN (SELECT relid FROM pg_catalog.pg_partition_tree(CAST(:oid AS oid))))
+"""
+TRIES = 30
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
+POLL = 0.5  # seconds between two looks at an advisory lock
+REMIND = 30.0  # seconds between two lines of a waiter
+LOOKS = 5  # at a table that others change, before giving up
+
+T = TypeVar("T")
+Sleep = Callable[[float], None]
+
+
+def key_of(*parts: str) -> int:
+    """An advisory lock's key: the same for the same names, in whatever process."""
+    digest = hashlib.sha256("\0".join(("openmemory_migrations", *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+@contextmanager
+def exclusive(engine: Engine, what: str, *parts: str, sleep: Sleep = time.sleep) -> Iterator[None]:
+    """Holds the advisory lock of `parts` alone; waits for whoever has it and says for whom."""
+    with _held(engine, what, "pg_try_advisory_xact_lock", parts, sleep):
+        yield
+
+
+@contextmanager
+def shared(engine: Engine, what: str, *parts: str, sleep: Sleep = time.sleep) -> Iterator[None]:
+    """Holds the advisory lock of `parts` beside others that share it."""
+    with _held(engine, what, "pg_try_advisory_xact_lock_shared", parts, sleep):
+        yield
+
+
+@contextmanager
+def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], sleep: Sleep) -> Iterator[None]:
+    key = key_of(*parts)
+    with second_connection(engine) as connection:
+        said = None
+        while True:
+            asked = sa.text(f"SELECT {function}(:key), pg_backend_pid()")
+            got, pid = connection.execute(asked, {"key": key}).one()
+            if got:
+                # last, as a statement without a snapshot: psycopg 3 leaves the portal of the one before open, whose
+                # snapshot CONCURRENTLY would wait for
+                for name, value in no_timeouts(connection).items():
+                    connection.execute(sa.text(f"SET LOCAL {name} = {value}"))
+                break
+            if said is None or time.monotonic() - said >= REMIND:
+                said = time.monotonic()
+                log.notice(f"waiting for another run on {what}", detail=_holders(connection, key))
+            connection.rollback()
+            sleep(POLL)
+        token = HELD.set((*HELD.get(), (what, key, pid)))
+        try:
+            yield
+        finally:
+            HELD.reset(token)
+        try:
+            connection.rollback()
+        except DBAPIError as error:
+            raise as_migration_error(error, f"this run's lock on {what}") from error
+
+
+def _holders(connection: Connection, key: int) -> str:
+    rows = connection.execute(
+        sa.text(
+            """
+            SELECT a.pid, a.application_name, a.backend_start
+            FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+            WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+              AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+              AND (l.classid::bigint << 32) + l.objid::bigint = :key
+            """
+        ),
+        {"key": key},
+    )
+    found = [f'process {pid} ("{name}", connected since {since:%H:%M:%S %Z})' for pid, name, since in rows]
+    return ("Held by " + ", ".join(found) if found else "Its holder has just finished") + "."
+
+
+def decided(work: Callable[[], T]) -> T:
+    """Runs `work`, which looks and then changes by what it saw, again where somebody changed the table in between."""
+    for _ in range(LOOKS - 1):
+        try:
+            return work()
+        except Changed as changed:
+            log.notice(f"{changed.message}; looking again")
+    return work()
+
+
+def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Callable[[], T], seen: Seen = ()) -> T:
+    """Runs `change` in a transaction of its own under a short lock_timeout, up to 30 tries with growing pauses.
+
+    Whoever queues behind a waiting ACCESS EXCLUSIVE lock waits no longer than that timeout. Raises MigrationError,
+    naming who holds the table, when no try got its locks. A change that was decided by what was `seen` before is made
+    under that lock, unless the table isn't what it was: Changed.
+    """
+    waits_ms, give_way = timeout_ms, False
+    for attempt, pause in enumerate(pauses(), 1):
+        try:
+            with db.transaction():
+                # or Citus refuses functions beside a change of its tables
+                db.run("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
+                set_timeout(db, f"{waits_ms}ms")
+                if give_way:
+                    db.set_local({"deadlock_timeout": f"{max(1, timeout_ms // 4)}ms"})
+                if seen:
+                    take(db)
+                    db.require_seen(seen)
+                return change()
+        except DBAPIError as error:
+            problem = passing(error, what)
+        holders = table_holders(db, table_oid)
+        give_way, longer = _autovacuum(db, table_oid)
+        waits_ms = max(timeout_ms, longer) if attempt == 1 else timeout_ms
+        log.notice(f"{problem.message}, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders)
+        db.stop.sleep(pause)
+    raise TryAgain(
+        f"{what}: no success in {TRIES} tries of {timeout_ms:,} ms",
+        detail=f"{problem.message}. {holders}",
+        hint="Run the same command again when that transaction is over; nothing was changed by this step.",
+    )
+
+
+def take(db: Database) -> None:
+    """The table alone, with all its partitions, each of which is waited for by itself: as long as lock_timeout in all,
+    since whoever wants one that is locked already waits for the others, too."""
+    db.run(ALL_OF_THEM)
+    db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+    db.set_local({"statement_timeout": "0"})
+
+
+def _autovacuum(db: Database, table_oid: int) -> tuple[bool, int]:
+    """Where one holds the table: whether deadlock_timeout may be set for the next try, and else how many milliseconds
+    that is to wait, once. The server ends one for whoever waits longer, unless it prevents wraparound.
+
+    With a shorter deadlock_timeout it is still we who give way in a deadlock.
+    """
+    with db.transaction():
+        longer = int(db.value(AUTOVACUUM, {"oid": table_oid}))
+        superuser = db.value("SELECT current_setting('is_superuser')") == "on"
+    return bool(longer and superuser), 0 if superuser or longer > MOST_FOR_AUTOVACUUM_MS else longer
+
+
+def set_timeout(db: Database, timeout: str) -> None:
+    """lock_timeout of the transaction, on Citus on its nodes too.
+
+    Those hear of it by SET LOCAL only, not by set_config(), and only after the first of these two. A server without
+    Citus takes that for a name that nobody uses.
+    """
+    db.run("SET LOCAL citus.propagate_set_commands TO 'local'")
+    db.run(f"SET LOCAL lock_timeout TO {literal(timeout)}")
+
+
+def batch_timeout(db: Database, settings: Settings) -> str:
+    """lock_timeout of a batch: short enough that in a deadlock it is the batch that gives way, and not the application.
+
+    The server looks for deadlocks after deadlock_timeout, and its victim is whoever has waited that long first.
+    """
+    deadlock_ms = int(db.value("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'"))
+    return f"{max(1, min(settings.lock_timeout_ms, deadlock_ms // 2))}ms"
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to rest after each of the tries: growing, and with jitter, so that two runs don't meet for ever."""
+    pause = FIRST_PAUSE
+    for _ in range(TRIES):
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def passing(error: DBAPIError, doing: str) -> MigrationError:
+    """The error as ours, where another try may mend it; raises it where none can."""
+    problem = as_migration_error(error, doing)
+    if sqlstate(error) not in PASSING:
+        raise problem from error
+    return problem
+
+
+class Tries:
+    """Of one batch, to read or to write it: each after a longer rest, and with fewer rows, than the one before."""
+
+    def __init__(self, sleep: Sleep) -> None:
+        self._sleep = sleep
+        self._smallest = False
+        self._pauses = enumerate(pauses(), 1)
+
+    def rest(self, problem: MigrationError, number: int, unit: str = "rows") -> None:
+        """Rests before the next try, which takes so many rows, or pages; raises TryAgain after the last one."""
+        self._smallest = number == 1
+        for attempt, pause in self._pauses:
+            log.notice(f"{problem.message}, try {attempt} of {TRIES}, again with {number:,} {unit}")
+            self._sleep(pause)
+            return
+        raise TryAgain(
+            f"a batch has failed {TRIES} times; what is committed is kept",
+            detail=f"The last time: {problem.message}. {problem.detail or ''}".rstrip(),
+            hint="Run the same command again to continue.",
+        )
+
+    def heed(self, db: Database) -> None:
+        """Ends no statement of a batch that can't be smaller: with a statement_timeout no run would come past it."""
+        if self._smallest:
+            db.set_local({"statement_timeout": "0"})
+
+
+def table_holders(db: Database, table_oid: int) -> str:
+    with db.transaction():
+        return db.in_the_way(table_oid)

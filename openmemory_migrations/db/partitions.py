@@ -1,0 +1,71 @@
+"""The tables that hold the rows: the target itself, or the leaves of its partition tree, at whatever depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError
+
+from ..target import quote
+from .database import Database
+from .sqlerrors import UNDEFINED_TABLE, functions_of, sqlstate
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of the tree, the root (without `parent`) included; an ordinary table is its own only part."""
+
+    oid: int
+    parent: int | None
+    schema: str
+    name: str
+    kind: str  # pg_class.relkind
+    owner: str
+    owned: bool  # by this role, or by one that it is a member of
+    rows_hidden: bool  # row-level security applies to this role
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.kind != "p"
+
+    @property
+    def sql_name(self) -> str:
+        return f"{quote(self.schema)}.{quote(self.name)}"
+
+    def gone(self, error: DBAPIError) -> bool:
+        """Whether an error says that this partition is no longer where it was; the root is never passed over. What a
+        function of others' doesn't find is another table."""
+        return self.parent is not None and sqlstate(error) == UNDEFINED_TABLE and not functions_of(error)
+
+    def __str__(self) -> str:
+        return f'"{self.schema}.{self.name}"'
+
+    def at(self, db: Database) -> Database:
+        """The same connection, with this part where SQL texts say `{table}`."""
+        return db.at({"table": self.sql_name})
+
+
+def parts(db: Database, table_oid: int) -> list[Part]:
+    """The tree from the root down, without a partition that is just being detached."""
+    rows = db.rows(
+        """
+        WITH RECURSIVE tree (oid, parent, depth) AS (
+          SELECT CAST(:oid AS oid), CAST(NULL AS oid), 0
+          UNION ALL
+          SELECT i.inhrelid, i.inhparent, depth + 1
+          FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)
+        SELECT c.oid, tree.parent, n.nspname, c.relname, CAST(c.relkind AS text),
+               pg_catalog.pg_get_userbyid(c.relowner), pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+               pg_catalog.row_security_active(c.oid)
+        FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        ORDER BY tree.depth, n.nspname, c.relname
+        """,
+        {"oid": table_oid},
+    )
+    return [Part(*row) for row in rows]
+
+
+def leaves(db: Database, table_oid: int) -> list[Part]:
+    """Where the rows are."""
+    return [part for part in parts(db, table_oid) if part.is_leaf]

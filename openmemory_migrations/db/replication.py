@@ -1,0 +1,108 @@
+"""Who hears of every row that a backfill changes: triggers of the table, replicas, subscribers, slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..finding import Finding
+from ..settings import Settings
+from ..target import Target, literal, quote
+from . import partitions
+from .catalog import Table
+from .database import Database
+
+# 16 is UPDATE; of a trigger that names columns only the vector's counts, which may not be there yet; a partition's are
+# clones of its parent's
+TRIGGERS = """
+SELECT CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
+  AND t.tgname <> :ours AND t.tgtype & 16 <> 0
+  AND coalesce(obj_description(t.oid, 'pg_trigger'), '') NOT LIKE 'openmemory_migrations: %'
+  AND (t.tgattr = CAST('' AS int2vector)
+       OR (SELECT a.attnum FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attname = :vector)
+          = ANY (CAST(t.tgattr AS int2[])))
+ORDER BY 1, 2
+"""
+# a publication with a list of columns (15) doesn't send a new one; read by name, as 14 hasn't got it
+PUBLICATIONS = """
+SELECT DISTINCT t.pubname FROM pg_catalog.pg_publication_tables t
+     JOIN pg_catalog.pg_class c ON c.relname = t.tablename
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.schemaname
+WHERE c.oid = ANY (:tables)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+                  WHERE p.pubname = t.pubname AND r.prrelid = ANY (:tables) AND to_jsonb(r) ->> 'prattrs' IS NOT NULL)
+ORDER BY 1
+"""
+SLOTS = """
+SELECT slot_name, CAST(pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) AS text)
+FROM pg_catalog.pg_replication_slots WHERE NOT active AND restart_lsn IS NOT NULL ORDER BY 1
+"""
+
+
+@dataclass(frozen=True)
+class Replication:
+    replicas: int
+    synchronous: str  # synchronous_standby_names
+
+
+def replication(db: Database) -> Replication:
+    return Replication(
+        replicas=db.value("SELECT count(*) FROM pg_catalog.pg_stat_replication"),
+        synchronous=db.value("SELECT current_setting('synchronous_standby_names')"),
+    )
+
+
+def of_the_server(db: Database, found: Replication, settings: Settings) -> Iterator[Finding]:
+    if found.replicas and settings.backfill_max_lag is None:
+        yield Finding(
+            "notice",
+            "replicas",
+            f"{found.replicas:,} replicas have to replay all that the backfill writes",
+            hint="OM_BACKFILL_MAX_LAG=10 makes it wait while one lags by more than 10 s.",
+        )
+    if settings.backfill_max_lag is not None and not found.replicas:
+        yield Finding(
+            "warning", "no-replica", "OM_BACKFILL_MAX_LAG is set, but no replica is connected: nothing to wait for"
+        )
+    if found.synchronous:
+        yield Finding(
+            "notice" if found.replicas else "warning",
+            "synchronous-standby",
+            f"synchronous_standby_names is {literal(found.synchronous)}: each commit waits for a standby",
+            "A batch is a commit." if found.replicas else "None is connected: a commit waits until there is one.",
+            "Fewer commits: BACKFILL_BATCH=20000."
+            if found.replicas
+            else "ALTER SYSTEM RESET synchronous_standby_names;",
+        )
+    for name, kept in db.rows(SLOTS):
+        yield Finding(
+            "warning",
+            "inactive-slot",
+            f"replication slot {quote(name)} is inactive and keeps {kept} of WAL, and all that the backfill writes",
+            "The disk may fill up.",
+            f"SELECT pg_drop_replication_slot({literal(name)}); if nobody will come back for it.",
+        )
+
+
+def of_the_table(db: Database, target: Target, table: Table, type_name: str) -> Iterator[Finding]:
+    """`type_name` is that of the column to be, as a subscriber should have it."""
+    tables = {"tables": [part.oid for part in partitions.parts(db, table.oid)]}
+    for on, name in db.rows(TRIGGERS, {**tables, "ours": target.sync, "vector": target.vector}):
+        yield Finding(
+            "warning",
+            "trigger",
+            f"trigger {quote(name)} on {on} fires for each row that the backfill converts",
+            hint=f"If it need not see them: ALTER TABLE {on} DISABLE TRIGGER {quote(name)}; and afterwards ENABLE.",
+        )
+    if target.vector in table.columns:
+        return
+    for (name,) in db.rows(PUBLICATIONS, tables):
+        yield Finding(
+            "warning",
+            "publication",
+            f"publication {quote(name)} sends {target} to its subscribers",
+            f"One without a column {quote(target.vector)} stops with an error as soon as the first row is converted.",
+            "On each subscriber first: CREATE EXTENSION IF NOT EXISTS vector;"
+            f" ALTER TABLE {db.names['table']} ADD COLUMN {quote(target.vector)} {type_name};",
+        )

@@ -1,0 +1,1 @@
+"""Stored bytes and vectors: lengths, COPY forms, SQL forms, the sync trigger."""

@@ -1,0 +1,152 @@
+"""Conversion by the server's own code: on a little-endian server the bytes of a `vector` are a header, then `v`.
+
+A vector in memory is a varlena header, its dimensions and a zero as int16, then the float32s as `v` has them (pgvector,
+src/vector.h), and what joins two bytea values makes the first of these. So a C function that every server has, declared
+to return a vector, converts at the pace of a copy. It checks nothing: a value that is shorter than its header says is
+read beyond its end. Hence the function is made by a superuser, in pg_temp, where nobody else can call it and it dies
+with the session, and is called behind a check of the length only.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from sqlalchemy.exc import DBAPIError
+
+from ..db.catalog import Extension
+from ..db.database import Database
+from ..db.sqlerrors import sqlstate
+from ..errors import MigrationError
+from ..settings import MAX_DIMENSIONS
+from ..target import literal, quote
+
+OLDEST = (0, 5)  # before, norms are sums of float32, which overflow for vectors that are finite
+CREATE = """
+CREATE OR REPLACE FUNCTION pg_temp.openmemory_migrations_join(bytea, bytea) RETURNS {ext}.vector
+LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteacat'
+"""
+DROP = "DROP FUNCTION IF EXISTS pg_temp.openmemory_migrations_join(bytea, bytea)"
+# by CASE: the conditions of an AND are evaluated in the order of their costs
+VALUE = """
+CASE WHEN octet_length({source}) = {octets}
+     THEN pg_temp.openmemory_migrations_join(pg_catalog.decode('{header}', 'hex'), CAST({source} AS bytea)) END
+"""
+# the norm adds squares up in double: infinite, or NaN, for just those that hold such a value
+UNFIT = "coalesce(NOT {{ext}}.vector_norm({value}) < CAST('Infinity' AS float8), true)"
+
+# the number of dimensions reads the same from either end, so that no server reads beyond the value
+TRIED = 257
+FINITE = (0, 1 << 31, 1, 0x80000001, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000)
+NOT_FINITE = (0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7F800001)
+# whether these become what they have to be, to the bit, and others nothing
+TRY = """
+SELECT pg_catalog.encode({ext}.vector_send({value}), 'hex') = {sent} AND NOT {unfit}
+       AND NOT EXISTS (SELECT FROM unnest(ARRAY[0, 4, {octets} - 1, {octets} - 4]) AS short,
+                                   LATERAL (SELECT pg_catalog.substr(t.tried, 1, short) AS tried) AS s
+                       WHERE {value_of_short} IS NOT NULL OR NOT {unfit_short})
+       AND NOT EXISTS (SELECT FROM unnest(ARRAY[{bad}]) AS bad,
+                                   LATERAL (SELECT pg_catalog.decode(bad, 'hex') || pg_catalog.substr(t.tried, 5)
+                                                   AS tried) AS b
+                       WHERE NOT {unfit_bad})
+FROM (SELECT pg_catalog.decode({words}, 'hex') AS tried) AS t
+"""
+FIT = """(SELECT CASE WHEN {{ext}}.vector_norm(made) < CAST('Infinity' AS float8) THEN made END
+   FROM (SELECT {value}) AS m (made))"""
+
+
+def fit(dimensions: int) -> str:
+    """SQL of a value's vector, NULL where it can't be one; with the names of a `Database` and {ext}."""
+    return FIT.format(value=value(dimensions))
+
+
+def trial(**ext: str) -> str:
+    """SQL of whether the function does here what it has to."""
+
+    def of(text: str, place: str) -> str:
+        return text.format_map({"source": f"{place}.tried", **ext})
+
+    def words(order: str, *which: int) -> str:
+        return struct.pack(f"{order}{len(which)}I", *which).hex()
+
+    made, bad = value(TRIED), unfit(TRIED)
+
+    def again(text: str) -> str:
+        return f"pg_catalog.substr(pg_catalog.repeat({text}, {TRIED // len(FINITE) + 1}), 1, {8 * TRIED})"
+
+    header = literal(struct.pack(">HH", TRIED, 0).hex())
+    return TRY.format(
+        value=of(made, "t"),
+        unfit=of(bad, "t"),
+        value_of_short=of(made, "s"),
+        unfit_short=of(bad, "s"),
+        unfit_bad=of(bad, "b"),
+        sent=f"{header} || {again(literal(words('>', *FINITE)))}",
+        octets=4 * TRIED,
+        bad=", ".join(literal(words("<", word)) for word in NOT_FINITE),
+        words=again(literal(words("<", *FINITE))),
+        **ext,
+    )
+
+
+def value(dimensions: int) -> str:
+    """SQL of a value's vector, NULL where it has another length; with the names of a `Database` and {ext}."""
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise ValueError(f"{dimensions} dimensions")
+    header = struct.pack("<HH", dimensions, 0).hex()
+    return VALUE.strip().replace("{header}", header).replace("{octets}", str(4 * dimensions))
+
+
+def unfit(dimensions: int) -> str:
+    """SQL of whether a value can't be a vector of so many dimensions."""
+    return UNFIT.format(value=value(dimensions))
+
+
+@contextmanager
+def there(db: Database, extension: Extension) -> Iterator[None]:
+    """The function, for the session, while this lasts; behind a pooler each batch has to bring its own (`here`)."""
+    if db.pooled:
+        yield
+        return
+    with db.transaction():
+        db.run(CREATE, **extension.names())
+    try:
+        yield
+    finally:
+        if db.usable:
+            with suppress(DBAPIError, MigrationError):  # a session that ends drops it as well
+                db.rollback()
+                with db.transaction():
+                    db.run(DROP)
+
+
+@contextmanager
+def here(db: Database, extension: Extension) -> Iterator[None]:
+    """The function inside the transaction of a batch, where the next may be on another session."""
+    if db.pooled:
+        db.run(CREATE, **extension.names())
+    yield
+    if db.pooled:
+        db.run(DROP)
+
+
+def refusal(db: Database, extension: Extension | None) -> str | None:
+    """Why it can't be had here; in a transaction that may write, of which nothing stays."""
+    if db.value("SELECT current_setting('is_superuser')") != "on":
+        return f"role {quote(db.value('SELECT current_user'))} is no superuser"
+    if extension is None:
+        return None
+    if extension.version < OLDEST:
+        return f"pgvector {'.'.join(map(str, extension.version))} is older than {'.'.join(map(str, OLDEST))}"
+    if db.value("SELECT current_setting('transaction_read_only')") == "on":
+        return None  # whoever only looks can try nothing
+    try:
+        with db.attempt(keep=False):
+            db.run(CREATE, **extension.names())
+            works = db.value("{trial}", trial=trial(**extension.names()))
+            return None if works else "this server keeps vectors in another way"
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return f"the server refuses its function (SQLSTATE {sqlstate(error)})"

@@ -1,0 +1,1 @@
+"""A host application's Alembic project."""

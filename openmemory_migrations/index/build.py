@@ -1,0 +1,307 @@
+"""Puts the vector index in place without blocking anybody, and takes it away.
+
+It is built after the rows are there: ivfflat learns its lists from them, and an hnsw graph is built faster than kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..db import catalog, citus, locks
+from ..db.catalog import Extension, Index, Table
+from ..db.database import PATIENT_LOCK_TIMEOUT, Database
+from ..db.keys import SHOWN_KEYS, keys_where
+from ..db.sqlerrors import LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migration_error, sqlstate
+from ..errors import INDEX_ANEW, MigrationError
+from ..settings import Settings
+from ..target import Target, quote
+from . import build_progress, choice
+from .choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, of_all_rows, scarce
+
+# SQLSTATE classes of what ends a run and not an index: a lost connection, a lock, a deadlock, a cancel, and a table
+# that is no longer there or no longer the same. Whatever else CREATE INDEX answers is a reason why there can be none
+OF_THE_RUN = ("08", "40", "55", "57", UNDEFINED_TABLE)
+# parallel workers share memory that the system may have little of, as in a container: "…segment "/PostgreSQL.1234"…"
+SHARED_MEMORY = "/PostgreSQL."
+# halves have five bits for the exponent: from here on they are infinite, which pgvector refuses
+HALF_OVERFLOW = 65_520
+BEYOND_HALF = """
+CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit} THEN false
+     ELSE EXISTS (SELECT FROM unnest(CAST({vector} AS real[])) AS element WHERE abs(element) >= {limit}) END
+"""
+MEMORY = """
+SELECT name, setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings
+WHERE name IN ('maintenance_work_mem', 'shared_buffers', 'effective_cache_size')
+"""
+CLEAN_UP_TIMEOUT = "5s"
+RACED = "XX000"  # "tuple concurrently updated": the build whose index was to be dropped has just come to its end
+
+
+class CannotBuild(MigrationError):
+    """There can be no such index here, and nothing was changed; finalize goes on without it."""
+
+
+def say(problem: CannotBuild) -> None:
+    log.warning(problem.message, detail=problem.detail, hint=problem.hint)
+
+
+def none(target: Target, why: NoIndex) -> CannotBuild:
+    return CannotBuild(f"no index on {quote(target.vector)} of {target}: {why.reason}", hint=why.hint)
+
+
+def say_none(target: Target, why: NoIndex) -> None:
+    """A WARNING where the settings ask for one."""
+    problem = none(target, why)
+    (log.warning if why.wanted else log.notice)(problem.message, hint=problem.hint)
+
+
+def plan(
+    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, rows: int
+) -> Plan | NoIndex:
+    """What to build for so many rows of the whole table, with the memory that there is."""
+    with db.transaction():
+        rows = citus.rows_a_shard(db, table.oid, rows)
+        memory_kb = most_memory(db, settings)
+    return choice.plan(target, settings, extension, table.columns[target.vector].dimensions, rows, memory_kb)
+
+
+def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
+    """Takes away what an interrupted build has left: it costs every write and serves no search."""
+    why = "is invalid, left by a build that was interrupted"
+    drop_ours(db, target, table_oid, why, lock_timeout, valid=False)
+
+
+def drop_ours(
+    db: Database,
+    target: Target,
+    table_oid: int,
+    why: str,
+    lock_timeout: str = PATIENT_LOCK_TIMEOUT,
+    *,
+    valid: bool = True,
+) -> bool:
+    """Takes away what the target's two names stand for, valid or not; says whether there was anything.
+
+    The server may still be at its build, for a client that is no more, and the two would deadlock: tried again.
+    """
+    dropped = False
+    for pause in locks.pauses():
+        with db.transaction():
+            found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+        left = [
+            i
+            for i in found.values()
+            if i.table_oid == table_oid and of_all_rows(i, target.vector) and (valid or not i.valid)
+        ]
+        try:
+            for index in left:
+                log.notice(f"index {quote(index.name)} {why}; dropping it")
+                drop(db, index.name, lock_timeout)
+                dropped = True
+            return dropped
+        except DBAPIError as error:
+            problem = as_migration_error(error, f"index {quote(index.name)} can't be dropped")
+            waited = sqlstate(error) == LOCK_NOT_AVAILABLE and not db.pooled
+            if waited or sqlstate(error) not in (*PASSING, RACED) or lock_timeout != PATIENT_LOCK_TIMEOUT:
+                raise problem from error
+        log.notice(f"{problem.message}, again in {pause:.1f} s")
+        db.stop.sleep(pause)
+    raise problem
+
+
+def ensure(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> None:
+    """Leaves the wanted index in place, valid, once. Raises CannotBuild where there can be none."""
+    with db.transaction():
+        present = catalog.indexes(db, target.schema, target.index).get(target.index)
+        taken = catalog.relation_exists(db, target.schema, target.index)
+    require_place(target, table_oid, present, taken, wanted)
+    if present is None:
+        _build(db, target, settings, table_oid, wanted)
+    else:
+        log.notice(f"index {quote(target.index)} exists already and is as wanted")
+    if duplicate := duplicate_of(db, target, table_oid, wanted):
+        drop(db, duplicate)
+
+
+def require_place(target: Target, table_oid: int, present: Index | None, taken: bool, wanted: Plan) -> None:
+    """Raises CannotBuild where something else is there under the name of the index."""
+    require_name(target, table_oid, present, taken)
+    if present is not None and not of_all_rows(present, target.vector):
+        raise other(target, present)
+    if present is not None and not wanted.matches(present):
+        difference = wanted.difference(present)
+        raise CannotBuild(
+            f"index {quote(target.index)} exists with another definition and is left as it is",
+            detail=f"{difference[0].upper()}{difference[1:]}.",
+            hint=f"For the wanted one: {INDEX_ANEW}.",
+        )
+
+
+def other(target: Target, present: Index) -> CannotBuild:
+    partial = ", for some of the rows" if present.partial else ""
+    return CannotBuild(
+        f"no index: the name {quote(target.index)} is taken by a {present.method} index on {present.key}{partial}",
+        hint=f"Rename that, then: {INDEX_ANEW}.",
+    )
+
+
+def require_name(target: Target, table_oid: int, present: Index | None, taken: bool) -> None:
+    """Raises CannotBuild where the name is that of something beside this table."""
+    if taken and (present is None or present.table_oid != table_oid):
+        raise CannotBuild(
+            f"no index: the name {quote(target.index)} is taken by"
+            f" {'an index of another table' if present else 'something that is no index'}",
+            hint=f"Rename that, then: {INDEX_ANEW}.",
+        )
+
+
+def duplicate_of(db: Database, target: Target, table_oid: int, wanted: Plan) -> str | None:
+    """The index under the second mirrored name, where it is the same as that under the first; says so."""
+    if target.mirrored_index == target.index:
+        return None
+    with db.transaction():
+        found = catalog.indexes(db, target.schema, target.mirrored_index).get(target.mirrored_index)
+    if found is None or found.table_oid != table_oid or not wanted.matches(found):
+        return None
+    log.notice(f"index {quote(found.name)} is a duplicate of {quote(target.index)}; dropping it")
+    return found.name
+
+
+def drop(db: Database, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
+    """DROP INDEX CONCURRENTLY; does nothing if it isn't there."""
+    with db.transaction():
+        holders = db.holders(seconds=1)
+    if holders and lock_timeout == PATIENT_LOCK_TIMEOUT:
+        what = f"dropping index {quote(name)}: has to wait until transactions that have locked the table are over"
+        log.notice(what, detail="; ".join(holders) + ".")
+    with db.autocommit(lock_timeout=lock_timeout):
+        db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
+
+
+def _build(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> None:
+    memory_kb = memory_for(db, settings, wanted)
+    if wanted.half:
+        _require_halves(db, target)
+    log.notice(
+        f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"
+    )
+    started = time.monotonic()
+    own = {"maintenance_work_mem": f"{memory_kb}kB"}
+    try:
+        _create(db, target, table_oid, wanted, own)
+    except CannotBuild as problem:
+        if SHARED_MEMORY not in problem.message:
+            raise
+        log.notice(f"{problem.message}; building it again without parallel workers")
+        _create(db, target, table_oid, wanted, {**own, "max_parallel_maintenance_workers": "0"})
+    with db.transaction():
+        built = catalog.indexes(db, target.schema, target.index).get(target.index)
+        on_shards = citus.index_size(db, table_oid)
+    if built is None or not built.valid:
+        raise MigrationError(
+            f"index {quote(target.index)} on {target} is not valid after its build",
+            hint="Run the same command again: it drops the index and builds it anew.",
+        )
+    seconds = log.duration(time.monotonic() - started)
+    log.notice(
+        f"index {quote(target.index)} is built and valid: {(on_shards or built.size) / 1024**2:,.1f} MiB in {seconds}"
+    )
+
+
+def _create(db: Database, target: Target, table_oid: int, wanted: Plan, own: Mapping[str, str]) -> None:
+    """Raises CannotBuild for whatever the server answers that isn't of this run; then nothing is left of it."""
+    try:
+        with build_progress.shown(db, table_oid, f"index {quote(target.index)}"), db.autocommit(**own):
+            # no IF NOT EXISTS: it would keep an invalid index and say nothing
+            db.run(
+                "CREATE INDEX CONCURRENTLY {index} ON {table} USING {method} ({expression}) WITH ({options})",
+                index=quote(target.index),
+                method=wanted.method,
+                expression=wanted.expression,
+                options=wanted.options,
+            )
+    except BaseException as error:
+        if not db.usable:
+            raise
+        db.rollback()
+        _clean_up(db, target, table_oid)
+        if not isinstance(error, DBAPIError):
+            raise
+        problem = as_migration_error(error, f"index {quote(target.index)} on {target} can't be built")
+        if of_the_run(error):
+            raise problem from error
+        raise CannotBuild(
+            problem.message,
+            detail=problem.detail,
+            hint=f"Set OM_INDEX_MEMORY, or other OM_INDEX settings, then: {INDEX_ANEW}."
+            " Searches work without it, by reading every row.",
+        ) from error
+
+
+def of_the_run(error: DBAPIError) -> bool:
+    """Whether it ends the run: another one may well build what this one couldn't."""
+    state = sqlstate(error)
+    return state is None or error.connection_invalidated or state.startswith(OF_THE_RUN)
+
+
+def _require_halves(db: Database, target: Target) -> None:
+    """Raises CannotBuild where a row holds what a half can't: the build would end at it."""
+    with db.transaction(snapshot=True):
+        extension, table = catalog.extension(db), catalog.table(db, target.schema, target.table)
+        assert extension is not None  # there is a column of its type
+        names = {"limit": str(HALF_OVERFLOW), **extension.names()}
+        rows = db.value("SELECT count(*) FROM {table} WHERE " + BEYOND_HALF, **names)
+        such = ", ".join(keys_where(db, table, BEYOND_HALF, (), SHOWN_KEYS, **names)) if rows and table else ""
+    if rows:
+        raise CannotBuild(
+            f"no index on the cast of {quote(target.vector)} of {target} to halfvec: {rows:,} rows hold values beyond"
+            f" ±{HALF_MOST:,}",
+            detail=f"Such as {such}.",
+            hint=f"Mend those rows, then: {INDEX_ANEW}. Up to {INDEX_DIMENSIONS:,} dimensions OM_INDEX_HALFVEC=off does"
+            " without the cast.",
+        )
+
+
+def _clean_up(db: Database, target: Target, table_oid: int) -> None:
+    """After a build that failed or was stopped: not at the price of waiting for whoever has read the table."""
+    try:
+        why = "is invalid, as its build has not come to its end"
+        drop_ours(db, target, table_oid, why, CLEAN_UP_TIMEOUT, valid=False)
+    except (MigrationError, DBAPIError) as error:
+        problem = as_migration_error(error, "cleaning up") if isinstance(error, DBAPIError) else error
+        log.warning(problem.message, detail="The next run drops it.")
+
+
+def memory_for(db: Database, settings: Settings, wanted: Plan) -> int:
+    """maintenance_work_mem for the build, in kB: what is configured, or what it needs as far as there is so much."""
+    if settings.index_memory:
+        given = most = settings.index_memory
+    else:
+        with db.transaction():
+            given, most = _memory(db)
+    if found := scarce(wanted, most):
+        log.warning(found[0], hint=found[1])
+    return max(given, min(wanted.memory_kb, most))
+
+
+def most_memory(db: Database, settings: Settings) -> int:
+    """The most that a build gets, in kB."""
+    return settings.index_memory or _memory(db)[1]
+
+
+def _memory(db: Database) -> tuple[int, int]:
+    """maintenance_work_mem, and the most that a build gets unless OM_INDEX_MEMORY says more, in kB.
+
+    What the machine bears can't be asked. shared_buffers, customarily a quarter of its memory, and a quarter of
+    effective_cache_size, customarily half of it or more, are the measure. Behind a pooler a session has what its role
+    has.
+    """
+    asked = dict(db.rows(MEMORY))
+    given = int(asked["maintenance_work_mem"])
+    if db.pooled:
+        return given, given
+    return given, max(given, int(asked["shared_buffers"]), int(asked["effective_cache_size"]) // 4)

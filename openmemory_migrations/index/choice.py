@@ -1,0 +1,255 @@
+"""What the vector index should be: kind, operator class, options and memory, from settings and rows. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from ..db.catalog import Extension, Index
+from ..errors import ANEW, INDEX_ANEW
+from ..settings import Settings
+from ..target import Target, quote
+
+ROWS_A_LIST = 50  # with fewer ivfflat finds too little: recall@10 0.18 was reported for 200 rows in 100 lists
+LEAST_SAMPLES = 10_000  # rows that ivfflat samples at least, src/ivfbuild.c
+HALF_MOST = 65_504  # in size; 65,520 and more are infinite as a half
+INDEX_DIMENSIONS, HALFVEC_DIMENSIONS = 2000, 4000  # pgvector's limits for an index on vector and on halfvec
+PAGE, PAGE_HEAD = 8192, 24 + 8  # bytes of an index's page, of its two headers
+# bytes that an item has beside its vector: in ivfflat's lists (src/ivfflat.h), in hnsw's graph, whose 2 * m neighbours
+# on the lowest layer have 6 each (src/hnsw.h)
+IVFFLAT_ITEM, HNSW_ITEM = 12, 84
+OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
+# once its graph no longer fits each row is read back from the index
+SLOWER = "what doesn't fit is built several times as slowly"
+DEFAULTS = {"ivfflat": {"lists=100"}, "hnsw": {"m=16", "ef_construction=64"}}  # what reloptions leaves out
+
+
+@dataclass(frozen=True)
+class Short:
+    """The lists that an index would have with more memory to build it, and how much that is."""
+
+    lists: int
+    memory_kb: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An index that can be built. `expression` and `options` are SQL, `query` is the ORDER BY that uses it."""
+
+    method: str
+    opclass: str
+    key: str
+    required: frozenset[str]  # options that an index found in place must have
+    expression: str
+    options: str
+    memory_kb: int
+    size: int  # bytes, estimated
+    query: str
+    lists: int  # of ivfflat, else 0
+    short: Short | None = None  # where memory isn't enough for all lists
+    half: bool = False  # on the cast to halfvec
+
+    @property
+    def probes(self) -> int:
+        """For ivfflat, √lists as pgvector's README advises."""
+        return math.isqrt(self.lists)
+
+    def matches(self, index: Index) -> bool:
+        names = {option.partition("=")[0] for option in index.options}
+        defaults = {option for option in DEFAULTS[self.method] if option.partition("=")[0] not in names}
+        return (
+            (index.method, index.opclass, index.partial) == (self.method, self.opclass, False)
+            and _key(index.key) == self.key
+            and self.required <= index.options | defaults
+        )
+
+    def suits(self, index: Index) -> bool:
+        return self.matches(index) and self.outgrown(index) is None
+
+    def outgrown(self, index: Index) -> int | None:
+        """The lists of an index that matches, where its rows ask for more than twice as many now, or less than half.
+
+        None where it's as it should be, or is as configured.
+        """
+        if self.method != "ivfflat" or self.required:
+            return None
+        (option,) = [text for text in index.options if text.startswith("lists=")] or DEFAULTS["ivfflat"]
+        lists = int(option.partition("=")[2])
+        return lists if max(lists, self.lists) > 2 * min(lists, self.lists) else None
+
+    def difference(self, index: Index) -> str:
+        """What the index is and what is wanted, as one clause."""
+        return (
+            f"it is {index.method} with {index.opclass} on {index.key}"
+            f" ({', '.join(sorted(index.options)) or 'no options'}{', partial' if index.partial else ''}),"
+            f" wanted is {self.method} with {self.opclass} on {self.key} ({self.options})"
+        )
+
+
+@dataclass(frozen=True)
+class NoIndex:
+    """Why there is to be no index, and the next step if there is one; `wanted` where the settings ask for it, and it
+    can't be had."""
+
+    reason: str
+    hint: str | None = None
+    wanted: bool = True
+
+
+def plan(
+    target: Target,
+    settings: Settings,
+    extension: Extension,
+    dimensions: int | None,
+    rows: int,
+    memory_kb: int | None = None,
+) -> Plan | NoIndex:
+    """What to build for so many rows, with so much memory at the most, or why nothing can be built. Pure.
+
+    Unless configured, ivfflat gets rows / 1000 lists up to a million rows, √rows above (pgvector's README), and at
+    least 50 rows a list. It is never built with less memory than it asks for, so fewer lists have to do where there is
+    less.
+    """
+    if settings.index == "none":
+        return NoIndex("OM_INDEX is none", wanted=False)
+    if dimensions is None:
+        return NoIndex(
+            f"{quote(target.vector)} has no dimensions",
+            f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
+        )
+    if settings.index == "hnsw" and extension.version < (0, 5):
+        return NoIndex("hnsw came with pgvector 0.5.0", "ALTER EXTENSION vector UPDATE;")
+    half = on_halfvec(settings, dimensions)
+    if dimensions > HALFVEC_DIMENSIONS:
+        reason = f"no index of pgvector takes more than {HALFVEC_DIMENSIONS:,} dimensions"
+        return NoIndex(reason, "Set OM_INDEX=none.")
+    if dimensions == 1 and settings.index == "ivfflat" and settings.index_metric != "l2":
+        return NoIndex(
+            f"ivfflat by {settings.index_metric} needs two dimensions or more",
+            f"Set OM_INDEX=hnsw, then: {INDEX_ANEW}.",
+        )
+    if half and extension.version < (0, 7):
+        return NoIndex(
+            ("OM_INDEX_HALFVEC needs" if settings.index_halfvec else f"more than {INDEX_DIMENSIONS:,} dimensions need")
+            + " halfvec, which came with pgvector 0.7.0",
+            "ALTER EXTENSION vector UPDATE;",
+        )
+    item = 8 + (2 if half else 4) * dimensions
+    if settings.index == "ivfflat":
+        lists = settings.index_lists or min(_lists(rows), rows // ROWS_A_LIST)
+        if not lists:
+            return NoIndex(
+                f"ivfflat needs {ROWS_A_LIST} rows to learn from, there are {rows:,}",
+                f"When there are more rows: {INDEX_ANEW}. Or set OM_INDEX=hnsw, which needs none.",
+                wanted=False,
+            )
+        short = None
+        memory = _ivfflat_memory(lists, dimensions, item)
+        if memory_kb is not None and memory > 1024 * memory_kb:
+            short = Short(lists, math.ceil(memory / 1024))
+            # bisect finds the first that needs more
+            lists = bisect_right(range(lists), 1024 * memory_kb, key=lambda n: _ivfflat_memory(n + 1, dimensions, item))
+            memory = _ivfflat_memory(lists, dimensions, item)
+            if not lists:
+                least = _ivfflat_memory(1, dimensions, item)
+                return NoIndex(
+                    f"ivfflat needs {_size(math.ceil(least / 1024))} of memory even for one list, and gets"
+                    f" {_size(memory_kb)}",
+                    f"{more_memory(short.memory_kb)} {INDEX_ANEW}.",
+                )
+        options = {"lists": lists}
+        required = set(options) if settings.index_lists and not short else set()
+        size = PAGE * (_pages(item + IVFFLAT_ITEM, rows) + lists)
+    else:
+        options = {"m": settings.index_m, "ef_construction": settings.index_ef_construction}
+        required = set(options)
+        short, memory = None, _hnsw_memory(rows, settings.index_m, item)
+        size = PAGE * _pages(item + HNSW_ITEM + 12 * settings.index_m, rows)
+    ext, vector = quote(extension.schema), quote(target.vector)
+    opclass = f"{'halfvec' if half else 'vector'}_{settings.index_metric}_ops"
+    cast = f"::{ext}.halfvec({dimensions})" if half else ""
+    return Plan(
+        method=settings.index,
+        opclass=opclass,
+        key=f"{target.vector}::halfvec({dimensions})" if half else target.vector,
+        required=frozenset(f"{name}={options[name]}" for name in required),
+        expression=(f"({vector}{cast})" if half else vector) + f" {ext}.{opclass}",
+        options=", ".join(f"{name} = {value}" for name, value in options.items()),
+        memory_kb=math.ceil(memory / 1024),
+        size=size,
+        query=f"ORDER BY {vector}{cast} OPERATOR({ext}.{OPERATORS[settings.index_metric]}) $1{cast}",
+        lists=options.get("lists", 0),
+        short=short,
+        half=half,
+    )
+
+
+def scarce(plan: Plan, memory_kb: int) -> tuple[str, str] | None:
+    """What to say, and the hint, where a build gets less memory than the index asks for."""
+    gets = f"its build gets {_size(memory_kb)} of memory"
+    if plan.short:
+        lists, needed = plan.short.lists, plan.short.memory_kb
+        message = f"the index has {plan.lists:,} lists and not {lists:,}: {gets}, and those need {_size(needed)}"
+        return message, f"{more_memory(needed)} {INDEX_ANEW} --rebuild."
+    if plan.memory_kb > memory_kb:
+        message = f"the graph of the index needs about {_size(plan.memory_kb)}, and {gets}: {SLOWER}"
+        return message, f"If the server can spare it: OM_INDEX_MEMORY={_megabytes(plan.memory_kb)}."
+    return None
+
+
+def more_memory(kilobytes: int) -> str:
+    return f"If the server can spare it: OM_INDEX_MEMORY={_megabytes(kilobytes)}, then:"
+
+
+def _megabytes(kilobytes: int) -> str:
+    return f"{math.ceil(kilobytes / 1024)}MB"
+
+
+def _size(kilobytes: int) -> str:
+    return f"{kilobytes / 1024:,.0f} MB"
+
+
+def on_halfvec(settings: Settings, dimensions: int) -> bool:
+    """Whether the index is on a cast to halfvec: wanted, or the only one there can be."""
+    return settings.index_halfvec or dimensions > INDEX_DIMENSIONS
+
+
+def _lists(rows: int) -> int:
+    return max(1, rows // 1000) if rows <= 1_000_000 else math.isqrt(rows)
+
+
+def _ivfflat_memory(lists: int, dimensions: int, item: int) -> int:
+    """Bytes that pgvector checks against maintenance_work_mem before it begins (src/ivfkmeans.c)."""
+    samples = max(ROWS_A_LIST * lists, LEAST_SAMPLES)
+    vectors = (samples + 2 * lists) * item + 4 * lists * dimensions
+    bounds = 4 * samples * (lists + 2) + 8 * lists * lists + 8 * lists
+    return vectors + bounds + 1024**2
+
+
+def _hnsw_memory(rows: int, m: int, item: int) -> int:
+    """Bytes of the graph in memory: vector, 2 * m neighbours on the lowest layer, the element; a third more for what
+    the allocator keeps (measured: without it 7 to 39 % too little) and 1 MiB for small tables."""
+    return 4 * rows * (item + 2 * m * 26 + 300) // 3 + 1024**2
+
+
+def _pages(item: int, rows: int) -> int:
+    """Of an index: an item is never divided between two."""
+    return -(-rows // max(1, (PAGE - PAGE_HEAD) // item))
+
+
+def of_all_rows(index: Index, column: str) -> bool:
+    """Whether it is a vector index of all values of the column. Any other is not ours, whatever its name."""
+    return index.method in DEFAULTS and not index.partial and is_on(index, column)
+
+
+def is_on(index: Index, column: str) -> bool:
+    """Whether it is on that column, or on its cast to halfvec."""
+    return _key(index.key).partition("::halfvec(")[0] == column
+
+
+def _key(text: str) -> str:
+    """An index key with the decoration taken off that pg_get_indexdef gives a cast: `((v)::s.halfvec(3))`."""
+    found = re.fullmatch(r'\(*"?(.+?)"?\)*::(?:.+\.)?halfvec\((\d+)\)\)*', text)
+    return f"{found[1]}::halfvec({found[2]})" if found else text

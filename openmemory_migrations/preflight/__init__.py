@@ -1,0 +1,1 @@
+"""Can it be migrated, what will it take, where does it stand."""

@@ -1,0 +1,120 @@
+"""Whatever a step would refuse, and every right that it needs: all of it at once, where a step stops at the first.
+
+Questions and words are the steps' own wherever they ask before they change anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ..backfill import engines, pace
+from ..db import catalog
+from ..db.catalog import Extension, Table
+from ..db.database import Database
+from ..errors import MigrationError
+from ..finding import Finding
+from ..settings import Settings
+from ..steps import checks, expand, interference
+from ..target import VERSION_TABLE, Target, quote
+
+
+def of_the_server(db: Database) -> Iterator[Finding]:
+    if db.value("SELECT pg_is_in_recovery()"):
+        yield Finding(
+            "error",
+            "standby",
+            "this server is a standby, where nothing can be changed",
+            hint="Set OM_DATABASE_URL, or OM_PG_HOST and OM_PG_PORT, to the primary.",
+        )
+    elif db.value("SELECT current_setting('default_transaction_read_only')") == "on":
+        yield Finding(
+            "error",
+            "read-only",
+            "transactions of this role are read-only in this database",
+            hint="SET default_transaction_read_only = off;"
+            " ALTER ROLE CURRENT_USER SET default_transaction_read_only = off;",
+        )
+
+
+def of_the_extension(db: Database, extension: Extension | None) -> Iterator[Finding]:
+    role = quote(db.value("SELECT current_user"))
+    if extension is None:
+        yield from _refused("extension-unavailable", lambda: checks.require_available(db))
+        if catalog.extension_available(db) and not _may_create(db):
+            yield Finding(
+                "error",
+                "extension-rights",
+                f'role {role} may not create extension "vector"',
+                hint=f"Have an administrator run: {expand.create_extension(expand.home(db))};",
+            )
+    elif not db.value("SELECT has_schema_privilege(:schema, 'USAGE')", {"schema": extension.schema}):
+        schema = quote(extension.schema)
+        yield Finding(
+            "error",
+            "rights",
+            f'role {role} may not use schema {schema}, where extension "vector" is',
+            hint=f"GRANT USAGE ON SCHEMA {schema} TO {role};",
+        )
+
+
+def of_the_table(
+    db: Database, target: Target, settings: Settings, table: Table, stamped: list[str] | None
+) -> Iterator[Finding]:
+    for missing in checks.missing_rights(db, target, table, settings):
+        yield Finding.of("rights", missing)
+    yield from _refused("rights", lambda: checks.require_version_table(db, target.schema, VERSION_TABLE))
+    if settings.backfill_max_lag is not None:
+        yield from _refused("rights", lambda: pace.require_sight(db))
+    yield from _engine(db, target, settings, table)
+    column = table.columns.get(target.vector)
+    if stamped:
+        yield from _refused("stamp", lambda: checks.require_column(table, target, settings, stamped))
+    elif column is not None and column.ours:
+        yield from _refused("dimensions", lambda: checks.agree(column, settings, target))
+    if column is not None and not column.ours:
+        for problem in expand.not_adoptable(db, target, table, column):
+            yield Finding.of("column-taken", problem)
+    aside = table.columns.get(target.adopted)
+    adopting = (column is not None and not column.ours) or (aside is not None and aside.set_aside)
+    for problem in interference.of_sync(db, target, table):
+        yield replace(Finding.of("interference", problem), severity="error" if adopting else "warning")
+
+
+def _engine(db: Database, target: Target, settings: Settings, table: Table) -> Iterator[Finding]:
+    try:
+        engine = engines.choose(db, target, settings, table, catalog.extension(db))
+    except MigrationError as error:
+        yield Finding.of("engine", error)
+        return
+    if engine.name == "client" and not db.value("SELECT has_database_privilege(current_database(), 'TEMPORARY')"):
+        role, name = quote(db.value("SELECT current_user")), quote(db.value("SELECT current_database()"))
+        yield Finding(
+            "error",
+            "rights",
+            f"role {role} may not create temporary tables in database {name}",
+            "The backfill writes through one; OM_BACKFILL_ENGINE=server does without.",
+            f"GRANT TEMPORARY ON DATABASE {name} TO {role};",
+        )
+
+
+def _refused(code: str, require: Callable[[], object]) -> Iterator[Finding]:
+    try:
+        require()
+    except MigrationError as error:
+        yield Finding.of(code, error)
+
+
+def _may_create(db: Database) -> bool:
+    """A superuser may, and, where the administrators have called it trusted, who may create in the database."""
+    return bool(
+        db.value(
+            """
+            SELECT rolsuper OR EXISTS (
+              SELECT FROM pg_catalog.pg_available_extension_versions v JOIN pg_catalog.pg_available_extensions e
+                     ON e.name = v.name AND e.default_version = v.version
+              WHERE v.name = 'vector' AND v.trusted AND has_database_privilege(current_database(), 'CREATE'))
+            FROM pg_catalog.pg_roles WHERE rolname = current_user
+            """
+        )
+    )

@@ -1,0 +1,221 @@
+"""What a table's rows hold, before anything is changed: lengths, dimensions, what can't be converted and why.
+
+One pass counts, at whatever number of rows and partitions; a second one, in short transactions, reads the values of one
+length, for NaN and infinite values. Both look at a sample of the pages if told to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+
+from .. import console
+from ..backfill.leftovers import DIFFERS, LOOK_ROWS, NOT_FINITE, Found, first_keys, has_dim, read
+from ..backfill.reader import Scan, by_tid, pages_of
+from ..db import locks, partitions
+from ..db.catalog import Table
+from ..db.database import Database
+from ..encoding import dimensions
+from ..settings import Settings
+from ..target import Target
+
+LEAST_PAGES = 50  # of a sample: TABLESAMPLE SYSTEM takes each page or not, and of a few pages perhaps none
+RUNS = 16  # places in each table that holds rows at which the values of a sample are read
+MOST_LENGTHS = 3  # whose values are read where the dimensions aren't known: each costs a pass
+
+LENGTHS = """
+SELECT octet_length({source}), count(*), count(*) FILTER (WHERE {vector} IS NULL), count(*) FILTER (WHERE {differs})
+FROM {table} GROUP BY 1
+"""
+SIZES = """
+SELECT CAST(coalesce(sum(pg_relation_size(c.oid)), 0) AS bigint),
+       CAST(coalesce(sum(pg_indexes_size(c.oid)), 0) AS bigint),
+       CAST(coalesce(sum(pg_total_relation_size(nullif(c.reltoastrelid, 0))), 0) AS bigint)
+FROM pg_catalog.pg_class c WHERE c.oid = ANY (:tables)
+"""
+PLANNED = "EXPLAIN (FORMAT JSON) SELECT FROM {table}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes, of the table or of all its partitions."""
+
+    table: int
+    indexes: int
+    toast: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Rows by the length of `v`, all and those without a vector; counted among `looked_at` of `total` rows."""
+
+    total: int  # estimated, where not all were looked at
+    looked_at: int
+    share: float  # of the pages
+    all: Counter[int]
+    pending: Counter[int]
+    without_source: int
+    dim_differs: int
+
+    def whole(self, rows: int) -> int:
+        """As many in the table as `rows` of those looked at."""
+        return rows if self.share == 1 else round(rows * self.total / max(1, self.looked_at))
+
+
+@dataclass
+class Bad:
+    """Pending rows that can't be vectors, among those looked at: how many by reason, and the first few keys.
+
+    Beside them those that the server can't read.
+    """
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    keys: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        return "; ".join(
+            f"{reason}: {rows:,}" + (f" (such as {', '.join(self.keys[reason])})" if self.keys.get(reason) else "")
+            for reason, rows in self.reasons.most_common()
+        )
+
+
+@contextmanager
+def looking(db: Database, settings: Settings) -> Iterator[None]:
+    """One short read-only snapshot of the rows, in which nothing waits for a lock longer than a step would."""
+    with db.transaction(snapshot=True, lock_timeout_ms=settings.lock_timeout_ms):
+        locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
+        yield
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to look at one table; `sample` is about how many rows to look at, None for all of them."""
+
+    db: Database
+    target: Target
+    settings: Settings
+    table: Table
+    sample: int | None
+
+    @classmethod
+    def at(cls, db: Database, target: Target, settings: Settings, table: Table, sample: int | None) -> Look:
+        column = table.columns.get(target.vector)
+        # where no row has a vector of ours, {vector} IS NULL has to be true of all
+        ours = column is not None and column.ours
+        return cls(db if ours else db.at({"vector": "NULL"}), target, settings, table, sample)
+
+    def _looking(self) -> AbstractContextManager[None]:
+        return looking(self.db, self.settings)
+
+    def sizes(self) -> Sizes:
+        with self._looking():
+            tables = [part.oid for part in partitions.leaves(self.db, self.table.oid)]
+            return Sizes(*self.db.rows(SIZES, {"tables": tables})[0])
+
+    def lengths(self, sizes: Sizes) -> Lengths:
+        differs = DIFFERS if has_dim(self.target, self.table) else "false"
+        with self._looking():
+            share, planned = self._share(sizes)
+            found = self._sampled(share).rows(LENGTHS, differs=differs)
+        looked_at = sum(row[1] for row in found)
+        with_source = [row for row in found if row[0] is not None]
+        return Lengths(
+            total=looked_at if share == 1 else max(planned, looked_at),
+            looked_at=looked_at,
+            share=share,
+            all=Counter({octets: rows for octets, rows, _, _ in with_source}),
+            pending=Counter({octets: pending for octets, _, pending, _ in with_source if pending}),
+            without_source=looked_at - sum(row[1] for row in with_source),
+            dim_differs=sum(row[3] for row in with_source),
+        )
+
+    def sourceless(self, lengths: Lengths, column: str, **names: str) -> Counter[int]:
+        """Of an adopted (quoted) column."""
+        with self._looking():
+            return dimensions.sourceless(self._sampled(lengths.share), column, **names)
+
+    def bad(self, lengths: Lengths, size: int | None) -> Bad:
+        """`size` as it is to become, None where that isn't known."""
+        bad, by_reason = Bad(), dict[str, list[int]]()
+        for octets, rows in sorted(lengths.pending.items()):
+            if reason := dimensions.problem(octets, size):
+                bad.reasons[reason] += rows
+                by_reason.setdefault(reason, []).append(octets)
+        for reason, values in by_reason.items():
+            with self._looking():
+                sampled = self._sampled(lengths.share)
+                bad.keys[reason] = first_keys(sampled, self.table, "octet_length({source}) = ANY (:values)", values)
+        good = Counter(
+            {octets: rows for octets, rows in sorted(lengths.pending.items()) if not dimensions.problem(octets, size)}
+        )
+        for octets, rows in good.most_common(MOST_LENGTHS):
+            found = self._read(octets // 4, lengths.share)
+            bad.unreadable += found.unreadable
+            if found.bad:
+                # of a sample the values that are read aren't those that were counted
+                bad.reasons[NOT_FINITE] += (
+                    found.bad if lengths.share == 1 else max(1, round(rows * found.bad / (found.good + found.bad)))
+                )
+                bad.keys.setdefault(NOT_FINITE, []).extend(found.keys)
+        return bad
+
+    def beyond_half(self, lengths: Lengths, size: int) -> tuple[int, list[str]]:
+        """Rows of so many dimensions that hold what an index on halfvec can't, among those looked at, and the first
+        few keys."""
+        condition = (
+            f"CASE WHEN octet_length({{source}}) = {4 * size} THEN {dimensions.BEYOND_HALF_BYTES} ELSE false END"
+        )
+        with self._looking():
+            sampled = self._sampled(lengths.share)
+            rows = int(sampled.value("SELECT count(*) FROM {table} WHERE " + condition))
+            return rows, first_keys(sampled, self.table, condition, []) if rows else []
+
+    def _read(self, size: int, share: float) -> Found:
+        found = Found(0, 0, [])
+        with self._looking():
+            leaves = [part.at(self.db) for part in partitions.leaves(self.db, self.table.oid)]
+            runs = [(at, first, end) for at in leaves for first, end in runs_of(pages_of(at), share)]
+        total, done = sum(end - first for _, first, end in runs), 0
+        with console.shown(f"checking {self.target.table}", total, "pages") as shown:
+            for at, first, end in runs:
+                scan = Scan(size, LOOK_ROWS, first, end)
+
+                @contextmanager
+                def batch(before: int = done - first, scan: Scan = scan) -> Iterator[None]:
+                    shown.to(before + scan.position[0])
+                    with self._looking():
+                        timeout = self.db.value("SELECT current_setting('lock_timeout')")
+                        self.db.set_local(by_tid("looking at the rows", timeout))
+                        yield
+
+                found = read(at, self.table, scan, found, batch)
+                done += end - first
+        return found
+
+    def _share(self, sizes: Sizes) -> tuple[float, int]:
+        """Of the pages that are to be looked at, and the rows that the planner expects in all of them."""
+        if self.sample is None:
+            return 1.0, 0
+        planned = self.db.value(PLANNED)[0]["Plan"]["Plan Rows"]
+        pages = sizes.table // self.db.value("SELECT CAST(current_setting('block_size') AS integer)")
+        return min(1.0, max(self.sample / max(1, planned), LEAST_PAGES / max(1, pages))), planned
+
+    def _sampled(self, share: float) -> Database:
+        """With the same pages each time."""
+        if share == 1:
+            return self.db
+        return self.db.at({"table": f"{self.db.names['table']} TABLESAMPLE SYSTEM ({100 * share:.9f}) REPEATABLE (1)"})
+
+
+def runs_of(pages: int, share: float) -> list[tuple[int, int]]:
+    """First and end (exclusive) of some runs of pages, evenly spread, that are such a share of all."""
+    if share == 1 or not pages:
+        return [(0, pages)]
+    runs = min(RUNS, math.ceil(pages * share))
+    starts = [pages * number // runs for number in range(runs)]
+    each = math.ceil(pages * share / runs)
+    return [(start, min(start + each, end)) for start, end in zip(starts, [*starts[1:], pages], strict=True)]

@@ -1,0 +1,261 @@
+"""Where a migration stands, seen in one snapshot and read-only: for the commands that report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..backfill.leftovers import COUNT, NOT_FINITE, by_reading
+from ..columns import guard, marks
+from ..columns.marks import Mark
+from ..cutover import back_trigger, kept, preparations
+from ..db import catalog, partitions
+from ..db.catalog import Index, Table
+from ..db.database import APPLICATION_NAME, Database
+from ..encoding import dimensions
+from ..errors import MigrationError
+from ..index import build_progress
+from ..index.choice import of_all_rows
+from ..settings import Settings
+from ..steps import checks, native_table
+from ..target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target, quote
+from ..verify import verification
+
+LOOK_INTO = 10_000  # rows without a vector that are read to tell NaN from what is still to be converted
+
+RUNS = """
+SELECT pid, application_name, CAST(date_trunc('second', backend_start) AS text) FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE :ours
+ORDER BY backend_start, pid
+"""
+DETECTED = """
+SELECT coalesce(bool_or(data_type LIKE 'vector%'), false) FROM information_schema.columns
+WHERE table_schema = :schema AND table_name = :table AND column_name = :column
+"""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`pending` can be converted, or may be: of 10,000 rows, and the first that can, on nothing is read; `skipped`
+    can't."""
+
+    total: int
+    converted: int
+    pending: int
+    skipped: Mapping[str, int]
+    without_source: int  # v is NULL
+
+
+@dataclass(frozen=True)
+class CutOver:
+    """`without_bytes` have a vector and no bytes beside it, which is what undoing the cutover would rebuild.
+
+    `changed` is what isn't any more as the cutover has left it, and what keeps it from being undone.
+    """
+
+    said: str
+    mode: str
+    undoing: bool  # begun, and not finished
+    rows: int
+    vectors: int
+    without_bytes: int
+    index: Index | None  # that searches can use
+    kept: int | None  # rows in the table for those that no vector can hold; None where they may not be read
+    changed: MigrationError | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """`revisions` are those stamped in our own version table, None where there is no such table: a host's chain."""
+
+    target: Target
+    revisions: list[str] | None
+    column: str | None  # its type
+    dimensions: int | None
+    ours: bool
+    trigger: bool
+    rows: Rows | None  # None before there is a column
+    indexes: list[Index] = field(default_factory=list)
+    build: str | None = None
+    runs: list[tuple[int, str, str]] = field(default_factory=list)  # process, what it says, since when
+    source_is_vector: bool = False  # then `column` is the source
+    to_be: int | None = None  # dimensions that such a column has, or is to have
+    found_by_application: bool = False
+    cut_over: CutOver | None = None
+    left_by_cutover: list[str] = field(default_factory=list)  # that was killed before its switch
+    cutover_revisions: list[str] | None = None  # as `revisions`, of the cutover
+    guards: list[str] = field(default_factory=list)  # triggers of runs that are no more: without any effect
+    aside: bool = False  # an adopted column is still there, from which values without source are to be carried over
+
+    @property
+    def index(self) -> Index | None:
+        return next((index for index in self.indexes if index.name == self.target.index), None)
+
+    @property
+    def left(self) -> list[Index]:
+        """What a run that replaces the index is at, or has left if it was interrupted."""
+        names = (self.target.new.index, self.target.old.index)
+        return [index for index in self.indexes if index.name in names]
+
+
+def look(db: Database, target: Target, settings: Settings) -> State:
+    """Raises MigrationError where the table is not one that can be migrated."""
+    with db.transaction():
+        checks.require_table(db, target)  # before the lock on it, which says less of why there can't be one
+    with db.transaction(snapshot=True):
+        table = checks.require_table(db, target)
+        if found := Mark.of(table, target):
+            return _cut_over(db, target, settings, table, found)
+        if catalog.trigger_enabled(db, table.oid, target.back):
+            raise marks.changed(target, target.source)
+        to_be = None
+        if native := table.columns[target.source].is_vector:
+            to_be = native_table.examine(db, target, settings, table)[0].size
+            db, target = db.at(target.native.names()), target.native
+        column = table.columns.get(target.vector)
+        tables = [part.oid for part in partitions.parts(db, table.oid)]
+        aside = table.columns.get(target.adopted)
+        column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
+        indexes = catalog.indexes(db, target.schema, *target.indexes)
+        phase = build_progress.phase(db.connection, tables)
+        return State(
+            target=target,
+            revisions=revisions(db, settings),
+            column=column.type if column else None,
+            dimensions=column.dimensions if column else None,
+            ours=bool(column and column.ours),
+            trigger=catalog.trigger_enabled(db, table.oid, target.typing if native else target.sync),
+            rows=_own_rows(db, target, table)
+            if native
+            else _rows(db, target, table)
+            if column and column.ours
+            else None,
+            indexes=[i for i in indexes.values() if i.table_oid == table.oid and of_all_rows(i, target.vector)],
+            build=str(phase) if phase else None,
+            runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
+            source_is_vector=native,
+            to_be=to_be,
+            found_by_application=db.value(DETECTED, column_is),
+            left_by_cutover=[] if native else preparations.left(db, target, table),
+            guards=guard.there(db),
+            cutover_revisions=revisions(db, settings, CUTOVER_VERSION_TABLE),
+            aside=bool(aside and aside.set_aside),
+        )
+
+
+def _cut_over(db: Database, target: Target, settings: Settings, table: Table, found: Mark) -> State:
+    now = found.now(target)
+    column = table.columns[now.vector]
+    at = db.at({"vector": quote(now.vector), "source": quote(now.source)})
+    has_bytes = now.source in table.columns
+    ((rows, vectors, without),) = at.rows(
+        "SELECT count(*), count({vector}), count(*) FILTER (WHERE {vector} IS NOT NULL AND {bytes} IS NULL)"
+        " FROM {table}",
+        bytes=quote(now.source) if has_bytes else "NULL",
+    )
+    index = verification.valid_index(db, now, table)
+    kept_rows, lost = _kept(db, found, table, target)
+    return State(
+        target=target,
+        revisions=revisions(db, settings),
+        column=column.type,
+        dimensions=column.dimensions,
+        ours=False,
+        trigger=catalog.trigger_enabled(db, table.oid, target.back),
+        rows=None,
+        indexes=[index] if index else [],
+        runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
+        cut_over=CutOver(
+            found.said(target),
+            found.mode,
+            back_trigger.follows(db, target, table.oid),
+            rows,
+            vectors,
+            without,
+            index,
+            kept_rows,
+            _changed(db, found, table, target) or lost,
+        ),
+        cutover_revisions=revisions(db, settings, CUTOVER_VERSION_TABLE),
+    )
+
+
+def changed(db: Database, target: Target, table: Table) -> MigrationError | None:
+    """What isn't any more as a cutover has left it, and keeps that from being undone, or rows that one has taken out
+    which was interrupted; in a transaction that is open."""
+    found = Mark.of(table, target)
+    if found:
+        return _changed(db, found, table, target) or _kept(db, found, table, target)[1]
+    try:
+        rows = kept.count(db)
+    except MigrationError as error:
+        return error
+    if not rows:
+        return None
+    return MigrationError(
+        f"{rows:,} rows of {target} are in table {quote(target.kept)}, and not in their own",
+        hint=f"{marks.UNDO} brings them back; {marks.DO} goes on with a cutover that was interrupted.",
+    )
+
+
+def _kept(db: Database, found: Mark, table: Table, target: Target) -> tuple[int | None, MigrationError | None]:
+    rows = None
+    try:
+        rows = kept.count(db)
+        kept.require(db, target, table, found.kept)
+    except MigrationError as error:
+        return rows, error
+    return rows, None
+
+
+def _changed(db: Database, found: Mark, table: Table, target: Target) -> MigrationError | None:
+    try:
+        found.require_dimensions(table, target)
+        found.require_names(table, target)
+    except MigrationError as error:
+        return error
+    archived = found.mode == "swap" and target.archive in table.columns
+    if archived and not catalog.trigger_enabled(db, table.oid, target.back):
+        return MigrationError(
+            f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's",
+            hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.back)}; {marks.UNDO} compares all rows.",
+        )
+    return None
+
+
+def revisions(db: Database, settings: Settings, name: str = VERSION_TABLE) -> list[str] | None:
+    """Those stamped in our own version table, None where there is no such table."""
+    if not catalog.relation_exists(db, settings.pg_schema, name):
+        return None
+    table = f"{quote(settings.pg_schema)}.{quote(name)}"
+    return sorted(row[0] for row in db.rows("SELECT version_num FROM {versions}", versions=table))
+
+
+def _own_rows(db: Database, target: Target, table: Table) -> Rows:
+    """Where `v` holds vectors itself: `converted` are those that have their dimensions."""
+    total, filled = db.rows("SELECT count(*), count({source}) FROM {table}")[0]
+    typed = table.columns.get(target.typed)
+    if table.columns[target.source].dimensions:
+        done = filled
+    else:
+        done = db.value("SELECT count({typed}) FROM {table}") if typed and typed.typed else 0
+    return Rows(total, done, filled - done, {}, total - filled)
+
+
+def _rows(db: Database, target: Target, table: Table) -> Rows:
+    fixed = table.columns[target.vector].dimensions
+    total, converted, without = db.rows(
+        "SELECT count(*), count({vector}), count(*) FILTER (WHERE {source} IS NULL) FROM {table}"
+    )[0]
+    skipped: Counter[str] = Counter()
+    pending = 0
+    for octets, rows, _ in db.rows(COUNT, differs="false"):
+        if octets is None:
+            continue
+        reason = dimensions.problem(octets, fixed)
+        bad = by_reading(db, table, octets // 4, LOOK_INTO).bad if reason is None else rows
+        pending += rows - bad
+        if bad:
+            skipped[reason or NOT_FINITE] += bad
+    return Rows(total, converted, pending, dict(skipped), without)

@@ -1,0 +1,1 @@
+"""A step inside Alembic's context."""

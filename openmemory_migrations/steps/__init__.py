@@ -1,0 +1,1 @@
+"""Expand, backfill, finalize, and the same for a table whose `v` is a vector already."""

@@ -1,0 +1,240 @@
+"""Second step: fills `v_vector` from `v` in batches, each committed by itself.
+
+An engine goes over the table, pass after pass, until one statement with one snapshot finds nothing that could be
+converted: what another transaction moves past it is found by the next pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from .. import log
+from ..backfill import claims, engines
+from ..backfill.claims import Claim, Claims
+from ..backfill.client import ClientEngine
+from ..backfill.leftovers import Leftovers, leftovers
+from ..backfill.pace import Pace
+from ..backfill.passes import Obstacles, in_the_way, passes, until_none_is_left
+from ..backfill.progress import Progress
+from ..backfill.reader import pages_of
+from ..backfill.server import ServerEngine
+from ..backfill.walk import Filling, Walk
+from ..columns import guard
+from ..db import catalog, citus, locks, partitions
+from ..db.catalog import Extension, Table
+from ..db.database import Database
+from ..db.keys import SHOWN_KEYS, keys_where
+from ..encoding import dimensions
+from ..errors import Changed, MigrationError
+from ..settings import Settings
+from ..target import Target, quote
+from . import interference
+
+MOST_CARRIED = 14_000  # rows in a batch
+PATIENCE = 60  # seconds in which what another run has claimed is left to it
+POLL = 0.1  # seconds between two looks at whether it has given that back
+
+ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
+WITHOUT_VECTOR = (
+    "CASE WHEN {vector} IS NULL AND octet_length({source}) = ANY (:values)"
+    f" THEN NOT {dimensions.NOT_FINITE_BYTES} ELSE false END"
+)
+# what would go with the adopted column: no vector has come from these bytes, or the value has been changed on its way
+LOST = """
+{adopted} IS NOT NULL AND CASE WHEN {source} IS NULL
+  THEN {ext}.vector_send({vector}) IS DISTINCT FROM {ext}.vector_send({adopted}) ELSE {vector} IS NULL END
+"""
+
+
+class Engine(Protocol):
+    def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
+        """Goes once over all pending rows of that many dimensions, with so many workers."""
+
+
+def run(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Leftovers:
+    """Converts all that can be converted, logs progress, and returns what is left with its reasons.
+
+    Without the trigger a busy application leaves new rows behind for ever: from the second pass on, only what a pass
+    has come upon keeps it from being the last.
+    """
+    fixed = table.columns[target.vector].dimensions
+    what = f"backfill {target.table}"
+    with db.transaction():
+        followed = catalog.trigger_enabled(db, table.oid, target.sync)
+        pace = Pace(db, settings)
+        chosen = engines.choose(db, target, settings, table, extension)
+    engine: Engine
+    if chosen.name == "client":
+        engine = ClientEngine(db, target, settings, table, extension)
+    else:
+        engine = ServerEngine(db, target, settings, table, extension, native=chosen.name == "native")
+    left = Leftovers(0, Counter(), {}, 0)
+    done = 0  # passes
+    said = bool(settings.backfill_engine)
+
+    def once(obstacles: Obstacles) -> tuple[int, int]:
+        nonlocal left, done, said
+        heeded = True
+        started: dict[int, Progress] = {}  # with its waits for other runs
+        while True:
+            waiting: set[Claim] = set()
+            for size in [fixed] if fixed else _sizes(db):
+                pending = partial(_pending, size=size)
+                workers = [Claims(heeded) for _ in range(settings.backfill_workers)]
+                with db.transaction(snapshot=True):
+                    rows = pending(db)
+                told = (0, 0) if done else None
+                progress = started.setdefault(size, Progress(what, rows, pending, told=told, obstacles=obstacles))
+                progress.others = partial(claims.of_others, workers)
+                if rows and not said:
+                    log.notice(f"{what}: {chosen}")
+                    said = True
+                if rows:
+                    with progress.shown():
+                        engine.walk(size, workers, progress, pace)
+                progress.look(db, over=True)
+                progress.tell()
+                waiting |= claims.of_others(workers)
+            if not waiting:
+                break
+            log.notice(f"{what}: another run is at work on a part of the table; waiting for it")
+            with progress.shown():
+                heeded = _given_back(db, waiting, progress)
+        done += 1
+        left = leftovers(db, target, table)
+        if done >= 2 and not followed:
+            return 0, min(left.convertible, obstacles.rows + obstacles.locked)
+        return sum(progress.converted for progress in started.values()), left.convertible
+
+    obstacles, in_way = passes(db, table.oid, what, once)
+    if in_way:
+        detail = in_the_way(obstacles, in_way, partial(_names, db, table, fixed))
+        left = replace(left, convertible=left.convertible - in_way, kept=in_way, in_the_way=detail)
+    return left
+
+
+def _names(db: Database, table: Table, fixed: int | None, most: int) -> list[str]:
+    """Of rows that are still without a vector, though they have the length of one."""
+    octets = [4 * fixed] if fixed else [4 * size for size in _sizes(db)]
+    with db.transaction():
+        return keys_where(db, table, WITHOUT_VECTOR, octets, most=most)
+
+
+def _given_back(db: Database, parts: set[Claim], progress: Progress) -> bool:
+    """Waits until no other run has a claim on these parts, and says whether that has come to pass."""
+    over = time.monotonic() + PATIENCE
+    while time.monotonic() < over:
+        with db.transaction():
+            if not parts & claims.held(db):
+                return True
+        if progress.bar:
+            progress.show(db)
+        db.stop.sleep(POLL)
+    return False
+
+
+def carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+    """Moves the values without source from the adopted column to ours, then drops the adopted column."""
+
+    def carry_over() -> None:
+        _carry_over(db, target, settings, table, extension)
+        with guard.against(guard.ADOPTED, db, target, settings, table, extension):
+            _drop_adopted(db, target, settings, table, extension)
+
+    locks.decided(carry_over)
+
+
+def _carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+    moved = 0
+    what = "carrying values over"
+    with db.transaction():
+        spread = citus.shards(db, table.oid)
+        lock_timeout = locks.batch_timeout(db, settings)
+
+    def at_once() -> int:
+        return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
+
+    def once(obstacles: Obstacles) -> tuple[int, int]:
+        nonlocal moved
+        with db.transaction(snapshot=True):
+            pending = _to_carry(db)
+            walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
+        progress = Progress(what, pending, _to_carry, doing=what, obstacles=obstacles)
+        if pending and spread:  # no place to go by; rows without source are few
+            progress.converted = locks.retried(db, settings.lock_timeout_ms, table.oid, what, at_once)
+        elif pending:
+            for part, last_page in walks:
+                filling = Filling("{vector}", "{adopted}", ADOPTED_ONLY)
+                Walk(db, table, extension, part, filling, lock_timeout, MOST_CARRIED, progress).take(last_page)
+        moved += progress.converted
+        return progress.converted, pending
+
+    until_none_is_left(
+        db,
+        table,
+        what,
+        once,
+        pending=ADOPTED_ONLY,
+        otherwise=f"values of {quote(target.adopted)} of {target} can't be carried over, so it stays",
+        hint="Mend what keeps them as they are, then run the same command again.",
+    )
+    if moved:
+        log.notice(
+            f"{moved:,} values without source in {quote(target.source)} carried over from {quote(target.adopted)}"
+        )
+
+
+def _to_carry(db: Database) -> int:
+    return int(db.value("SELECT count(*) FROM {table} WHERE " + ADOPTED_ONLY))
+
+
+def _drop_adopted(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+    with db.transaction(snapshot=True) as seen:
+        if _to_carry(db):
+            raise Changed(f"values have come to {quote(target.adopted)} of {target}")
+        _refuse_loss(db, target, settings, table, extension)
+        interference.require_none(interference.of_sync(db, target, table))
+
+    def drop() -> None:
+        guard.drop(db)
+        db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}")
+
+    what = f"dropping {quote(target.adopted)} of {target}"
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, drop, seen)
+
+
+def _refuse_loss(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+    """Raises MigrationError for values of the adopted column that are nowhere else; in the snapshot that is open."""
+    names = extension.names()
+    lost = int(db.value("SELECT count(*) FROM {table} WHERE " + LOST, **names))
+    if lost > settings.accept_loss:
+        such = ", ".join(keys_where(db, table, LOST, (), SHOWN_KEYS, **names))
+        raise MigrationError(
+            f"{lost:,} values of {quote(target.adopted)} of {target} would be lost, so it stays",
+            detail=f"Such as {such}: {quote(target.source)} holds bytes that no vector can hold, or a trigger changes"
+            " the value on its way.",
+            hint=f"Mend {quote(target.source)} in those rows, or disable that trigger; or accept the loss with"
+            f" OM_ACCEPT_LOSS={lost}.",
+        )
+
+
+def _pending(db: Database, size: int) -> int:
+    return int(
+        db.value(
+            "SELECT count(*) FROM {table} WHERE {vector} IS NULL AND octet_length({source}) = :octets",
+            {"octets": 4 * size},
+        )
+    )
+
+
+def _sizes(db: Database) -> list[int]:
+    """The dimensions that pending rows have, for a column without dimensions."""
+    with db.transaction(snapshot=True):
+        rows = db.rows(
+            "SELECT DISTINCT octet_length({source}) FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL"
+        )
+    return sorted(octets // 4 for (octets,) in rows if dimensions.problem(octets, None) is None)

@@ -1,0 +1,256 @@
+"""First step: the extension, the column, the trigger. Quick whatever the table's size, and nothing is rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..backfill.passes import is_a_rows
+from ..columns import guard
+from ..db import catalog, locks
+from ..db.catalog import Column, Extension, Table
+from ..db.database import Database
+from ..db.sqlerrors import as_migration_error, sqlstate
+from ..encoding import dimensions, sync_trigger
+from ..errors import ANEW, MigrationError
+from ..settings import Settings
+from ..target import SET_ASIDE, Target, literal, quote
+from . import checks, interference
+
+COUNT_LOST = """
+SELECT count(*) FROM {table}
+WHERE {vector} IS NOT NULL AND CASE WHEN {other_length} THEN true ELSE {not_finite} END AND {kept} IS NOT true
+"""
+FOR_AN_INDEX = "For an index, set OM_VEC_DIM or OM_TIER"
+EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
+
+
+def upgrade(db: Database, target: Target, settings: Settings) -> None:
+    """Adds `v_vector` and its trigger, or finishes what an interrupted run has begun. Raises before any change."""
+    with db.reading():
+        table = checks.require_table(db, target)
+        if checks.already_vector(table, target):
+            return
+        checks.require_rights(db, target, table, settings)
+        extension = catalog.extension(db)
+        if extension is None:
+            checks.require_available(db)
+        size = _dimensions(db, target, settings, table, extension)
+        column = table.columns.get(target.vector)
+        for _, problem in interference.of_the_table(db, target, table, settings.lock_timeout_ms):
+            raise problem
+        interfering = list(interference.of_sync(db, target, table))
+        if column is not None and not column.ours:
+            # which goes in the end, and what was in it with it
+            interference.require_none(interfering)
+    # still in Alembic's transaction: refused, it takes even the version table back
+    extension = extension or _create_extension(db)
+    db.take_over()
+
+    interference.warn(interfering)
+    names = extension.names()
+    what = f"adding {quote(target.vector)} to {target}"
+
+    def change() -> None:
+        checks.lock(db, target, table)
+        if column is not None and not column.ours:
+            db.run("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}")
+            _comment(db, SET_ASIDE + column.comment)
+        db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {vector} {type}", type=vector_type(extension, size))
+        db.run("COMMENT ON COLUMN {table}.{vector} IS {comment}")
+        if settings.sync_trigger:
+            sync_trigger.create_convert(db, **names)
+            sync_trigger.create_trigger(db, size, **names)
+
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change))
+    log.notice(
+        f"column {quote(target.vector)} of {target} is in place: vector{f'({size})' if size else ''}"
+        + (f", dimensions {_origin(settings)}" if size and (column is None or not column.ours) else ""),
+        detail=f"Trigger {quote(target.sync)} keeps it equal to {quote(target.source)}."
+        if settings.sync_trigger
+        else "Without a trigger: OM_SYNC_TRIGGER is off.",
+    )
+    if column is not None and not column.ours:
+        log.notice(
+            f"column {quote(target.vector)} of {target} existed already and is filled anew from {quote(target.source)}",
+            detail=f"The application writes only {quote(target.source)}, so its values may be stale."
+            f" Until the backfill ends the old column is kept as {quote(target.adopted)}.",
+        )
+    if size is None:
+        log.notice(
+            f"{no_dimensions(target)}, so {quote(target.vector)} has none", hint=f"{FOR_AN_INDEX}, then: {ANEW}."
+        )
+
+
+def downgrade(db: Database, target: Target, settings: Settings, before: Callable[[Table], None]) -> None:
+    """Takes trigger, functions and column away; `v` and the extension stay. Refused where values would be lost.
+
+    `before` undoes what a later step has begun and never done.
+    """
+    with db.reading():
+        table = catalog.table(db, target.schema, target.table)
+        if table is None:
+            log.warning(f"table {target} does not exist, nothing to take away")
+            return
+    db.take_over()
+    before(table)
+
+    def take_away() -> None:
+        with db.transaction():
+            now = checks.require_table(db, target)
+            extension = catalog.extension(db)
+        column = now.columns.get(target.vector)
+        if column is None or not column.ours:
+            return _take_away(db, target, settings)
+        assert extension is not None  # there is a column of its type
+        with guard.against(guard.SOURCELESS, db, target, settings, now, extension):
+            return _take_away(db, target, settings)
+
+    locks.decided(take_away)
+
+
+def _take_away(db: Database, target: Target, settings: Settings) -> None:
+    # not in Alembic's transaction: its snapshot may be older than values that would be lost
+    with db.transaction(snapshot=True) as seen:
+        table = checks.require_table(db, target)
+        column = table.columns.get(target.vector)
+        aside = table.columns.get(target.adopted)
+        if aside is not None and not aside.set_aside:
+            aside = None  # somebody else's
+        if column is not None and column.ours:
+            ours = (target.sync, target.guard)
+            interference.require_none(interference.naming(db, table, target.vector, ours, "after the downgrade"))
+            _refuse_loss(db, column, aside, target, settings)
+    if column is None:
+        log.notice(f"column {quote(target.vector)} of {target} does not exist, skipping")
+    elif not column.ours:
+        log.warning(f"column {quote(target.vector)} of {target} is not this package's, leaving it")
+
+    def change() -> None:
+        guard.drop(db)
+        sync_trigger.drop_trigger(db)
+        if column is not None and column.ours:
+            db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}")
+            if aside is not None:
+                _comment(db, aside.comment.removeprefix(SET_ASIDE))
+                db.run("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}")
+
+    what = f"removing {quote(target.vector)} from {target}"
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change), seen)
+    if column is not None and column.ours:
+        what = "as the upgrade found it, is back" if aside else f"dropped, {quote(target.source)} is as it was"
+        log.notice(f"column {quote(target.vector)} of {target}{',' if aside else ''} {what}")
+
+
+def _comment(db: Database, text: str) -> None:
+    db.run("COMMENT ON COLUMN {table}.{adopted} IS {text}", text=literal(text) if text else "NULL")
+
+
+def _origin(settings: Settings) -> str:
+    return "as configured" if settings.dimensions else "as the rows have them"
+
+
+def no_dimensions(target: Target) -> str:
+    return f"no row of {target} says how many dimensions its vectors have"
+
+
+def vector_type(extension: Extension, size: int | None) -> str:
+    return f"{quote(extension.schema)}.vector" + (f"({size})" if size else "")
+
+
+def home(db: Database) -> str:
+    """The schema that an extension which isn't there yet is created in."""
+    return EXTENSIONS_SCHEMA if catalog.schema_exists(db, EXTENSIONS_SCHEMA) else "public"
+
+
+def create_extension(schema: str) -> str:
+    return f"CREATE EXTENSION vector SCHEMA {quote(schema)}"
+
+
+def _create_extension(db: Database) -> Extension:
+    schema = home(db)
+    statement = create_extension(schema)
+    try:
+        db.run(statement)
+    except DBAPIError as error:
+        problem = as_migration_error(error, 'extension "vector" can\'t be created')
+        raise MigrationError(
+            problem.message, detail=problem.detail, hint=f"Have an administrator run: {statement};"
+        ) from error
+    extension = catalog.extension(db)
+    assert extension is not None
+    log.notice(f'extension "vector" {".".join(map(str, extension.version))} created in schema {quote(schema)}')
+    return extension
+
+
+def _dimensions(
+    db: Database, target: Target, settings: Settings, table: Table, extension: Extension | None
+) -> int | None:
+    column = table.columns.get(target.vector)
+    if column is not None and column.ours:
+        checks.agree(column, settings, target)
+        return column.dimensions
+    if column is not None:
+        for problem in not_adoptable(db, target, table, column):
+            raise problem
+        assert extension is not None
+        found = dimensions.survey(db, db.names["vector"], **extension.names())
+    else:
+        found = dimensions.survey(db)
+    return dimensions.resolve(settings.dimensions, found)
+
+
+def not_adoptable(db: Database, target: Target, table: Table, column: Column) -> Iterator[MigrationError]:
+    """Each reason why a column that isn't ours can't be set aside for one that is."""
+    if not column.is_vector:
+        yield MigrationError(
+            f"column {quote(target.vector)} of {target} is of type {column.type}",
+            hint="Rename or drop that column: this package puts its vectors there.",
+        )
+    if target.adopted in table.columns:
+        yield MigrationError(
+            f"{target} has both {quote(target.vector)} and {quote(target.adopted)}, neither made by this package",
+            hint=f"Rename or drop {quote(target.adopted)}: the existing column is set aside under that name.",
+        )
+    if views := catalog.views_on(db, table.oid, target.vector):
+        yield MigrationError(
+            f"column {quote(target.vector)} of {target} can't be replaced while views show it: {', '.join(views)}",
+            hint="Drop them, run the same command again, and create them anew.",
+        )
+
+
+def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Target, settings: Settings) -> None:
+    extension = catalog.extension(db)
+    assert extension is not None  # there is a column of its type
+    names = extension.names()
+    # vector_dims would fetch every value that is out of line; a column with dimensions needn't be asked
+    size = str(column.dimensions) if column.dimensions else db.sql("{ext}.vector_dims({vector})", **names)
+    kept = db.sql("{ext}.vector_send({adopted}) = {ext}.vector_send({vector})", **names) if aside else "false"
+    asked = {"other_length": db.sql(dimensions.OTHER_LENGTH, size=size), "kept": f"({kept})"}
+    try:
+        with db.attempt():
+            lost = db.value(COUNT_LOST, not_finite=db.sql(dimensions.NOT_FINITE_BYTES), **asked)
+    except DBAPIError as error:
+        if not is_a_rows(error):
+            raise
+        if not settings.accept_loss:
+            raise MigrationError(
+                f"the server can't read all values of {quote(target.source)} of {target} (SQLSTATE {sqlstate(error)}),"
+                f" whose vectors may be all that is left of them",
+                hint="openmemory-migrations verify --queries 0 names those rows. Restore or delete them, or accept the"
+                " loss with OM_ACCEPT_LOSS=<their number>.",
+            ) from error
+        lost = db.value(COUNT_LOST, not_finite="false", **asked)
+    if lost > settings.accept_loss:
+        raise MigrationError(
+            f"{lost:,} values of {quote(target.vector)} have no source in {quote(target.source)} of {target}"
+            " and would be lost",
+            hint=f"Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS={lost}.",
+        )
+    if lost:
+        log.warning(
+            f"{lost:,} values of {quote(target.vector)} have no source in {quote(target.source)} of {target} and are"
+            f" lost, as OM_ACCEPT_LOSS={settings.accept_loss} accepts"
+        )

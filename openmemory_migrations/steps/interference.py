@@ -1,0 +1,300 @@
+"""What of others' on the table changes a row after our trigger has, or keeps our UPDATE from its rows.
+
+Assumes that whoever asks has looked at the rights already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..backfill.passes import reason_of
+from ..db import locks, partitions
+from ..db.catalog import Table
+from ..db.database import Database
+from ..db.sqlerrors import DENIED, PASSING, as_migration_error, sqlstate
+from ..errors import MigrationError
+from ..target import Target, quote
+
+T = TypeVar("T")
+
+# BEFORE (2), ROW (1), of INSERT (4) or UPDATE (16); `elsewhere`: also of an UPDATE that doesn't fire ours. Of a
+# partition's clones the first is enough, that of the root if it is enabled
+TRIGGERS = """
+SELECT * FROM (
+  SELECT DISTINCT ON (t.tgname, t.tgfoid)
+         CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname, t.tgname > CAST(:ours AS name) AS later,
+         t.tgtype & 16 <> 0
+         AND (t.tgattr = CAST('' AS int2vector)
+              OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                         WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))
+                           AND a.attname <> :source)) AS elsewhere,
+         l.lanname, p.prosrc, encode(t.tgargs, 'escape')
+  FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+       JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+  WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname <> :ours
+    AND t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0
+  ORDER BY t.tgname, t.tgfoid, t.tgparentid) AS found
+"""
+# of rows, before or after whatever is done to them
+OF_ROWS = """
+SELECT DISTINCT ON (t.tgname, t.tgfoid) CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname, p.prosrc,
+       CAST(CAST(p.oid AS regprocedure) AS text)
+FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+     JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname = 'plpgsql'
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 = 1
+  AND NOT t.tgname = ANY (CAST(:ours AS name[]))
+ORDER BY t.tgname, t.tgfoid, t.tgparentid
+"""
+RULES = """
+SELECT CAST(CAST(r.ev_class AS regclass) AS text), r.rulename FROM pg_catalog.pg_rewrite r
+WHERE r.ev_class = ANY (:tables) AND r.ev_type = '2' AND r.ev_enabled <> 'D' ORDER BY 1, 2
+"""
+# a column that can be set and that no trigger is for: ours, if it is there
+SETTABLE = """
+SELECT a.attname FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity <> 'a'
+  AND (a.attname = :vector
+       OR NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                      WHERE t.tgrelid = a.attrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))))
+ORDER BY a.attname <> :vector, a.attnum LIMIT 1
+"""
+NO_IDENTITY, RAISED, NOT_SUPPORTED = "55000", "P0001", "0A000"
+OTHERS = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+               WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+                 AND NOT t.tgname = ANY (CAST(:ours AS name[])))
+"""
+# one that holds rows, as far as that is known without reading it; rows of others may hang on its rows
+TRIED = """
+SELECT c.oid, EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f' AND f.confrelid = ANY (:tables))
+FROM pg_catalog.pg_class c
+WHERE c.oid = ANY (:tables) AND c.relkind = 'r' AND pg_catalog.pg_relation_size(c.oid) > 0
+ORDER BY c.reltuples DESC LIMIT 1
+"""
+GIVEN = """
+SELECT a.attname, a.attidentity = 'a' FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
+"""
+ONE = "ctid = (SELECT ctid FROM ONLY {table} LIMIT 1)"
+UPDATE_ONE = f"UPDATE ONLY {{table}} SET {{same}} WHERE {ONE}"
+INSERT_ONE = f"""
+WITH gone AS (DELETE FROM ONLY {{table}} WHERE {ONE} RETURNING *)
+INSERT INTO {{table}} ({{columns}}) OVERRIDING SYSTEM VALUE SELECT {{columns}} FROM gone
+"""
+TRIAL_MS = 1000  # under the lock of a change
+NAME_COLUMNS = (
+    "A function that takes the row as a whole (NEW.*) has to name the columns that it means, and none that goes."
+    " Or drop its trigger, or meanwhile: ALTER TABLE {table} DISABLE TRIGGER …;"
+)
+
+# of contrib/spi and the server: they change the columns that their arguments name, or none
+BY_ARGUMENTS = {
+    "autoinc",
+    "insert_username",
+    "moddatetime",
+    "suppress_redundant_updates_trigger",
+    "tsvector_update_trigger_bycolumn",
+    "tsvector_update_trigger_byid",
+}
+SAID = re.compile(r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|("(?:[^"]|"")*")""", re.DOTALL)
+UNQUOTED = re.compile(r'("[^"]*")|[^"]+')
+NEW = re.compile(
+    r'\bnew\b(?:\s*\.\s*(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>[^\W\d][\w$]*)(?![\w$&])|(?P<all>\*))|(?P<cast>\s*::))?'
+)
+# in parentheses there is nothing that could be assigned to
+READ = re.compile(r"\breturn\s+new\s*;|\(\s*new(?:\s*\.\s*\w+)?\s*\)")
+RETURN = re.compile(r"\breturn\b(?P<row>\s+(?:new|old|null)\s*;)?")
+
+
+def leaves_alone(language: str, source: str, arguments: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether the text of a trigger's function proves that it doesn't change these columns of the row.
+
+    PL/pgSQL changes a column of NEW only where it names it, and all of them only by NEW as a whole or by what it
+    returns. Any other mention of these is no proof, though it may be harmless.
+    """
+    if language in ("c", "internal"):
+        return source in BY_ARGUMENTS and not set(arguments) & set(columns)
+    if language != "plpgsql":
+        return False
+    text = _code(source).lower()
+    if any(found["row"] is None for found in RETURN.finditer(text)):
+        return False
+    if not re.search(r"\bcall\b", text):  # which may write to what it is given
+        text = READ.sub(";", text)
+    for found in NEW.finditer(text):
+        named = found["plain"] or (found["quoted"] or "").replace('""', '"')
+        if not (named or found["all"] or found["cast"]) or named in (column.lower() for column in columns):
+            return False
+    return True
+
+
+def _code(source: str) -> str:
+    """Without comments and literals, unless it may have other quotes."""
+    return source if re.search(r"[\\$]", source) else SAID.sub(lambda said: said[1] or " ", source)
+
+
+def overriding(db: Database, table: Table, ours: str, source: str, made: str) -> Iterator[MigrationError]:
+    """Each trigger that may leave another `made` than our trigger makes of `source`, which nobody would notice."""
+    tables = {"tables": [part.oid for part in partitions.parts(db, table.oid)], "ours": ours, "source": source}
+    for on, name, later, elsewhere, language, text, arguments in db.rows(TRIGGERS, tables):
+        # before ours only the value matters that ours doesn't make, since it is there already
+        columns = [source, made] if later or elsewhere else [made]
+        given = arguments.split("\\000")[:-1]
+        if leaves_alone(language, text, given, columns):
+            continue
+        first = "0_" + name
+        mended = not elsewhere and first.encode() < ours.encode() and leaves_alone(language, text, given, [made])
+        when = f"for an UPDATE that doesn't set {quote(source)}, too" if elsewhere else "after it" if later else ""
+        yield MigrationError(
+            f"trigger {quote(name)} on {on} can change {' or '.join(map(quote, columns))}"
+            f" where trigger {quote(ours)} doesn't see it",
+            detail=f"It fires {when or 'before it'}, for each row, and its function is not one that clearly leaves"
+            " them as they are.",
+            hint=f"ALTER TRIGGER {quote(name)} ON {on} RENAME TO {quote(first)};"
+            if mended
+            else f"If it changes them, drop it; else, meanwhile: ALTER TABLE {on} DISABLE TRIGGER {quote(name)};"
+            " and afterwards ENABLE.",
+        )
+
+
+def of_sync(db: Database, target: Target, table: Table) -> Iterator[MigrationError]:
+    return overriding(db, table, target.sync, target.source, target.vector)
+
+
+def naming(db: Database, table: Table, column: str, ours: Sequence[str], after: str) -> Iterator[MigrationError]:
+    """Each trigger of others' whose function names the column of a row: without it every write would fail."""
+    field = re.compile(rf'\b(?:new|old)\s*\.\s*(?:"{re.escape(column)}"|{re.escape(column.lower())}(?![\w$]))')
+    tables = [part.oid for part in partitions.parts(db, table.oid)]
+    for on, name, text, function in db.rows(OF_ROWS, {"tables": tables, "ours": list(ours)}):
+        # names are lower case unless quoted
+        if field.search(UNQUOTED.sub(lambda part: part[1] or part[0].lower(), _code(text))):
+            yield MigrationError(
+                f"trigger {quote(name)} on {on} names {quote(column)} of a row, which isn't what it is {after}",
+                detail=f"Every write that fires it would fail in {function}.",
+                hint=f"Change {function}, or drop the trigger, or: ALTER TABLE {on} DISABLE TRIGGER {quote(name)};",
+            )
+
+
+def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
+    """Makes a change of the table's columns, inside a transaction. Raises MigrationError where a write that the table
+    takes now fails afterwards in a trigger of others'; that is tried, and leaves nothing behind.
+
+    A table without rows can't be tried.
+    """
+    oid = db.value("SELECT CAST(CAST(:table AS regclass) AS oid)", {"table": db.names["table"]})
+    parts = partitions.parts(db, oid)
+    ours = [target.sync, target.guard, target.back, target.typing]
+    if not db.value(OTHERS, {"tables": [part.oid for part in parts], "ours": ours}):
+        return change()
+    locks.take(db)
+    before = _failures(db, parts)
+    done = change()
+    for write, failure in _failures(db, parts).items():
+        if failure and write in before and before[write] is None:
+            raise MigrationError(
+                f"{write} of {target} would fail from now on: {failure}",
+                detail="That was tried with one row and rolled back, with the change.",
+                hint=NAME_COLUMNS.format(table=db.names["table"]),
+            )
+    return done
+
+
+def _failures(db: Database, parts: Sequence[partitions.Part]) -> dict[str, str | None]:
+    """What an UPDATE and an INSERT of a row end with, as far as that can be said."""
+    found: dict[str, str | None] = {}
+    # a session goes on with the columns that a function's statement had when it ran first
+    db.run("DISCARD PLANS")
+    for oid, referenced in db.rows(TRIED, {"tables": [part.oid for part in parts]}):
+        at = next(part for part in parts if part.oid == oid).at(db)
+        of_row = db.rows(GIVEN, {"table": oid})
+        same = ", ".join(f"{quote(name)} = {quote(name)}" for name, always in of_row if not always)
+        columns = ", ".join(quote(name) for name, _ in of_row)
+        writes = {"UPDATE": UPDATE_ONE} if referenced else {"UPDATE": UPDATE_ONE, "INSERT": INSERT_ONE}
+        for write, statement in writes.items():
+            try:
+                with at.attempt(keep=False):
+                    at.set_local({"statement_timeout": f"{TRIAL_MS}ms"})
+                    at.run("SET CONSTRAINTS ALL IMMEDIATE")
+                    at.run(statement, same=same, columns=columns)
+                found[write] = None
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                if sqlstate(error) not in PASSING:
+                    found[write] = reason_of(error)
+    return found
+
+
+def require_none(found: Iterable[MigrationError]) -> None:
+    for problem in found:
+        raise problem
+
+
+def warn(found: Iterable[MigrationError]) -> None:
+    for problem in found:
+        log.warning(problem.message, detail=problem.detail, hint=problem.hint)
+
+
+def of_updates(
+    db: Database, target: Target, table: Table, lock_timeout_ms: int
+) -> Iterator[tuple[str, MigrationError]]:
+    """Each reason, with a code for programs, why the rows that there are can't be updated; in a transaction that may
+    write."""
+    parts = partitions.parts(db, table.oid)
+    if not all(part.owned for part in parts) or not db.value("SELECT EXISTS (SELECT FROM {table})"):
+        return
+    rules = list(db.rows(RULES, {"tables": [part.oid for part in parts]}))
+    for on, name in rules:
+        yield (
+            "rule",
+            MigrationError(
+                f"rule {quote(name)} on {on} rewrites each UPDATE",
+                detail="It can't be seen then what an UPDATE has written.",
+                hint=f"ALTER TABLE {on} DISABLE RULE {quote(name)}; and afterwards ENABLE.",
+            ),
+        )
+    for part in () if rules else parts:
+        if part.is_leaf and (problem := _refused(part.at(db), target, part, lock_timeout_ms)):
+            yield "update", problem
+
+
+def of_the_table(
+    db: Database, target: Target, table: Table, lock_timeout_ms: int
+) -> Iterator[tuple[str, MigrationError]]:
+    """The same for a step that adds a column."""
+    if target.vector not in table.columns and db.value(
+        "SELECT reloftype <> 0 FROM pg_catalog.pg_class WHERE oid = :oid", {"oid": table.oid}
+    ):
+        yield (
+            "typed-table",
+            MigrationError(
+                f"{target} is a typed table, which gets no column of its own",
+                hint=f"ALTER TABLE {db.names['table']} NOT OF;",
+            ),
+        )
+    yield from of_updates(db, target, table, lock_timeout_ms)
+
+
+def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_ms: int) -> MigrationError | None:
+    """What an UPDATE of no row ends with: a publication that has no identity for rows, or a statement's trigger."""
+    column = at.value(SETTABLE, {"table": part.oid, "vector": target.vector})
+    if column is None:
+        return None
+    try:
+        with at.attempt(keep=False):
+            locks.set_timeout(at, f"{lock_timeout_ms}ms")
+            at.run("UPDATE {table} SET {column} = {column} WHERE false", column=quote(column))
+    except DBAPIError as error:
+        if sqlstate(error) in PASSING or sqlstate(error) not in (NO_IDENTITY, RAISED, NOT_SUPPORTED, DENIED):
+            return None
+        problem = as_migration_error(error, f"an UPDATE of {part}")
+        hint = problem.hint or "Mend what refuses it, such as a trigger FOR EACH STATEMENT."
+        if sqlstate(error) == NO_IDENTITY:
+            hint = f"ALTER TABLE {part.sql_name} REPLICA IDENTITY FULL; or give it a primary key."
+        return MigrationError(problem.message, detail=problem.detail, hint=hint)
+    return None

@@ -1,0 +1,201 @@
+"""The column with dimensions that takes the place of a `v` without: kept in step, filled, compared, put in its place.
+
+All of it inside the database, in batches that are committed one by one, while the application writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .. import log
+from ..backfill.pace import Pace
+from ..backfill.passes import Obstacles, until_none_is_left
+from ..backfill.progress import Progress
+from ..backfill.reader import BATCH_BYTES, pages_of
+from ..backfill.walk import Filling, Walk
+from ..columns import guard, properties
+from ..columns.properties import Attributes
+from ..db import catalog, locks, partitions
+from ..db.catalog import Extension, Table
+from ..db.database import Database
+from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger, tag
+from ..errors import ANEW, Changed, MigrationError
+from ..settings import Settings
+from ..target import GIVEN, TYPED, Target, literal, quote
+from . import checks, interference
+
+# A value of other dimensions fails the write, with pgvector's own error. Frozen with the first release.
+CREATE_FUNCTION = """
+CREATE OR REPLACE FUNCTION {typing_function}() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS {tag}
+BEGIN
+  NEW.{typed} := NEW.{source};
+  RETURN NEW;
+END
+{tag}
+"""
+CREATE_TRIGGER = """
+CREATE TRIGGER {typing} BEFORE INSERT OR UPDATE OF {source} ON {table}
+FOR EACH ROW EXECUTE FUNCTION {typing_function}()
+"""
+PENDING = "{typed} IS NULL AND {source} IS NOT NULL"
+COUNT_PENDING = "SELECT count(*) FROM {table} WHERE " + PENDING
+COUNT_DIFFERENT = """
+SELECT count(*) FROM {table} WHERE {ext}.vector_send({typed}) IS DISTINCT FROM {ext}.vector_send({source})
+"""
+
+
+def create(db: Database, target: Target, size: int, **names: str) -> None:
+    """Column and trigger, inside the caller's transaction; a column that is there already is kept."""
+    db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {typed} {ext}.vector({size})", size=str(size), **names)
+    properties.store(db, target.typed, properties.attributes(db, target.source))
+    properties.comment(db, target.typed, TYPED + target.source)
+    db.run(CREATE_FUNCTION, tag=tag([*db.names.values(), *names.values()]))
+    db.run("REVOKE ALL ON FUNCTION {typing_function}() FROM PUBLIC")
+    of_a_trigger(db, CREATE_TRIGGER)
+    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["typing"])
+    db.run("COMMENT ON TRIGGER {typing} ON {table} IS {text}", text=literal(TYPED + target.source))
+
+
+def drop_trigger(db: Database) -> None:
+    of_a_trigger(db, "DROP TRIGGER IF EXISTS {typing} ON {table}")
+    db.run("DROP FUNCTION IF EXISTS {typing_function}()")
+
+
+def mark(db: Database, target: Target, was: Attributes) -> None:
+    """Remembers, on `v` itself, that its dimensions are from us, before the comment that it had."""
+    properties.comment(db, target.source, GIVEN + (was.comment or "").removeprefix(GIVEN))
+
+
+def unmark(db: Database, target: Target, was: Attributes) -> None:
+    properties.comment(db, target.source, (was.comment or "").removeprefix(GIVEN))
+
+
+def interfering(db: Database, target: Target, table: Table) -> Iterator[MigrationError]:
+    """Each trigger of others' that may leave another value in the column than in `v`."""
+    return interference.overriding(db, table, target.typing, target.source, target.typed)
+
+
+def dependents(db: Database, target: Target, table: Table, *ours: str) -> Iterator[MigrationError]:
+    """Whatever hangs on `v`, beside what is ours: why its type can't be changed."""
+    if found := properties.dependents(db, table, target.source, target.typing, target.guard, *ours):
+        yield MigrationError(
+            f"the type of {quote(target.source)} of {target} can't be changed while there is: {', '.join(found)}",
+            hint="Drop that, run the same command again, and create it anew.",
+        )
+
+
+def refuse_dependents(db: Database, target: Target, table: Table, *ours: str) -> None:
+    for problem in dependents(db, target, table, *ours):
+        raise problem
+
+
+def fill(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, size: int) -> None:
+    """Goes over the rows until none is left. Raises MigrationError."""
+    what = f"dimensions of {target.table}"
+    with db.transaction():
+        pace = Pace(db, settings)
+        lock_timeout = locks.batch_timeout(db, settings)
+    most_rows = max(1, min(settings.backfill_batch, BATCH_BYTES // (4 * size)))
+    told: tuple[int, int] | None = None
+
+    def once(obstacles: Obstacles) -> tuple[int, int]:
+        nonlocal told
+        with db.transaction(snapshot=True):
+            pending = _pending(db)
+            walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
+        progress = Progress(what, pending, _pending, doing="dimensions", told=told, obstacles=obstacles)
+        if pending:
+            with progress.shown():
+                for part, last_page in walks:
+                    Walk(
+                        db,
+                        table,
+                        extension,
+                        part,
+                        Filling("{typed}", "{source}", PENDING),
+                        lock_timeout,
+                        most_rows,
+                        progress,
+                        pace,
+                    ).take(last_page)
+            progress.tell()
+            told = (0, 0)
+        return progress.converted, pending
+
+    until_none_is_left(
+        db,
+        table,
+        what,
+        once,
+        pending=PENDING,
+        otherwise=f"rows of {target} are still without a value in {quote(target.typed)}",
+        hint="Delete or mend those rows (22000: of other dimensions, from before the trigger), or mend what keeps"
+        " them as they are, then run the same command again.",
+    )
+
+
+def take_place(db: Database, target: Target, settings: Settings, extension: Extension) -> None:
+    """Compares all rows, then drops `v` and gives the column its name, NOT NULL, default, comment and privileges.
+
+    Raises MigrationError.
+    """
+    with db.transaction():
+        not_null = properties.attributes(db, target.source).not_null
+        table = checks.require_table(db, target)
+    if not_null:
+        properties.prove_not_null(db, target, settings, table, target.typed)
+
+    def change() -> None:
+        if not catalog.trigger_enabled(db, table.oid, target.typing):
+            raise MigrationError(
+                f"trigger {quote(target.typing)} of {target} has been disabled or dropped meanwhile",
+                detail=f"Nothing has kept {quote(target.typed)} equal to {quote(target.source)} since.",
+                hint=f"Begin anew: {ANEW}.",
+            )
+        guard.drop(db)
+        refuse_dependents(db, target, table)
+        was = properties.attributes(db, target.source)
+        if was.not_null != not_null:
+            raise Changed(f"{target} was changed just now")  # and its rows would have to be read
+        parts = [part.at(db) for part in partitions.parts(db, table.oid)]
+        grants = [properties.attributes(part, target.source).grants for part in parts]
+        drop_trigger(db)
+        db.run("ALTER TABLE {table} DROP COLUMN {source}")
+        db.run("ALTER TABLE {table} RENAME COLUMN {typed} TO {source}")
+        properties.require(db, target.source, was.not_null)
+        properties.unprove_not_null(db)
+        properties.set_default(db, target.source, was.default)
+        for part, theirs in zip(parts, grants, strict=True):
+            properties.grant(part, target.source, theirs)
+        properties.store(db, target.source, was)
+        mark(db, target, was)
+
+    what = f"putting {quote(target.typed)} of {target} in the place of {quote(target.source)}"
+    with guard.against(guard.UNTYPED, db, target, settings, table, extension):
+        with db.transaction(snapshot=True) as seen:
+            # those that are there at the switch: it finds the triggers as they are here
+            interference.require_none(interfering(db, target, table))
+            _compare(db, target, extension)
+        locks.retried(
+            db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change), seen
+        )
+    log.notice(
+        f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
+        detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",
+    )
+
+
+def _pending(db: Database) -> int:
+    return int(db.value(COUNT_PENDING))
+
+
+def _compare(db: Database, target: Target, extension: Extension) -> None:
+    """All rows, in the snapshot that is open."""
+    log.notice(f"comparing {quote(target.typed)} of {target} with {quote(target.source)}, to the bit")
+    if different := db.value(COUNT_DIFFERENT, **extension.names()):
+        raise MigrationError(
+            f"{different:,} rows of {target} have another {quote(target.typed)} than {quote(target.source)}",
+            detail=f"Something writes {quote(target.source)} past trigger {quote(target.typing)}, or changes it after.",
+            hint=f"Have that ended, then begin anew: {ANEW}.",
+        )

@@ -1,0 +1,1 @@
+"""Vectors compared to the bit, exact neighbours, recall, tuning."""

@@ -1,0 +1,145 @@
+"""Streams both columns of a table, rows of one length at a time, and compares them bit by bit.
+
+Inside the caller's snapshot, in physical order: each row is read once, and both of its values at the same time. Of a
+table without bytes, whose vectors never were any or have been cut over, it streams the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..backfill.reader import Scan, Tid, Unreadable, Window
+from ..db.catalog import Extension, Table
+from ..db.database import Database
+from ..db.partitions import Part
+from ..encoding import codec
+from ..target import Target, literal, quote
+
+BATCH_ROWS = 4000
+
+ROWS = """
+ FROM ONLY {table} WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {with_values} LIMIT {rows}
+"""
+READ = "SELECT ctid, {sector_number}, {user_number}, {values}" + ROWS
+PLACE = "SELECT CAST(ctid AS text)" + ROWS
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The sectors and users that are told apart: their columns (None where the table has none) and their names."""
+
+    sector_column: str | None = None
+    user_column: str | None = None
+    sectors: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+
+    @property
+    def sector_number(self) -> str:
+        return _number(self.sector_column, self.sectors)
+
+    @property
+    def user_number(self) -> str:
+        return _number(self.user_column, self.users)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`values` (rows, dimensions) float32 from the bytes, or from the vectors where the table has no bytes.
+
+    `differing` are the places of rows whose vector is another, `stale` of those whose bytes can be none any more.
+    """
+
+    part: Part
+    pages: int  # that are done with, of all windows
+    values: npt.NDArray[np.float32]
+    sectors: npt.NDArray[np.int64]
+    users: npt.NDArray[np.int64]
+    differing: list[str]
+    stale: list[str]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def has_bytes(table: Table, target: Target) -> bool:
+    """Whether there is a source beside the vectors: not in a native table, nor after a cutover."""
+    source = table.columns.get(target.source)
+    return source is not None and not source.is_vector
+
+
+def with_values(db: Database, target: Target, table: Table, extension: Extension, size: int) -> str:
+    """SQL for the rows that have a vector of `size` dimensions, and bytes of as many where the table has any."""
+    conditions = [db.sql("{vector} IS NOT NULL")]
+    if has_bytes(table, target):
+        conditions.append(db.sql("octet_length({source}) = {octets}", octets=str(4 * size)))
+    if table.columns[target.vector].dimensions is None:
+        conditions.append(db.sql("{ext}.vector_dims({vector}) = {size}", size=str(size), **extension.names()))
+    return " AND ".join(conditions)
+
+
+def refuse(part: Part, unreadable: Unreadable) -> None:
+    """Where a row that is passed by would be missed."""
+    for _, error in unreadable:
+        raise error
+
+
+def batches(
+    db: Database,
+    target: Target,
+    table: Table,
+    extension: Extension,
+    windows: Sequence[Window],
+    size: int,
+    groups: Groups,
+    pass_by: Callable[[Part, Unreadable], None] = refuse,
+) -> Iterator[Batch]:
+    """All rows `with_values`; without bytes no row is differing. `pass_by` gets those that the server can't read."""
+    both = has_bytes(table, target)
+    names = {
+        "sector_number": groups.sector_number,
+        "user_number": groups.user_number,
+        "values": db.sql("{source}, {vector}" if both else "{vector}"),
+        "with_values": with_values(db, target, table, extension, size),
+    }
+    vector = ("vector", np.dtype([("size", ">i2"), ("unused", ">i2"), ("elements", ">u4", (size,))]))
+    columns = [("tid", "V6"), ("sector", ">i4"), ("user", ">i4"), *[("source", "<u4", (size,))] * both, vector]
+    before = 0
+    for window in windows:
+        at = window.part.at(db)
+        scan = Scan(size, BATCH_ROWS, window.first, window.end)
+        while scan.more:
+
+            def read(at: Database = at, scan: Scan = scan) -> tuple[npt.NDArray[np.void], int, Tid | None]:
+                rows = codec.records(at.copy_out(READ, **scan.names, **names), f"{size} dimensions", *columns)
+                return rows, len(rows), codec.tid_of(rows["tid"][-1]) if len(rows) else None
+
+            rows, unreadable = scan.take_by(at, read, PLACE, with_values=names["with_values"])
+            pass_by(window.part, unreadable)
+            if len(rows):
+                vectors = rows["vector"]["elements"]
+                source = rows["source"] if both else vectors.astype("<u4")
+                # as integers: NaN equals nothing, and -0 is not 0
+                wrong = np.flatnonzero((source != vectors).any(axis=1))
+                finite = np.isfinite(source[wrong].view("<f4")).all(axis=1)
+                yield Batch(
+                    window.part,
+                    before + scan.position[0] - window.first,
+                    source.view("<f4"),
+                    rows["sector"].astype(np.int64),
+                    rows["user"].astype(np.int64),
+                    [codec.tid_text(tid) for tid in rows["tid"][wrong[finite]]],
+                    [codec.tid_text(tid) for tid in rows["tid"][wrong[~finite]]],
+                )
+        before += window.end - window.first
+
+
+def _number(column: str | None, names: Sequence[str]) -> str:
+    """SQL for the number of a row's group, from 1; 0 where it is in none of them."""
+    if column is None or not names:
+        return "0"
+    array = "ARRAY[" + ", ".join(literal(name) for name in names) + "]"
+    return f"coalesce(array_position(CAST({array} AS text[]), CAST({quote(column)} AS text)), 0)"
