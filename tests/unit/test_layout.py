@@ -126,3 +126,11 @@ def test_the_map_has_every_module_and_no_other() -> None:
     assert set(mapped) == there
     named = set(re.findall(r"`([a-z_]+/[a-z_]+)\.py`", text))
     assert {name for name in named if not name.startswith(("tests/", "bench/"))} <= there
+
+
+def test_what_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`([a-z_/.]+(?:\.py|\.toml|/))`", text))
+
+    assert len(named) > 15
+    assert {path for path in named if not (ROOT / path).exists() and not (PACKAGE / path).exists()} == set()
