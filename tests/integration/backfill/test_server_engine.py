@@ -227,7 +227,12 @@ def test_who_comes_second_finds_the_function_that_another_is_creating(table: Dat
 @pytest.mark.parametrize("workers", [3])
 def test_workers_of_one_run_share_the_table(table: Database, workers: int) -> None:
     db = run_backfill(
-        table, counting(), backfill_engine="server", backfill_batch=BATCH, backfill_workers=workers, backfill_pause_ms=60
+        table,
+        counting(),
+        backfill_engine="server",
+        backfill_batch=BATCH,
+        backfill_workers=workers,
+        backfill_pause_ms=60,
     )
 
     assert len(db.written) == workers
