@@ -23,6 +23,7 @@ from ..db.keys import keys_at
 from ..db.partitions import Part
 from ..encoding import codec
 from ..encoding.codec import Rows
+from ..encoding.dimensions import OCTETS
 from ..errors import MigrationError
 from .claims import Claims, space_of
 from .passes import Obstacles, is_a_rows
@@ -43,7 +44,7 @@ BY_TID = {
     },
 }
 FROM = " FROM ONLY {table} WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND "
-READ = FROM + "{vector} IS NULL AND octet_length({source}) = {octets} LIMIT {rows}"
+READ = FROM + "{vector} IS NULL AND " + OCTETS + " = {octets} LIMIT {rows}"
 READ_BACK = FROM + "{source} IS NULL AND {vector} IS NOT NULL LIMIT {rows}"
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from ..db.catalog import Extension, Table
 from ..db.database import Database
 from ..db.threads import side_by_side
 from ..encoding import native, sync_trigger
-from ..encoding.dimensions import NOT_FINITE_BYTES
+from ..encoding.dimensions import NOT_FINITE_BYTES, OCTETS
 from ..settings import Settings
 from ..target import Target
 from .claims import Claims
@@ -27,7 +27,7 @@ from .reader import pages_of
 from .walk import Filling, Walk
 
 MOST_BYTES = 32 * 1024**2  # in a batch: a tenth of a second or two, for as long as its rows are locked
-PENDING = "{{vector}} IS NULL AND octet_length({{source}}) = {octets}"
+PENDING = f"{{{{vector}}}} IS NULL AND {OCTETS.replace('{', '{{').replace('}', '}}')} = {{octets}}"
 VALUE = "{{convert}}({{source}}, {dimensions})"
 
 

@@ -21,20 +21,26 @@ from ..db.sqlerrors import sqlstate
 from ..errors import MigrationError
 from ..settings import MAX_DIMENSIONS
 from ..target import literal, quote
+from .dimensions import OCTETS
 
 OLDEST = (0, 5)  # before, norms are sums of float32, which overflow for vectors that are finite
-CREATE = """
-CREATE OR REPLACE FUNCTION pg_temp.openmemory_migrations_join(bytea, bytea) RETURNS {ext}.vector
-LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteacat'
-"""
-DROP = "DROP FUNCTION IF EXISTS pg_temp.openmemory_migrations_join(bytea, bytea)"
-# by CASE: the conditions of an AND are evaluated in the order of their costs
-VALUE = """
-CASE WHEN octet_length({source}) = {octets}
-     THEN pg_temp.openmemory_migrations_join(pg_catalog.decode('{header}', 'hex'), CAST({source} AS bytea)) END
+SIGNATURE = "pg_temp.openmemory_migrations_join(pg_catalog.bytea, pg_catalog.bytea)"
+# a function of others' that is SECURITY DEFINER finds it in the session that calls it
+CREATE = (
+    f"""CREATE OR REPLACE FUNCTION {SIGNATURE} RETURNS {{ext}}.vector
+LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteacat'""",
+    f"REVOKE ALL ON FUNCTION {SIGNATURE} FROM PUBLIC",
+)
+DROP = f"DROP FUNCTION IF EXISTS {SIGNATURE}"
+# by CASE: the conditions of an AND are evaluated in the order of their costs. What is measured is what is converted,
+# also where the column has become one of another type while we waited for it, or somebody has types of these names
+VALUE = f"""
+CASE WHEN {OCTETS} = {{octets}}
+     THEN pg_temp.openmemory_migrations_join(pg_catalog.decode('{{header}}', 'hex'),
+                                             CAST({{source}} AS pg_catalog.bytea)) END
 """
 # the norm adds squares up in double: infinite, or NaN, for just those that hold such a value
-UNFIT = "coalesce(NOT {{ext}}.vector_norm({value}) < CAST('Infinity' AS float8), true)"
+UNFIT = "coalesce(NOT {{ext}}.vector_norm({value}) < CAST('Infinity' AS pg_catalog.float8), true)"
 
 # the number of dimensions reads the same from either end, so that no server reads beyond the value
 TRIED = 257
@@ -52,7 +58,7 @@ SELECT pg_catalog.encode({ext}.vector_send({value}), 'hex') = {sent} AND NOT {un
                        WHERE NOT {unfit_bad})
 FROM (SELECT pg_catalog.decode({words}, 'hex') AS tried) AS t
 """
-FIT = """(SELECT CASE WHEN {{ext}}.vector_norm(made) < CAST('Infinity' AS float8) THEN made END
+FIT = """(SELECT CASE WHEN {{ext}}.vector_norm(made) < CAST('Infinity' AS pg_catalog.float8) THEN made END
    FROM (SELECT {value}) AS m (made))"""
 
 
@@ -103,6 +109,12 @@ def unfit(dimensions: int) -> str:
     return UNFIT.format(value=value(dimensions))
 
 
+def create(db: Database, extension: Extension) -> None:
+    """Inside a transaction, so that nobody else may call it at any moment."""
+    for statement in CREATE:
+        db.run(statement, **extension.names())
+
+
 @contextmanager
 def there(db: Database, extension: Extension) -> Iterator[None]:
     """The function, for the session, while this lasts; behind a pooler each batch has to bring its own (`here`)."""
@@ -110,7 +122,7 @@ def there(db: Database, extension: Extension) -> Iterator[None]:
         yield
         return
     with db.transaction():
-        db.run(CREATE, **extension.names())
+        create(db, extension)
     try:
         yield
     finally:
@@ -125,7 +137,7 @@ def there(db: Database, extension: Extension) -> Iterator[None]:
 def here(db: Database, extension: Extension) -> Iterator[None]:
     """The function inside the transaction of a batch, where the next may be on another session."""
     if db.pooled:
-        db.run(CREATE, **extension.names())
+        create(db, extension)
     yield
     if db.pooled:
         db.run(DROP)
@@ -143,7 +155,7 @@ def refusal(db: Database, extension: Extension | None) -> str | None:
         return None  # whoever only looks can try nothing
     try:
         with db.attempt(keep=False):
-            db.run(CREATE, **extension.names())
+            create(db, extension)
             works = db.value("{trial}", trial=trial(**extension.names()))
             return None if works else "this server keeps vectors in another way"
     except DBAPIError as error:

@@ -27,9 +27,22 @@ SERVER_ROWS = 1000  # the function in the database needs as long for so many as 
 
 # LIKE leaves identity, defaults and generated columns behind: what is generated is copied as what it is now
 CREATE = (
-    "CREATE TEMPORARY TABLE {copy_name} (LIKE {table} INCLUDING STORAGE INCLUDING INDEXES)",
+    "CREATE TEMPORARY TABLE {copy_name} (LIKE {table} INCLUDING STORAGE)",
     "ALTER TABLE {copy} {drop}ADD COLUMN {vector} {type}",
 )
+# none whose expressions run others' functions, here as whoever checks
+INDEXES = """
+SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY k.place), i.indisunique
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+     JOIN pg_catalog.pg_am m ON m.oid = c.relam AND m.amname = 'btree',
+     LATERAL pg_catalog.unnest(CAST(i.indkey AS pg_catalog.int2[])) WITH ORDINALITY AS k (attnum, place)
+     JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
+WHERE i.indrelid = :table AND a.attrelid = i.indrelid AND i.indexprs IS NULL AND i.indpred IS NULL
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_opclass o
+                  WHERE o.oid = ANY (CAST(i.indclass AS pg_catalog.oid[])) AND NOT o.opcdefault)
+  AND k.place <= i.indnkeyatts
+GROUP BY i.indexrelid, i.indisunique
+"""
 FILL = """
 INSERT INTO {copy} ({columns}) SELECT {columns} FROM {table}
 WHERE {pending} IS NULL AND octet_length({source}) = {octets} LIMIT {rows}
@@ -89,6 +102,13 @@ def _copy(
             drop=db.sql("DROP COLUMN {vector}, ") if column is not None else "",
             type=vector_type(extension, dimensions),
         )
+    for columns, unique in list(db.rows(INDEXES, {"table": table.oid})):
+        db.run(
+            "CREATE {unique}INDEX ON {copy} ({columns})",
+            unique="UNIQUE " if unique else "",
+            copy=copy.names["table"],
+            columns=columns,
+        )
     db.run(
         FILL,
         copy=copy.names["table"],
@@ -125,7 +145,7 @@ def _client(copy: Database, extension: Extension, dimensions: int, batch: int) -
 
 def _server(copy: Database, extension: Extension, dimensions: int, engine: str) -> Trial:
     if engine == "native":
-        copy.run(native.CREATE, **extension.names())
+        native.create(copy, extension)
         value = copy.sql(native.value(dimensions), **extension.names())
         unfit = copy.sql(native.unfit(dimensions), **extension.names())
     else:

@@ -487,7 +487,7 @@ class Script:
         names |= {
             "portable": sql(PORTABLE),
             "native": sql(native.fit(self.size)),
-            "create_native": sql(native.CREATE),
+            "create_native": sql(";\n".join(native.CREATE)),
             "try_native": literal(native.trial(ext=EXT)),
             "native_version": f"'{{{','.join(map(str, native.OLDEST))}}}'",
             "drop_native": native.DROP + ";",

@@ -109,6 +109,9 @@ def test_nobody_else_can_call_it(database: Database, other: Database) -> None:
         schema = "SELECT pronamespace::regnamespace FROM pg_proc WHERE proname = 'openmemory_migrations_join'"
         eventually(lambda: database.rows(schema))
         (of_it,) = {name for (name,) in database.rows(schema)}
+        # a function that is SECURITY DEFINER has the session's own pg_temp
+        granted = "SELECT has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc WHERE proname LIKE '%_join'"
+        assert database.rows(granted) == [(False,)]
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             other.run(call.format(of_it))
         with pytest.raises((psycopg2.errors.UndefinedFunction, psycopg2.errors.InvalidSchemaName)):
@@ -133,3 +136,36 @@ def test_bytes_that_change_while_they_are_waited_for_are_looked_at_again(databas
             assert run.ends() == 0
     assert mismatches(database) == []
     assert converted(database) == 180
+
+
+def test_a_column_that_becomes_one_of_text_is_measured_as_what_is_converted(database: Database) -> None:
+    """Of 15 bytes the text has as many characters as 8 dimensions have bytes."""
+    create_table(database)
+    load(database, [*random_rows(100, DIM), *with_v(bytes(15), 20, 1)])
+    alembic(database, "upgrade", EXPAND)
+    slow_rows(database, 0.01)
+    with running(database, "upgrade", BACKFILL, env={**NATIVE, "BACKFILL_BATCH": "10"}) as run:
+        eventually(lambda: converted(database))
+        database.run(
+            f"DROP TRIGGER openmemory_vectors_vvector_sync ON {TABLE};"
+            f" ALTER TABLE {TABLE} ALTER v TYPE text USING v::text"
+        )
+        run.ends()
+
+    made = f"SELECT count(*), count(v_vector) FROM {TABLE} WHERE length(v) = 2 + 30"
+    assert database.rows(made) == [(20, 0)]
+
+
+def test_check_runs_no_function_of_others(database: Database) -> None:
+    """Those of an index on an expression would run as whoever checks."""
+    create_table(database)
+    load(database, random_rows(300, DIM))
+    database.run(
+        "CREATE FUNCTION loud(text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN"
+        " IF current_setting('application_name') LIKE 'openmemory%' THEN RAISE 'called'; END IF; RETURN $1; END $$;"
+        f" CREATE INDEX ON {TABLE} (loud(user_id)); CREATE INDEX ON {TABLE} (sector) WHERE loud(sector) = 'semantic';"
+        "CREATE EXTENSION vector"
+    )
+    found = json.loads(om(database, "check", "--json", env=NATIVE).stdout)
+
+    assert found["estimate"]["seconds"]
