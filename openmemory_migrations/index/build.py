@@ -24,7 +24,7 @@ from .choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, of_all_rows, sca
 
 # SQLSTATE classes of what ends a run and not an index: a lost connection, a lock, a deadlock, a cancel, and a table
 # that is no longer there or no longer the same. Whatever else CREATE INDEX answers is a reason why there can be none
-OF_THE_RUN = ("08", "40", "55", "57", UNDEFINED_TABLE)
+OF_THE_RUN = ("08", "25", "40", "55", "57", UNDEFINED_TABLE)
 # parallel workers share memory that the system may have little of, as in a container: "…segment "/PostgreSQL.1234"…"
 SHARED_MEMORY = "/PostgreSQL."
 # halves have five bits for the exponent: from here on they are infinite, which pgvector refuses
@@ -63,10 +63,18 @@ def plan(
     db: Database, target: Target, settings: Settings, table: Table, extension: Extension, rows: int
 ) -> Plan | NoIndex:
     """What to build for so many rows of the whole table, with the memory that there is."""
+    size = table.columns[target.vector].dimensions
     with db.transaction():
         rows = citus.rows_a_shard(db, table.oid, rows)
-        memory_kb = most_memory(db, settings)
-    return choice.plan(target, settings, extension, table.columns[target.vector].dimensions, rows, memory_kb)
+        found = choice.plan(target, settings, extension, size, rows, most_memory(db, settings))
+        if isinstance(found, NoIndex):
+            # one that is there needs no memory any more
+            whole = choice.plan(target, settings, extension, size, rows)
+            present = catalog.indexes(db, target.schema, target.index).get(target.index)
+            there = present and present.table_oid == table.oid and present.valid
+            if present and there and isinstance(whole, Plan) and whole.suits(present):
+                return whole
+    return found
 
 
 def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
@@ -278,11 +286,8 @@ def _clean_up(db: Database, target: Target, table_oid: int) -> None:
 
 def memory_for(db: Database, settings: Settings, wanted: Plan) -> int:
     """maintenance_work_mem for the build, in kB: what is configured, or what it needs as far as there is so much."""
-    if settings.index_memory:
-        given = most = settings.index_memory
-    else:
-        with db.transaction():
-            given, most = _memory(db)
+    with db.transaction():
+        given, most = _memory(db, settings)
     if found := scarce(wanted, most):
         log.warning(found[0], hint=found[1])
     return max(given, min(wanted.memory_kb, most))
@@ -290,11 +295,11 @@ def memory_for(db: Database, settings: Settings, wanted: Plan) -> int:
 
 def most_memory(db: Database, settings: Settings) -> int:
     """The most that a build gets, in kB."""
-    return settings.index_memory or _memory(db)[1]
+    return _memory(db, settings)[1]
 
 
-def _memory(db: Database) -> tuple[int, int]:
-    """maintenance_work_mem, and the most that a build gets unless OM_INDEX_MEMORY says more, in kB.
+def _memory(db: Database, settings: Settings) -> tuple[int, int]:
+    """maintenance_work_mem, and the most that a build gets, in kB.
 
     What the machine bears can't be asked. shared_buffers, customarily a quarter of its memory, and a quarter of
     effective_cache_size, customarily half of it or more, are the measure. Behind a pooler a session has what its role
@@ -304,4 +309,6 @@ def _memory(db: Database) -> tuple[int, int]:
     given = int(asked["maintenance_work_mem"])
     if db.pooled:
         return given, given
+    if settings.index_memory:
+        return settings.index_memory, settings.index_memory
     return given, max(given, int(asked["shared_buffers"]), int(asked["effective_cache_size"]) // 4)

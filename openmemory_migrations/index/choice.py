@@ -71,13 +71,14 @@ class Plan:
     def outgrown(self, index: Index) -> int | None:
         """The lists of an index that matches, where its rows ask for more than twice as many now, or less than half.
 
-        None where it's as it should be, or is as configured.
+        None where it's as it should be, or is as configured; more lists than there is memory for now are no fault.
         """
         if self.method != "ivfflat" or self.required:
             return None
         (option,) = [text for text in index.options if text.startswith("lists=")] or DEFAULTS["ivfflat"]
         lists = int(option.partition("=")[2])
-        return lists if max(lists, self.lists) > 2 * min(lists, self.lists) else None
+        most = self.short.lists if self.short else self.lists
+        return lists if lists > 2 * most or 2 * lists < self.lists else None
 
     def difference(self, index: Index) -> str:
         """What the index is and what is wanted, as one clause."""
@@ -146,14 +147,16 @@ def plan(
                 wanted=False,
             )
         short = None
-        memory = _ivfflat_memory(lists, dimensions, item)
+        memory = _ivfflat_memory(lists, dimensions, item, rows)
         if memory_kb is not None and memory > 1024 * memory_kb:
             short = Short(lists, math.ceil(memory / 1024))
             # bisect finds the first that needs more
-            lists = bisect_right(range(lists), 1024 * memory_kb, key=lambda n: _ivfflat_memory(n + 1, dimensions, item))
-            memory = _ivfflat_memory(lists, dimensions, item)
+            lists = bisect_right(
+                range(lists), 1024 * memory_kb, key=lambda n: _ivfflat_memory(n + 1, dimensions, item, rows)
+            )
+            memory = _ivfflat_memory(lists, dimensions, item, rows)
             if not lists:
-                least = _ivfflat_memory(1, dimensions, item)
+                least = _ivfflat_memory(1, dimensions, item, rows)
                 return NoIndex(
                     f"ivfflat needs {_size(math.ceil(least / 1024))} of memory even for one list, and gets"
                     f" {_size(memory_kb)}",
@@ -195,12 +198,20 @@ def scarce(plan: Plan, memory_kb: int) -> tuple[str, str] | None:
         return message, f"{more_memory(needed)} {INDEX_ANEW} --rebuild."
     if plan.memory_kb > memory_kb:
         message = f"the graph of the index needs about {_size(plan.memory_kb)}, and {gets}: {SLOWER}"
-        return message, f"If the server can spare it: OM_INDEX_MEMORY={_megabytes(plan.memory_kb)}."
+        return message, f"{_spared(plan.memory_kb)}."
     return None
 
 
 def more_memory(kilobytes: int) -> str:
-    return f"If the server can spare it: OM_INDEX_MEMORY={_megabytes(kilobytes)}, then:"
+    return f"{_spared(kilobytes)}, then:"
+
+
+def _spared(kilobytes: int) -> str:
+    size = _megabytes(kilobytes)
+    return (
+        f"If the server can spare it: OM_INDEX_MEMORY={size}, or behind a pooler"
+        f" ALTER ROLE CURRENT_USER SET maintenance_work_mem = '{size}'"
+    )
 
 
 def _megabytes(kilobytes: int) -> str:
@@ -220,11 +231,13 @@ def _lists(rows: int) -> int:
     return max(1, rows // 1000) if rows <= 1_000_000 else math.isqrt(rows)
 
 
-def _ivfflat_memory(lists: int, dimensions: int, item: int) -> int:
-    """Bytes that pgvector checks against maintenance_work_mem before it begins (src/ivfkmeans.c)."""
+def _ivfflat_memory(lists: int, dimensions: int, item: int, rows: int) -> int:
+    """Bytes that pgvector checks against maintenance_work_mem before it begins (src/ivfkmeans.c): room for all samples
+    that it wants, and what it keeps of those that it finds, where more rows may have come until then."""
     samples = max(ROWS_A_LIST * lists, LEAST_SAMPLES)
     vectors = (samples + 2 * lists) * item + 4 * lists * dimensions
-    bounds = 4 * samples * (lists + 2) + 8 * lists * lists + 8 * lists
+    found = min(samples, rows + rows // 4 + 1000)
+    bounds = 4 * found * (lists + 2) + 8 * lists * lists + 8 * lists
     return vectors + bounds + 1024**2
 
 

@@ -659,8 +659,9 @@ SIZES = """
           max(lists) AS wanted, max(needed) AS needed, min(needed) AS least,
           CASE WHEN {lists_unused} THEN max(4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 / 1024 + 1025)
                ELSE coalesce(max(needed) FILTER (WHERE needed <= most), 0) END AS memory
-   FROM (SELECT *, ((samples + 2 * lists) * {item} + 4 * lists * {size} + 4 * samples * (lists + 2) + 8 * lists * lists
-                    + 8 * lists) / 1024 + 1025 AS needed
+   FROM (SELECT *, ((samples + 2 * lists) * {item} + 4 * lists * {size}
+                    + 4 * least(samples, rows + rows / 4 + 1000) * (lists + 2)
+                    + 8 * lists * lists + 8 * lists) / 1024 + 1025 AS needed
          FROM (SELECT *, greatest({rows_a_list} * lists, {samples}) AS samples
                FROM (SELECT current_setting('openmemory.rows')::bigint AS rows, {most_memory} AS most) AS c,
                     LATERAL generate_series(1, {lists}) AS lists) AS s)

@@ -194,7 +194,7 @@ def test_memory_that_the_server_has_not_is_a_notice_whose_hint_is_enough() -> No
             r"WARNING:  the graph of the index needs about \d MB, and its build gets 1 MB of memory", done.stderr
         )
         assert NO_LONGER_FITS in done.stderr
-        found = re.search(r"HINT:  If the server can spare it: OM_INDEX_MEMORY=(\d+MB)\.", done.stderr)
+        found = re.search(r"HINT:  If the server can spare it: OM_INDEX_MEMORY=(\d+MB),", done.stderr)
         assert found
 
         alembic(database, "downgrade", BACKFILL)
@@ -213,7 +213,8 @@ def test_with_too_little_memory_ivfflat_has_as_many_lists_as_fit(database: Datab
     found = re.search(
         rf"WARNING:  the index has (\d+) lists and not {wanted}: its build gets 3 MB of memory, and those"
         r" need (\d+) MB\n"
-        r"HINT:  If the server can spare it: OM_INDEX_MEMORY=(\d+MB), then: openmemory-migrations index --rebuild\.",
+        r"HINT:  If the server can spare it: OM_INDEX_MEMORY=(\d+MB), or behind a pooler ALTER ROLE CURRENT_USER SET"
+        r" maintenance_work_mem = '\d+MB', then: openmemory-migrations index --rebuild\.",
         done.stderr,
     )
     assert found
@@ -226,6 +227,12 @@ def test_with_too_little_memory_ivfflat_has_as_many_lists_as_fit(database: Datab
     assert "lists and not" not in alembic(database, "upgrade", "head", env={**lists, "OM_INDEX_MEMORY": "3MB"}).stderr
     again = om(database, "index", "--rebuild", env={**lists, "OM_INDEX_MEMORY": found[3]})
     assert "lists and not" not in again.stderr
+    assert database.value(f"SELECT reloptions[1] FROM pg_class WHERE relname = '{INDEX}'") == f"lists={wanted}"
+
+    # whoever has less memory now leaves it as it is
+    for memory in ("3MB", "1MB"):
+        kept = om(database, "index", env={**lists, "OM_INDEX_MEMORY": memory})
+        assert (kept.returncode, "exists already and is as wanted" in kept.stderr) == (0, True)
     assert database.value(f"SELECT reloptions[1] FROM pg_class WHERE relname = '{INDEX}'") == f"lists={wanted}"
 
 
