@@ -52,8 +52,8 @@ class ServerEngine:
             "{vector}",
             native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
             PENDING.format(octets=4 * dimensions),
+            "{source}",
             unfit=native.unfit(dimensions) if self.native else NOT_FINITE_BYTES,
-            kept="{source}",
         )
 
         def convert(db: Database, claims: Claims) -> None:

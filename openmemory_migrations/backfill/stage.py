@@ -37,15 +37,18 @@ RETURNING t.ctid AS tid, {ok} AS ok, s.tid AS was_at, t.{read} AS now)
 SELECT pg_catalog.count(*) FILTER (WHERE ok), pg_catalog.array_agg(tid) FILTER (WHERE ok IS NOT TRUE), {spoiled},
        pg_catalog.array_agg(was_at), pg_catalog.array_agg(tid)
   INTO written, kept, spoiled, were_at, are_at FROM done {joined};
+-- what is deferred would fire after we have looked; only now, as it may be in order at the end only
+SET CONSTRAINTS ALL IMMEDIATE;
 IF (SELECT pg_catalog.count(*) FROM ONLY {table} AS t WHERE t.ctid = ANY (are_at)) < pg_catalog.cardinality(are_at) THEN
-  -- written once more, by a trigger AFTER it
-  SELECT pg_catalog.count(*), pg_catalog.array_agg(t.ctid) FILTER (WHERE (t.{written} {equal} w.element) IS NOT TRUE)
-    INTO written, kept
-  FROM (SELECT s.element, pg_catalog.currtid2({table_text}, s.tid) AS newest
-        FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.elements)) AS s (tid, element)
-        WHERE s.tid = ANY (were_at) OFFSET 0) AS w JOIN ONLY {table} AS t ON t.ctid = w.newest;
-  written := written - coalesce(pg_catalog.cardinality(kept), 0);
-END IF"""
+  -- written once more, by a trigger AFTER it: each has to have its value all the same
+  spoiled := pg_catalog.cardinality(were_at) > (
+    SELECT pg_catalog.count(*)
+    FROM (SELECT s.element, pg_catalog.currtid2({table_text}, s.tid) AS newest
+          FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.elements)) AS s (tid, element)
+          WHERE s.tid = ANY (were_at) OFFSET 0) AS w JOIN ONLY {table} AS t ON t.ctid = w.newest
+    WHERE t.{written} {equal} w.element);
+END IF;
+SET CONSTRAINTS ALL DEFERRED"""
 )
 # (tid, xmin) names one version of one row as long as nobody rewrites the table, which then gets another file
 CREATE = (
@@ -63,7 +66,7 @@ CREATE = (
     BEGIN
       {write};
       IF spoiled THEN
-        RAISE 'a trigger changes the column that is read' USING ERRCODE = {overruled};
+        RAISE 'a trigger changes the column that is read, or writes the row again' USING ERRCODE = {overruled};
       END IF;
       IF written < pg_catalog.cardinality(NEW.tids) THEN
         -- that version is still there, so nobody else has written it
@@ -145,8 +148,6 @@ class Stage:
         """
         if not self._made:
             self._run(CREATE)
-        if self._beside.after:  # or one that is deferred would fire after we have looked
-            self._db.run("SET CONSTRAINTS ALL IMMEDIATE")
         self._db.copy_in(STAGE, payload)
         if not self._lasting:
             self._run(DROP)

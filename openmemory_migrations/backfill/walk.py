@@ -40,32 +40,33 @@ FILL_BESIDE = f"""
 WITH old AS MATERIALIZED (
   SELECT ctid AS was_at, {{kept}} AS was FROM ONLY {{table}} WHERE {{which}} AND {{pending}}{{fit}} FOR NO KEY UPDATE)
 UPDATE ONLY {{table}} SET {{filled}} = {{value}} FROM old WHERE ctid = was_at
-RETURNING CAST(ctid AS text),
+RETURNING CAST(ctid AS text), pg_catalog.md5({{kept}}),
           CASE WHEN NOT pg_catalog.record_image_eq(ROW({{kept}}), ROW(was)) THEN {OVERRULED.format(tid="ctid")} END
 """
 # what they have made of rows before their UPDATE, and of those that are elsewhere since, after it
 FILLED = f"SELECT CAST(ctid AS text), {{ok}} FROM ONLY {{table}} WHERE {AT}"
-FILLED_ELSEWHERE = f"""
-SELECT CAST(t.ctid AS text), {{ok}} FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest WHERE w.newest <> w.tid
+ELSEWHERE = f"""
+SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {{ok}}, pg_catalog.md5({{kept}})
+FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest
 """
+FAIL = f"SELECT {OVERRULED.format(tid='true')}"
 LEFT = "SELECT CAST(ctid AS text), CAST(xmin AS text), {unfit} FROM ONLY {table} WHERE {inside} AND {pending}"
 
 
 @dataclass(frozen=True)
 class Filling:
     """What is filled from what, in SQL with the names of a `Database` and the extension's: the column, its value, which
-    rows are `pending`, which of these are `unfit` and stay, and the column that may be `kept` from changes on the way.
-    """
+    rows are `pending`, which of these are `unfit` and stay, and what has to be `kept` as it is, of type bytea."""
 
     filled: str
     value: str
     pending: str
+    kept: str
     unfit: str | None = None
-    kept: str | None = None
 
     def names(self, db: Database, **ext: str) -> dict[str, str]:
         own = {"filled": self.filled, "value": self.value, "pending": self.pending, "unfit": self.unfit or "false"}
-        own["kept"] = self.kept or "true"
+        own["kept"] = self.kept
         names = {name: db.sql(text, **ext) for name, text in own.items()}
         names["ok"] = db.sql("{ext}.vector_send({filled}) = {ext}.vector_send({value})", **ext, **names)
         names["fit"] = f" AND NOT ({names['unfit']})" if self.unfit else ""
@@ -79,6 +80,10 @@ class Batch:
     end: int
     rows: int
     last: int = 0
+
+
+class _Rewritten(Exception):
+    """A trigger has written rows of the batch once more, when its UPDATE was done."""
 
 
 @dataclass
@@ -103,13 +108,16 @@ class Walk:
         place = 0  # a page and a row's place in it, as one number
         self.steps = Steps(self.db, self.progress.what, self.most_rows)
         self.reach = 1  # units that a batch is looked for in
-        at, self.beside = self.part.at(self.db), Beside()
+        at, self.beside, self.rewritten = self.part.at(self.db), Beside(), False
         if not self.spread:
             with self.db.transaction():
                 self.beside = beside(at, at.sql(self.filling.filled))
         while place < last_page * PLACES:
             try:
                 filled, bad = self._batch(place)
+            except _Rewritten:
+                self.rewritten = True
+                continue
             except DBAPIError as error:
                 if self.part.gone(error):
                     log.notice(f"{self.progress.what}: partition {self.part} is gone")
@@ -135,8 +143,6 @@ class Walk:
             if self.spread:
                 locks.set_timeout(self.db, self.lock_timeout)
             self.steps.heed()
-            if self.beside.after:  # or one that is deferred would fire after we have looked
-                self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
             self.batch = self._chosen(at, place, names)
             if not self.batch.rows:
                 return 0, 0
@@ -187,16 +193,28 @@ class Walk:
     def _update(
         self, at: Database, names: dict[str, str], which: str, tids: list[str] | None = None
     ) -> dict[str, bool]:
-        fill = (FILL_BESIDE if self.beside.before else FILL).replace("{which}", which)
-        tids = [row[0] for row in at.rows(fill, {} if tids is None else {"tids": tids}, **names)]
-        done = dict.fromkeys(tids, True)
-        if tids and (self.beside.before or self.beside.after):
-            ok = names["ok"] if self.beside.before else "true"
-            done = {tid: right is True for tid, right in at.rows(FILLED, {"values": tids}, **{**names, "ok": ok})}
-            if gone := [tid for tid in tids if tid not in done]:
-                values = {"values": gone, "table": at.names["table"]}
-                done |= {tid: right is True for tid, right in at.rows(FILLED_ELSEWHERE, values, **names)}
-        return done
+        """The places of the rows when all triggers have fired, and whether they have got their value. One that was
+        written once more has to have it, and its bytes: the batch fails otherwise."""
+        with_sums = self.beside.before or self.rewritten
+        fill = (FILL_BESIDE if with_sums else FILL).replace("{which}", which)
+        rows = at.rows(fill, {} if tids is None else {"tids": tids}, **names)
+        written = {row[0]: row[1] if with_sums else None for row in rows}
+        if not written or self.beside == Beside():
+            return dict.fromkeys(written, True)
+        # what is deferred would fire after we have looked; only now, as it may be in order at the end only
+        self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
+        ok = names["ok"] if self.beside.before else "true"
+        done = {tid: right is True for tid, right in at.rows(FILLED, {"values": list(written)}, **{**names, "ok": ok})}
+        gone = [tid for tid in written if tid not in done]
+        if not gone:
+            return done
+        if not with_sums:
+            raise _Rewritten
+        found = at.rows(ELSEWHERE, {"values": gone, "table": at.names["table"]}, **names)
+        right = {is_at: True for was_at, is_at, ok, kept in found if ok is True and kept == written[was_at]}
+        if len(right) < len(gone):
+            at.run(FAIL)
+        return done | right
 
     def _claimed(self, place: int) -> int | None:
         """How far the pages may be looked through: as many units as are ours; None where others are at the first."""

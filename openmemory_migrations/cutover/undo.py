@@ -25,7 +25,7 @@ from ..db.database import Database, Seen
 from ..encoding import sync_trigger
 from ..errors import Changed, MigrationError
 from ..index import replacement
-from ..index.choice import DEFAULTS
+from ..index.choice import of_all_rows
 from ..settings import Settings
 from ..steps import checks, interference
 from ..target import Target, quote
@@ -219,6 +219,6 @@ def _rename_index(db: Database, target: Target, table: Table, found: Mark) -> No
     """Newer OpenMemory's gets the name back that it had, or one under which it is dropped when there is time."""
     newer = target.newer.index
     index = catalog.indexes(db, target.schema, newer).get(newer)
-    if target.newer.index_name and index and index.table_oid == table.oid and index.method in DEFAULTS:
+    if target.newer.index_name and index and index.table_oid == table.oid and of_all_rows(index, target.vector):
         to = quote(found.renamed or target.old.index)
         db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(newer), to=to)

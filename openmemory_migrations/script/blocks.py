@@ -170,7 +170,6 @@ DECLARE
   same tid[];
   more bigint;
   unchanged tid[];
-  changed_values tid[];
   is_back boolean;
   is_kept boolean;
   remaining text;
@@ -178,6 +177,7 @@ DECLARE
   same_bytes text := 'true';
   beside boolean;
   filled tid[];
+  sums text[];
   others tid[];
   is_native boolean := false;
   convertible bigint;
@@ -246,32 +246,31 @@ BEGIN
               set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
               set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
               set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-              set_config('max_parallel_workers_per_gather', '0', true);{immediate}
+              set_config('max_parallel_workers_per_gather', '0', true);
       BEGIN
         moved := 0;
         -- a row that others have changed before it was locked is missed by that UPDATE, and found by the next
         FOR look IN 1..3 LOOP
           EXECUTE replace(replace(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END,
                                   '@value@', conversion), '@same_bytes@', same_bytes)
-            INTO more, filled, others, same, is_kept USING {tid_of_place}, {tid_of_end};
+            INTO more, filled, sums, others, same, is_kept USING {tid_of_place}, {tid_of_end}, beside;{immediate}
           moved := moved + more;
           is_back := true;
-          changed_values := others;
           IF beside AND (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (filled)) < cardinality(filled) THEN
-            -- written once more, by a trigger AFTER it
-            EXECUTE replace(CASE WHEN adopted THEN {find_changed_adopted} ELSE {find_changed} END,
-                            '@value@', conversion)
-              INTO changed_values USING filled;
-          END IF;
-          IF changed_values IS NOT NULL THEN
+            -- written once more, by a trigger AFTER it: each has to have its value, and its bytes, all the same
+            EXECUTE replace(CASE WHEN adopted THEN {count_right_adopted} ELSE {count_right} END, '@value@', conversion)
+              INTO more USING filled, sums;
+            is_back := more = cardinality(filled);
+          ELSIF others IS NOT NULL THEN
             -- one that a trigger has given another value stays without one
-            EXECUTE {take_back} USING changed_values;
-            EXECUTE {find_back} INTO changed_values, is_back USING changed_values;
-            moved := moved - cardinality(changed_values);
-            same := same || changed_values;
+            EXECUTE {take_back} USING others;
+            EXECUTE {find_back} INTO others, is_back USING others;
+            moved := moved - cardinality(others);
+            same := same || others;
           END IF;
           IF NOT is_back OR NOT is_kept THEN
-            RAISE 'a trigger sets the vector, or changes the bytes, whatever is written';
+            -- a trigger sets the vector, or changes the row, whatever is written
+            RAISE EXCEPTION USING ERRCODE = 'OM001';
           END IF;
           EXIT WHEN same IS NULL;
         END LOOP;
@@ -301,11 +300,15 @@ BEGIN
           ELSIF NOT EXISTS (SELECT FROM ONLY {table} WHERE ctid = {tid_of_place}) THEN
             RAISE;  -- of no row: by a trigger FOR EACH STATEMENT
           ELSE
-            -- not its message, which may show what is in the row
-            GET STACKED DIAGNOSTICS line = CONSTRAINT_NAME;
-            refused := refused || {tid_of_place};
-            reasons := reasons || concat('ctid=', {tid_of_place}, ': SQLSTATE ', SQLSTATE, ' ' || nullif(line, ''));
-            reasons := reasons[1:5];
+            IF SQLSTATE = 'OM001' THEN
+              unchanged := unchanged || {tid_of_place};
+            ELSE
+              -- not its message, which may show what is in the row
+              GET STACKED DIAGNOSTICS line = CONSTRAINT_NAME;
+              refused := refused || {tid_of_place};
+              reasons := reasons || concat('ctid=', {tid_of_place}, ': SQLSTATE ', SQLSTATE, ' ' || nullif(line, ''));
+              reasons := reasons[1:5];
+            END IF;
             place := place + 1;
           END IF;
       END;
@@ -444,14 +447,17 @@ TAKE_BACK = """
 UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND {vector} IS NOT NULL
 """
 # the newest versions of rows that this transaction has written
-NEWEST = """
-SELECT array_agg(t.ctid), {what} FROM (
+FIND_BACK = """
+SELECT array_agg(t.ctid), coalesce(bool_and({vector} IS NULL), true) FROM (
   SELECT currtid2({table_text}, tid) AS newest FROM unnest($1) AS tid OFFSET 0) AS w
   JOIN ONLY {table} AS t ON t.ctid = w.newest
 """
-FIND_BACK = NEWEST.replace("{what}", "coalesce(bool_and({vector} IS NULL), true)")
-# what triggers have made of them, before the UPDATE or after it
-FIND_CHANGED = NEWEST.replace(", {what}", "") + "WHERE NOT record_image_eq(ROW({vector}), ROW({value}))"
+COUNT_RIGHT = """
+SELECT count(*) FROM (
+  SELECT currtid2({table_text}, tid) AS newest, sum FROM unnest($1, $2) AS filled (tid, sum) OFFSET 0) AS w
+  JOIN ONLY {table} AS t ON t.ctid = w.newest
+WHERE record_image_eq(ROW({vector}), ROW({value})) AND md5({source}) IS NOT DISTINCT FROM w.sum
+"""
 COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
 # what makes the vector is known when the script runs
 VALUE = "@value@"
@@ -468,8 +474,9 @@ done AS (
   UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
   WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
   RETURNING batch.tid, t.ctid AS place, record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AS ok,
-            @same_bytes@ AS kept)
-SELECT count(place), array_agg(place) FILTER (WHERE place IS NOT NULL), array_agg(place) FILTER (WHERE NOT ok),
+            @same_bytes@ AS kept, CASE WHEN $3 THEN md5(t.{source}) END AS sum)
+SELECT count(place), array_agg(place) FILTER (WHERE place IS NOT NULL),
+       array_agg(sum) FILTER (WHERE place IS NOT NULL), array_agg(place) FILTER (WHERE NOT ok),
        array_agg(tid) FILTER (WHERE place IS NULL), bool_and(kept)
 FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 """
@@ -562,6 +569,8 @@ END
 # a function's statement has the columns of a row that there were when this session ran it first
 TRY_WRITE = """EXECUTE 'DISCARD PLANS';
         BEGIN
+          -- less than deadlock_timeout: or who has a row that a trigger wants would have to give way
+          PERFORM set_config('lock_timeout', '50ms', true);
           EXECUTE {write};
           RAISE EXCEPTION USING ERRCODE = 'OM000';
         EXCEPTION WHEN SQLSTATE 'OM000' THEN
@@ -723,7 +732,11 @@ OURS = """
   SELECT indexrelid, indisvalid, indclass::text, indkey::text, pg_get_expr(indexprs, indrelid) AS expression, reloptions
   FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_am am ON am.oid = relam
   WHERE indexrelid IN (to_regclass({index_text}), to_regclass({mirrored_text}))
-    AND indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw')
+    AND indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw') AND indpred IS NULL
+    -- of the vectors, or of their cast to halfvec
+    AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = indrelid AND attname = {vector_text}
+                AND (attnum = indkey[0] OR indkey[0] = 0 AND position(quote_ident(attname)
+                                                                      IN pg_get_expr(indexprs, indrelid)) > 0))
 """
 DROP = "SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({ours}) AS found"
 DROP_INVALID = DROP + " WHERE NOT indisvalid"

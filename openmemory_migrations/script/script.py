@@ -42,6 +42,7 @@ from .blocks import (
     CONVERT_PAGES,
     COUNT,
     COUNT_PENDING,
+    COUNT_RIGHT,
     CREATE,
     DONE,
     DROP,
@@ -54,7 +55,6 @@ from .blocks import (
     EXPAND,
     EXT,
     FIND_BACK,
-    FIND_CHANGED,
     FIND_COLUMN,
     FIND_EXTENSION,
     GEXEC,
@@ -375,7 +375,7 @@ class Script:
             "sync_trigger": settings.sync_trigger,
             "commit": "" if settings.single_transaction else "COMMIT;",
             # or what they refuse would fail the COMMIT
-            "immediate": "" if settings.single_transaction else "\n      SET CONSTRAINTS ALL IMMEDIATE;",
+            "immediate": "" if settings.single_transaction else "\n          SET CONSTRAINTS ALL IMMEDIATE;",
             "others_kept": "" if settings.single_transaction else " All others are converted.",
             "table_text": literal(own["table"]),
             "sync_text": literal(target.sync),
@@ -478,7 +478,7 @@ class Script:
             for name, text in (
                 ("count", COUNT_PENDING),
                 ("convert_pages", CONVERT_PAGES),
-                ("find_changed", FIND_CHANGED),
+                ("count_right", COUNT_RIGHT),
                 ("remaining", REMAINING),
             ):
                 names[name + which] = sql(text.replace("{pending}", pending).replace("{value}", value))

@@ -168,7 +168,7 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table, 
             progress.converted = locks.retried(db, settings.lock_timeout_ms, table.oid, what, at_once)
         elif pending:
             for part, last_page in walks:
-                filling = Filling("{vector}", "{adopted}", ADOPTED_ONLY)
+                filling = Filling("{vector}", "{adopted}", ADOPTED_ONLY, "{ext}.vector_send({adopted})")
                 Walk(db, table, extension, part, filling, lock_timeout, MOST_CARRIED, progress).take(last_page)
         moved += progress.converted
         return progress.converted, pending

@@ -69,24 +69,30 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
                WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
                  AND NOT t.tgname = ANY (CAST(:ours AS name[])))
 """
-# one that holds rows, as far as that is known without reading it; rows of others may hang on its rows
+# a few that hold rows, as far as that is known without reading them, first those with triggers of their own; rows of
+# others may hang on theirs
 TRIED = """
 SELECT c.oid, EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f' AND f.confrelid = ANY (:tables))
 FROM pg_catalog.pg_class c
 WHERE c.oid = ANY (:tables) AND c.relkind = 'r' AND pg_catalog.pg_relation_size(c.oid) > 0
-ORDER BY c.reltuples DESC LIMIT 1
+ORDER BY NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                     WHERE t.tgrelid = c.oid AND t.tgparentid = 0 AND NOT t.tgisinternal AND t.tgenabled <> 'D'),
+         c.reltuples DESC LIMIT 3
 """
 GIVEN = """
 SELECT a.attname, a.attidentity = 'a' FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
 """
-ONE = "ctid = (SELECT ctid FROM ONLY {table} LIMIT 1)"
-UPDATE_ONE = f"UPDATE ONLY {{table}} SET {{same}} WHERE {ONE}"
+# by way of the root, as the application does, whose triggers FOR EACH STATEMENT fire
+ONE = "tableoid = CAST({oid} AS oid) AND ctid = (SELECT ctid FROM ONLY {leaf} LIMIT 1)"
+UPDATE_ONE = f"UPDATE {{table}} SET {{same}} WHERE {ONE}"
 INSERT_ONE = f"""
-WITH gone AS (DELETE FROM ONLY {{table}} WHERE {ONE} RETURNING *)
+WITH gone AS (DELETE FROM {{table}} WHERE {ONE} RETURNING *)
 INSERT INTO {{table}} ({{columns}}) OVERRIDING SYSTEM VALUE SELECT {{columns}} FROM gone
 """
-TRIAL_MS = 1000  # under the lock of a change
+# under the lock of a change, which whoever holds a row that a trigger wants may wait for: much less than the server's
+# deadlock_timeout, by which it would be the other that has to give way
+TRIAL = {"statement_timeout": "100ms", "lock_timeout": "50ms"}
 NAME_COLUMNS = (
     "A function that takes the row as a whole (NEW.*) has to name the columns that it means, and none that goes."
     " Or drop its trigger, or meanwhile: ALTER TABLE {table} DISABLE TRIGGER …;"
@@ -192,42 +198,56 @@ def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
     if not db.value(OTHERS, {"tables": [part.oid for part in parts], "ours": ours}):
         return change()
     locks.take(db)
-    before = _failures(db, parts)
+    works = [write for write, failure in _failures(db, parts) if failure is None]
     done = change()
-    for write, failure in _failures(db, parts).items():
-        if failure and write in before and before[write] is None:
+    for (write, oid), failure in _failures(db, parts, works):
+        if failure:
+            part = next(part for part in parts if part.oid == oid)
+            where = f" in partition {part}" if len(parts) > 1 else ""
             raise MigrationError(
-                f"{write} of {target} would fail from now on: {failure}",
+                f"{write} of {target} would fail from now on{where}: {failure}",
                 detail="That was tried with one row and rolled back, with the change.",
                 hint=NAME_COLUMNS.format(table=db.names["table"]),
             )
     return done
 
 
-def _failures(db: Database, parts: Sequence[partitions.Part]) -> dict[str, str | None]:
-    """What an UPDATE and an INSERT of a row end with, as far as that can be said."""
-    found: dict[str, str | None] = {}
+Write = tuple[str, int]  # UPDATE or INSERT of a row of which table
+
+
+def _failures(
+    db: Database, parts: Sequence[partitions.Part], of: Sequence[Write] | None = None
+) -> Iterator[tuple[Write, str | None]]:
+    """What writes (all, or these) end with, one row each, as far as that can be said."""
     # a session goes on with the columns that a function's statement had when it ran first
     db.run("DISCARD PLANS")
-    for oid, referenced in db.rows(TRIED, {"tables": [part.oid for part in parts]}):
-        at = next(part for part in parts if part.oid == oid).at(db)
-        of_row = db.rows(GIVEN, {"table": oid})
-        same = ", ".join(f"{quote(name)} = {quote(name)}" for name, always in of_row if not always)
-        columns = ", ".join(quote(name) for name, _ in of_row)
+    settings = dict(TRIAL)
+    if db.value("SELECT current_setting('session_replication_role')") == "replica":
+        settings["session_replication_role"] = "origin"  # as the application has it
+    for oid, referenced in list(db.rows(TRIED, {"tables": [part.oid for part in parts]})):
+        leaf = next(part for part in parts if part.oid == oid)
+        of_row = list(db.rows(GIVEN, {"table": oid}))
+        names = {
+            "leaf": leaf.sql_name,
+            "oid": str(oid),
+            "same": ", ".join(f"{quote(name)} = {quote(name)}" for name, always in of_row if not always),
+            "columns": ", ".join(quote(name) for name, _ in of_row),
+        }
         writes = {"UPDATE": UPDATE_ONE} if referenced else {"UPDATE": UPDATE_ONE, "INSERT": INSERT_ONE}
         for write, statement in writes.items():
+            if of is not None and (write, oid) not in of:
+                continue
             try:
-                with at.attempt(keep=False):
-                    at.set_local({"statement_timeout": f"{TRIAL_MS}ms"})
-                    at.run("SET CONSTRAINTS ALL IMMEDIATE")
-                    at.run(statement, same=same, columns=columns)
-                found[write] = None
+                with db.attempt(keep=False):
+                    db.set_local(settings)
+                    db.run(statement, **names)
+                    db.run("SET CONSTRAINTS ALL IMMEDIATE")
+                yield (write, oid), None
             except DBAPIError as error:
                 if error.connection_invalidated:
                     raise
                 if sqlstate(error) not in PASSING:
-                    found[write] = reason_of(error)
-    return found
+                    yield (write, oid), reason_of(error)
 
 
 def require_none(found: Iterable[MigrationError]) -> None:

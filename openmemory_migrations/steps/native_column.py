@@ -113,7 +113,7 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
                         table,
                         extension,
                         part,
-                        Filling("{typed}", "{source}", PENDING),
+                        Filling("{typed}", "{source}", PENDING, "{ext}.vector_send({source})"),
                         lock_timeout,
                         most_rows,
                         progress,

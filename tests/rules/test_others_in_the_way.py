@@ -14,6 +14,7 @@ from tests.support.cutover import cut_over, undo
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_database, create_table, load, mismatches, random_rows
 from tests.support.preflight import check, finding, severities, unchanged
+from tests.support.running import running, transaction
 from tests.support.scripts import offline
 from tests.support.servers import OPTIONS, programs
 from tests.support.sessions import eventually
@@ -234,8 +235,9 @@ def test_a_trigger_that_takes_the_row_as_a_whole_keeps_its_columns(database: Dat
 
     refused = alembic(database, "upgrade", "head", check=False)
 
-    assert f'FAILED: {write} of "public.{TABLE}" would fail from now on: SQLSTATE 42601' in refused.log
-    assert "in function audited()" in refused.log
+    where = "" if kind == "ordinary" else ' in partition "public.[a-z]+"'
+    said = f'FAILED: {write} of "public.{TABLE}" would fail from now on{where}: SQLSTATE 42601, in function audited'
+    assert re.search(said, refused.log)
     assert column_type(database) is None
     assert database.value("SELECT count(*) FROM audit") == 0
     database.run(CHANGED_ROW, ROWS[0].id)
@@ -281,3 +283,85 @@ def test_one_that_names_a_column_in_another_way_is_found_by_a_write(database: Da
     database.run(f"DROP TRIGGER reader ON {TABLE}")
     cut_over(database, "swap", env=NO_INDEX)
     undo(database)
+
+
+OF_STATEMENTS = WHOLE.replace(
+    "INSERT INTO audit SELECT 'W', now(), NEW.*", "INSERT INTO audit SELECT 'W', now(), c.* FROM changed AS c"
+)
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        WHOLE.replace(f"ON {TABLE}", "ON two"),
+        OF_STATEMENTS.replace("INSERT OR UPDATE ON", "UPDATE ON").replace(
+            "FOR EACH ROW", "REFERENCING NEW TABLE AS changed FOR EACH STATEMENT"
+        ),
+    ],
+    ids=["of one partition", "of the root's statements"],
+)
+def test_triggers_of_partitions_and_statements_are_tried(database: Database, trigger: str) -> None:
+    create_table(database)
+    database.run(
+        f"ALTER TABLE {TABLE} RENAME TO plain; CREATE TABLE {TABLE} (LIKE plain) PARTITION BY LIST (sector);"
+        f" CREATE TABLE one PARTITION OF {TABLE} FOR VALUES IN ('semantic');"
+        f" CREATE TABLE two PARTITION OF {TABLE} DEFAULT"
+    )
+    load(database, ROWS)
+    database.run(trigger)
+
+    refused = alembic(database, "upgrade", "head", check=False)
+
+    assert re.search(
+        'FAILED: (UPDATE|INSERT) of "public.[a-z_]+" would fail from now on in .*: SQLSTATE 42601', refused.log
+    )
+    assert column_type(database) is None
+
+
+def test_what_is_in_order_at_the_end_of_a_transaction_only_is_in_order(database: Database) -> None:
+    """The row of an audit comes before that which it points to, by a constraint that waits for the end."""
+    create_table(database)
+    load(database, ROWS)
+    database.run(
+        f"""
+        CREATE TABLE event (id uuid PRIMARY KEY);
+        CREATE TABLE audit (event uuid REFERENCES event DEFERRABLE INITIALLY DEFERRED);
+        CREATE FUNCTION a() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO audit VALUES (NEW.id); RETURN NULL; END $$;
+        CREATE FUNCTION b() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO event VALUES (NEW.id) ON CONFLICT DO NOTHING; RETURN NULL; END $$;
+        CREATE TRIGGER a AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION a();
+        CREATE TRIGGER b AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION b()
+        """
+    )
+    for engine in ("client", "server", "native"):
+        alembic(database, "upgrade", "head", env=NO_INDEX | {"OM_BACKFILL_ENGINE": engine})
+        assert mismatches(database) == []
+        alembic(database, "downgrade", "base")
+
+
+LOCKED = f"""
+SELECT EXISTS (SELECT FROM pg_locks
+               WHERE relation = '{TABLE}'::regclass AND mode = 'AccessExclusiveLock' AND granted)
+"""
+
+
+def test_a_trial_makes_nobody_give_way(database: Database) -> None:
+    """Who has locked a row that a trigger wants, and then wants the table, would be the victim of a deadlock."""
+    create_table(database)
+    load(database, ROWS)
+    database.run(
+        f"""
+        CREATE TABLE counted (n integer); INSERT INTO counted VALUES (0);
+        CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN UPDATE counted SET n = n + 1; RETURN NULL; END $$;
+        CREATE TRIGGER count_it AFTER INSERT OR UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION count_it()
+        """
+    )
+    with transaction(database, "UPDATE counted SET n = n + 1") as application:
+        with running(database, "upgrade", EXPAND, env=NO_INDEX) as run:
+            eventually(lambda: database.value(LOCKED) or run.process.poll() is not None)
+            application.cursor().execute(f"UPDATE {TABLE} SET user_id = 'mine' WHERE id = '{ROWS[0].id}'")
+            assert run.ends() == 0
+        application.commit()
+    assert column_type(database) is not None

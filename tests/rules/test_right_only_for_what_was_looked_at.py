@@ -565,10 +565,44 @@ def test_a_vector_that_a_trigger_has_changed_is_none(
 STUBBORN = TO_UNIT.replace("l2_normalize(NEW.v_vector)", "l2_normalize(coalesce(NEW.v_vector, OLD.v_vector))")
 CONSTANT = TO_UNIT.replace("public.l2_normalize(NEW.v_vector)", "'[1,0,0,0,0,0,0,0]'")
 SPOILS = TO_UNIT.replace("NEW.v_vector := public.l2_normalize(NEW.v_vector)", "NEW.v := set_byte(NEW.v, 0, 7)")
-OVER_AGAIN = AFTERWARDS.replace("public.l2_normalize(v_vector)", "'[1,0,0,0,0,0,0,0]'").replace(
-    "BEGIN\n  UPDATE", "BEGIN UPDATE"
-)
-TRIGGERS = {"stubborn": STUBBORN, "constant": CONSTANT, "spoils": SPOILS, "over again": OVER_AGAIN}
+HERE = "id = NEW.id AND sector = NEW.sector"
+
+
+def afterwards(statement: str) -> str:
+    return f"""
+    CREATE FUNCTION rewrites() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN NULL; END $$;
+    CREATE TRIGGER rewrites AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION rewrites()
+    """
+
+
+CHAIN = f"""
+CREATE TABLE notes (id uuid, times integer);
+CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN UPDATE {TABLE} SET v_vector = '[1,0,0,0,0,0,0,0]' WHERE id = NEW.id; RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER noted AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION noted();
+CREATE FUNCTION notes() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN IF NEW.v_vector <> '[1,0,0,0,0,0,0,0]' AND NEW.sector = 'semantic' THEN
+     INSERT INTO notes VALUES (NEW.id, 1); END IF;
+   RETURN NEW; END $$;
+CREATE TRIGGER notes BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION notes()
+"""
+TRIGGERS = {
+    "stubborn": STUBBORN,
+    "constant": CONSTANT,
+    "spoils": SPOILS,
+    "sets again": afterwards(
+        f"UPDATE {TABLE} SET v_vector = '[1,0,0,0,0,0,0,0]' WHERE {HERE} AND v_vector <> '[1,0,0,0,0,0,0,0]'"
+    ),
+    "clears": afterwards(f"UPDATE {TABLE} SET v = NULL WHERE {HERE} AND v IS NOT NULL"),
+    "scales": afterwards(f"UPDATE {TABLE} SET v = set_byte(v, 0, 7) WHERE {HERE} AND get_byte(v, 0) <> 7"),
+    "deletes": afterwards(f"DELETE FROM {TABLE} WHERE {HERE}"),
+    "replaces": afterwards(
+        f"DELETE FROM {TABLE} WHERE {HERE}; INSERT INTO {TABLE} (id, sector, user_id, v, dim, v_vector)"
+        " VALUES (NEW.id, NEW.sector, NEW.user_id, NEW.v, NEW.dim, '[1,0,0,0,0,0,0,0]')"
+    ),
+    "in a chain": CHAIN,
+}
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS.values(), ids=TRIGGERS)
@@ -580,11 +614,10 @@ def test_what_a_trigger_writes_in_spite_of_us_is_not_kept(
     create_table(database)
     load(database, ROWS[:40])
     alembic(database, "upgrade", EXPAND)
-    database.run(
-        re.sub(r"BEGIN (NEW|UPDATE)", r"BEGIN IF NEW.sector = 'semantic' THEN \1", trigger, count=1).replace(
-            " RETURN N", " END IF; RETURN N"
-        )
-    )
+    if trigger is not CHAIN:
+        trigger = re.sub(r"BEGIN (NEW|UPDATE|DELETE)", r"BEGIN IF NEW.sector = 'semantic' THEN \1", trigger, count=1)
+        trigger = trigger.replace(" RETURN N", " END IF; RETURN N")
+    database.run(trigger)
     before = checksum(database)
     held = database.value(f"SELECT count(*) FROM {TABLE} WHERE sector = 'semantic'")
 
