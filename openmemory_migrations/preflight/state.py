@@ -24,9 +24,12 @@ from ..verify import verification
 
 LOOK_INTO = 10_000  # rows without a vector that are read to tell NaN from what is still to be converted
 
+# a pooler keeps connections of runs that are over, and their names; one that is going on holds a lock between runs
 RUNS = """
-SELECT pid, application_name, CAST(date_trunc('second', backend_start) AS text) FROM pg_catalog.pg_stat_activity
+SELECT pid, application_name, CAST(date_trunc('second', backend_start) AS text) FROM pg_catalog.pg_stat_activity a
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE :ours
+  AND (state IS DISTINCT FROM 'idle'
+       OR EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory'))
 ORDER BY backend_start, pid
 """
 DETECTED = """

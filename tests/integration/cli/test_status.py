@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
+import psycopg2
 import pytest
 
 from demo.openmemory import TABLE
@@ -229,3 +231,16 @@ def test_it_can_be_stopped(table: Database) -> None:
     process = start_om(table, "status")
     process.terminate()
     assert result(process).returncode != 0
+
+
+def test_a_connection_that_a_pooler_keeps_is_no_run(database: Database) -> None:
+    create_table(database)
+    load(database, random_rows(60, 8))
+    alembic(database, "upgrade", "head")
+    with closing(psycopg2.connect(database.url, application_name="openmemory-migrations")) as kept:
+        kept.cursor().execute("SELECT 1")
+        kept.commit()
+        assert json.loads(om(database, "status", "--json").stdout)["next"] == "nothing"
+        kept.cursor().execute("SELECT pg_advisory_lock(1)")
+        kept.commit()
+        assert "running:" in om(database, "status").stdout
