@@ -65,8 +65,8 @@ class Filling:
     unfit: str | None = None
 
     def names(self, db: Database, **ext: str) -> dict[str, str]:
-        own = {"filled": self.filled, "value": self.value, "pending": self.pending, "unfit": self.unfit or "false"}
-        own["kept"] = self.kept
+        own = {"filled": self.filled, "value": self.value, "pending": self.pending, "kept": self.kept}
+        own["unfit"] = self.unfit or "false"
         names = {name: db.sql(text, **ext) for name, text in own.items()}
         names["ok"] = db.sql("{ext}.vector_send({filled}) = {ext}.vector_send({value})", **ext, **names)
         names["fit"] = f" AND NOT ({names['unfit']})" if self.unfit else ""
