@@ -231,6 +231,12 @@ def _lists(rows: int) -> int:
     return max(1, rows // 1000) if rows <= 1_000_000 else math.isqrt(rows)
 
 
+def lists_to_try(rows: int) -> list[int]:
+    """By either rule for so many rows (at least ROWS_A_LIST), and as many as there can be."""
+    most = rows // ROWS_A_LIST
+    return sorted({min(number, most) for number in (max(1, rows // 1000), math.isqrt(rows), most)})
+
+
 def _ivfflat_memory(lists: int, dimensions: int, item: int, rows: int) -> int:
     """Bytes that pgvector checks against maintenance_work_mem before it begins (src/ivfkmeans.c): room for all samples
     that it wants, and what it keeps of those that it finds, where more rows may have come until then."""

@@ -6,7 +6,6 @@ it; but PostgreSQL doesn't build an index on one with parallel workers.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -160,9 +159,7 @@ def candidates(
     target: Target, settings: Settings, extension: Extension, size: int, rows: int
 ) -> Iterator[tuple[Settings, Plan, bool]]:
     """What is worth trying for so many rows, on the vectors and on their cast to halfvec. Pure."""
-    most = rows // ROWS_A_LIST
-    lists = sorted({min(number, most) for number in (max(1, rows // 1000), math.isqrt(rows), most)})
-    variants = [replace(settings, index="ivfflat", index_lists=number) for number in lists]
+    variants = [replace(settings, index="ivfflat", index_lists=lists) for lists in choice.lists_to_try(rows)]
     variants += [replace(settings, index="hnsw", index_m=m, index_ef_construction=ef) for m, ef in HNSW]
     for half in (False, True):
         if (half and extension.version < HALFVEC) or (not half and size > INDEX_DIMENSIONS):
