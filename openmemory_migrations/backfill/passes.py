@@ -38,7 +38,7 @@ MOST_NAMED = 1000  # rows that are refused for one reason whose names are kept
 MOST_IDLE = 2  # passes in a row that change nothing though nothing is known to be in the way: a row may move past one
 MOST_WITHOUT_END = 100  # passes that change rows and leave no fewer than one before: others go on writing past us
 LOCKED = (LOCK_NOT_AVAILABLE, DEADLOCK)
-UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as it was or changes the value"
+UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as it was or changes the value or the row"
 # fails where a trigger sets it once more; not a constant, which would fail when it is planned
 OVERRULED = "sqrt(CAST(- pg_catalog.pg_column_size({tid}) AS float8)) IS NULL"
 OF_OVERRULED = "2201F"
@@ -159,6 +159,7 @@ def kept_from(at: Database, table: Table, column: str, tids: Sequence[str]) -> l
     one again the batch fails, and is halved down to that row."""
     names, values = keys_at(at, table, tids), list(tids)
     at.run(TAKE_BACK, {"values": values}, column=column)
+    at.run("SET CONSTRAINTS ALL IMMEDIATE")  # or a trigger that is deferred would fire after we have looked
     at.run(STAYS, {"values": values, "table": at.names["table"]}, column=column)
     return names
 

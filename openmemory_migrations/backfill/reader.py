@@ -66,7 +66,6 @@ class Way:
     parse: Callable[[bytes | memoryview, int], Rows]
     written: str
     element: str
-    equal: str  # operator of that type
 
     @property
     def read(self) -> str:
@@ -77,8 +76,8 @@ class Way:
         return f"SELECT CAST(ctid AS text){self.rows}"
 
 
-FORTH = Way("{source}", READ, codec.parse, "{vector}", "{ext}.vector", "OPERATOR({ext}.=)")
-BACK = Way("{vector}", READ_BACK, codec.parse_vectors, "{source}", "bytea", "OPERATOR(pg_catalog.=)")
+FORTH = Way("{source}", READ, codec.parse, "{vector}", "{ext}.vector")
+BACK = Way("{vector}", READ_BACK, codec.parse_vectors, "{source}", "bytea")
 
 
 class Scan:

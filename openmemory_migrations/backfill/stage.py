@@ -41,12 +41,12 @@ SELECT pg_catalog.count(*) FILTER (WHERE ok), pg_catalog.array_agg(tid) FILTER (
 SET CONSTRAINTS ALL IMMEDIATE;
 IF (SELECT pg_catalog.count(*) FROM ONLY {table} AS t WHERE t.ctid = ANY (are_at)) < pg_catalog.cardinality(are_at) THEN
   -- written once more, by a trigger AFTER it: each has to have its value all the same
-  spoiled := pg_catalog.cardinality(were_at) > (
+  spoiled := spoiled IS TRUE OR pg_catalog.cardinality(were_at) > (
     SELECT pg_catalog.count(*)
     FROM (SELECT s.element, pg_catalog.currtid2({table_text}, s.tid) AS newest
           FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.elements)) AS s (tid, element)
           WHERE s.tid = ANY (were_at) OFFSET 0) AS w JOIN ONLY {table} AS t ON t.ctid = w.newest
-    WHERE t.{written} {equal} w.element);
+    WHERE pg_catalog.record_image_eq(ROW(t.{written}), ROW(w.element)));
 END IF;
 SET CONSTRAINTS ALL DEFERRED"""
 )
@@ -93,8 +93,10 @@ SELECT coalesce(bool_or(t.tgtype & 3 = 3), false), coalesce(bool_or(t.tgtype & 2
 FROM pg_catalog.pg_trigger t
 WHERE t.tgrelid = pg_catalog.to_regclass(:table) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 16 <> 0
   AND (t.tgattr = CAST('' AS int2vector)
+       -- one for a generated column fires where that is computed anew
        OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
-                  WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[])) AND a.attname = :written))
+                  WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))
+                    AND (a.attname = :written OR a.attgenerated <> '')))
 """
 DROP = ("DROP TABLE pg_temp.{stage}", "DROP FUNCTION pg_temp.{stage}()")
 
@@ -125,14 +127,14 @@ class Stage:
         names = {**db.names, **ext, "stage": quote(STAGE), "table_text": literal(db.names["table"])}
         names |= {"written": way.written.format_map(names), "element": way.element.format_map(names)}
         names |= {"counter": literal(COUNTER), "kept": literal(KEPT)}
-        names["equal"] = way.equal.format_map(names)
         names |= {"read": way.value.format_map(names), "overruled": literal(OF_OVERRULED)}
         self._beside = beside(db, names["written"])
         names |= {"before": "", "ok": "true", "spoiled": "false", "joined": ""}
         if self._beside.before:
             names |= {
                 "before": BEFORE.format_map(names),
-                "ok": "t.{written} {equal} s.element".format_map(names),
+                # by bits: 0 is equal to -0
+                "ok": "pg_catalog.record_image_eq(ROW(t.{written}), ROW(s.element))".format_map(names),
                 "spoiled": "NOT pg_catalog.bool_and(pg_catalog.record_image_eq(ROW(was), ROW(now)))",
                 "joined": "LEFT JOIN old USING (was_at)",
             }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sqlalchemy.exc import DBAPIError
 
@@ -72,8 +73,8 @@ def plan(
             whole = choice.plan(target, settings, extension, size, rows)
             present = catalog.indexes(db, target.schema, target.index).get(target.index)
             there = present and present.table_oid == table.oid and present.valid
-            if present and there and isinstance(whole, Plan) and whole.suits(present):
-                return whole
+            if present and there and isinstance(whole, Plan) and whole.matches(present):
+                return replace(whole, lists=whole.outgrown(present) or whole.lists)
     return found
 
 

@@ -117,8 +117,10 @@ BEGIN
                         AND tgenabled <> 'D' AND tgname <> {sync_text});
       IF writes THEN
         {try_write}
+        WHEN {lock_failed} THEN
+          RAISE;  -- another try may find it free
         WHEN OTHERS THEN
-          writes := false;  -- or nobody has let us try, now
+          writes := false;
         END;
       END IF;
       IF found.type IS NOT NULL AND NOT found.ours THEN
@@ -130,7 +132,7 @@ BEGIN
       IF writes THEN
         {try_write}
         WHEN {lock_failed} THEN
-          NULL;
+          RAISE;
         WHEN OTHERS THEN
           RAISE EXCEPTION USING MESSAGE = {write_fails} || SQLSTATE, HINT = {name_columns};
         END;
@@ -572,6 +574,7 @@ TRY_WRITE = """EXECUTE 'DISCARD PLANS';
           -- less than deadlock_timeout: or who has a row that a trigger wants would have to give way
           PERFORM set_config('lock_timeout', '50ms', true);
           EXECUTE {write};
+          SET CONSTRAINTS ALL IMMEDIATE;
           RAISE EXCEPTION USING ERRCODE = 'OM000';
         EXCEPTION WHEN SQLSTATE 'OM000' THEN
           NULL;"""
@@ -735,8 +738,9 @@ OURS = """
     AND indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw') AND indpred IS NULL
     -- of the vectors, or of their cast to halfvec
     AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = indrelid AND attname = {vector_text}
-                AND (attnum = indkey[0] OR indkey[0] = 0 AND position(quote_ident(attname)
-                                                                      IN pg_get_expr(indexprs, indrelid)) > 0))
+                AND (attnum = indkey[0]
+                     OR split_part(replace(ltrim(pg_get_expr(indexprs, indrelid), '('), ')::', '::'), '::', 1)
+                        = quote_ident(attname) AND pg_get_expr(indexprs, indrelid) ~ '::([^(]+[.])?halfvec[(]'))
 """
 DROP = "SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({ours}) AS found"
 DROP_INVALID = DROP + " WHERE NOT indisvalid"

@@ -6,6 +6,7 @@ Assumes that whoever asks has looked at the rights already.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from ..backfill.passes import reason_of
 from ..db import locks, partitions
 from ..db.catalog import Table
 from ..db.database import Database
-from ..db.sqlerrors import DENIED, PASSING, as_migration_error, sqlstate
+from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from ..errors import MigrationError
 from ..target import Target, quote
 
@@ -77,7 +78,7 @@ FROM pg_catalog.pg_class c
 WHERE c.oid = ANY (:tables) AND c.relkind = 'r' AND pg_catalog.pg_relation_size(c.oid) > 0
 ORDER BY NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
                      WHERE t.tgrelid = c.oid AND t.tgparentid = 0 AND NOT t.tgisinternal AND t.tgenabled <> 'D'),
-         c.reltuples DESC LIMIT 3
+         c.reltuples DESC LIMIT 12
 """
 GIVEN = """
 SELECT a.attname, a.attidentity = 'a' FROM pg_catalog.pg_attribute a
@@ -93,6 +94,7 @@ INSERT INTO {{table}} ({{columns}}) OVERRIDING SYSTEM VALUE SELECT {{columns}} F
 # under the lock of a change, which whoever holds a row that a trigger wants may wait for: much less than the server's
 # deadlock_timeout, by which it would be the other that has to give way
 TRIAL = {"statement_timeout": "100ms", "lock_timeout": "50ms"}
+TRIAL_S = 0.2  # after which no other write is tried
 NAME_COLUMNS = (
     "A function that takes the row as a whole (NEW.*) has to name the columns that it means, and none that goes."
     " Or drop its trigger, or meanwhile: ALTER TABLE {table} DISABLE TRIGGER …;"
@@ -198,8 +200,9 @@ def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
     if not db.value(OTHERS, {"tables": [part.oid for part in parts], "ours": ours}):
         return change()
     locks.take(db)
-    works = [write for write, failure in _failures(db, parts) if failure is None]
+    before = dict(_failures(db, parts))
     done = change()
+    works = [write for write, failure in before.items() if failure is None]
     for (write, oid), failure in _failures(db, parts, works):
         if failure:
             part = next(part for part in parts if part.oid == oid)
@@ -209,6 +212,15 @@ def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
                 detail="That was tried with one row and rolled back, with the change.",
                 hint=NAME_COLUMNS.format(table=db.names["table"]),
             )
+    if untried := {"UPDATE", "INSERT"} - {write for write, _ in works}:
+        why = "; ".join(
+            dict.fromkeys(f"{write} fails already: {failure}" for (write, _), failure in before.items() if failure)
+        )
+        log.notice(
+            f"whether triggers of {target} bear the change could not be tried with {' and '.join(sorted(untried))}",
+            detail=f"{why}." if why else None,
+            hint="A function that takes the row as a whole (NEW.*) fails with other columns: try a write.",
+        )
     return done
 
 
@@ -218,7 +230,11 @@ Write = tuple[str, int]  # UPDATE or INSERT of a row of which table
 def _failures(
     db: Database, parts: Sequence[partitions.Part], of: Sequence[Write] | None = None
 ) -> Iterator[tuple[Write, str | None]]:
-    """What writes (all, or these) end with, one row each, as far as that can be said."""
+    """What writes (all, or these) end with, one row each, as far as that can be said in so short a time.
+
+    Raises DBAPIError where somebody has locked what a trigger needs: another try may find it free.
+    """
+    until = time.monotonic() + TRIAL_S
     # a session goes on with the columns that a function's statement had when it ran first
     db.run("DISCARD PLANS")
     settings = dict(TRIAL)
@@ -235,16 +251,17 @@ def _failures(
         }
         writes = {"UPDATE": UPDATE_ONE} if referenced else {"UPDATE": UPDATE_ONE, "INSERT": INSERT_ONE}
         for write, statement in writes.items():
-            if of is not None and (write, oid) not in of:
+            if (of is not None and (write, oid) not in of) or time.monotonic() > until:
                 continue
             try:
                 with db.attempt(keep=False):
                     db.set_local(settings)
-                    db.run(statement, **names)
+                    written = db.run(statement, **names).rowcount
                     db.run("SET CONSTRAINTS ALL IMMEDIATE")
-                yield (write, oid), None
+                if written:
+                    yield (write, oid), None
             except DBAPIError as error:
-                if error.connection_invalidated:
+                if error.connection_invalidated or sqlstate(error) == LOCK_NOT_AVAILABLE:
                     raise
                 if sqlstate(error) not in PASSING:
                     yield (write, oid), reason_of(error)

@@ -358,10 +358,42 @@ def test_a_trial_makes_nobody_give_way(database: Database) -> None:
         CREATE TRIGGER count_it AFTER INSERT OR UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION count_it()
         """
     )
-    with transaction(database, "UPDATE counted SET n = n + 1") as application:
-        with running(database, "upgrade", EXPAND, env=NO_INDEX) as run:
-            eventually(lambda: database.value(LOCKED) or run.process.poll() is not None)
-            application.cursor().execute(f"UPDATE {TABLE} SET user_id = 'mine' WHERE id = '{ROWS[0].id}'")
-            assert run.ends() == 0
-        application.commit()
+    with (
+        transaction(database, "UPDATE counted SET n = n + 1") as application,
+        running(database, "upgrade", EXPAND, env=NO_INDEX) as run,
+    ):
+        eventually(lambda: database.value(LOCKED) or run.process.poll() is not None)
+        application.cursor().execute(f"UPDATE {TABLE} SET user_id = 'mine' WHERE id = '{ROWS[0].id}'")
+        application.commit()  # for which the trial has waited, in tries
+        assert run.ends() == 0
     assert column_type(database) is not None
+
+
+def test_what_keeps_the_trial_waiting_is_waited_for(database: Database) -> None:
+    """Not tried would not be in order: afterwards each write of the application's would fail."""
+    create_table(database)
+    load(database, ROWS)
+    database.run(WHOLE)
+    with (
+        transaction(database, "LOCK TABLE audit IN SHARE MODE") as reader,
+        running(database, "upgrade", "head", env=NO_INDEX) as run,
+    ):
+        run.says("try 2 of 30")
+        reader.rollback()
+        assert run.ends() != 0
+    assert "would fail from now on: SQLSTATE 42601" in run.log
+    assert column_type(database) is None
+
+
+def test_what_could_not_be_tried_is_said(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(
+        WHOLE.replace("NEW.*", "NEW.id")
+        + f"""; CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+        CREATE TRIGGER keep BEFORE DELETE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION keep()"""
+    )
+    done = alembic(database, "upgrade", "head", env=NO_INDEX)
+    assert "bear the change could not be tried with INSERT" in done.stderr
+    assert "INSERT fails already: SQLSTATE P0001, in function keep()" in done.stderr
+    assert mismatches(database) == []

@@ -602,6 +602,19 @@ TRIGGERS = {
         " VALUES (NEW.id, NEW.sector, NEW.user_id, NEW.v, NEW.dim, '[1,0,0,0,0,0,0,0]')"
     ),
     "in a chain": CHAIN,
+    "spoils, and another touches": SPOILS
+    + f""";
+    CREATE FUNCTION touched() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN UPDATE {TABLE} SET user_id = 'touched' WHERE {HERE} AND sector = 'semantic' AND user_id <> 'touched';RETURN
+       NULL; END $$;
+    CREATE TRIGGER touched AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION touched()
+    """,
+    "of a generated column": f"""
+    ALTER TABLE {TABLE} ADD has boolean GENERATED ALWAYS AS (v_vector IS NOT NULL) STORED;
+    CREATE FUNCTION gen() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN NEW.v := set_byte(NEW.v, 0, 7); RETURN NEW; END $$;
+    CREATE TRIGGER gen BEFORE UPDATE OF has ON {TABLE} FOR EACH ROW EXECUTE FUNCTION gen()
+    """,
 }
 
 
