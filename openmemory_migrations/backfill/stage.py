@@ -128,9 +128,9 @@ class Stage:
         names |= {"written": way.written.format_map(names), "element": way.element.format_map(names)}
         names |= {"counter": literal(COUNTER), "kept": literal(KEPT)}
         names |= {"read": way.value.format_map(names), "overruled": literal(OF_OVERRULED)}
-        self._beside = beside(db, names["written"])
+        others = beside(db, names["written"])
         names |= {"before": "", "ok": "true", "spoiled": "false", "joined": ""}
-        if self._beside.before:
+        if others.before:
             names |= {
                 "before": BEFORE.format_map(names),
                 # by bits: 0 is equal to -0
@@ -138,7 +138,7 @@ class Stage:
                 "spoiled": "NOT pg_catalog.bool_and(pg_catalog.record_image_eq(ROW(was), ROW(now)))",
                 "joined": "LEFT JOIN old USING (was_at)",
             }
-        names["write"] = (COMPARED if self._beside != Beside() else COUNTED).format_map(names)
+        names["write"] = (COMPARED if others != Beside() else COUNTED).format_map(names)
         own = ("stage", "counter", "kept", "write", "table", "table_text", "element", "overruled", *ext)
         self._names = {name: names[name] for name in own} | {"tag": tag(names.values())}
 

@@ -202,8 +202,8 @@ def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
     locks.take(db)
     before = dict(_failures(db, parts))
     done = change()
-    works = [write for write, failure in before.items() if failure is None]
-    for (write, oid), failure in _failures(db, parts, works):
+    after = dict(_failures(db, parts, [write for write, failure in before.items() if failure is None]))
+    for (write, oid), failure in after.items():
         if failure:
             part = next(part for part in parts if part.oid == oid)
             where = f" in partition {part}" if len(parts) > 1 else ""
@@ -212,7 +212,7 @@ def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
                 detail="That was tried with one row and rolled back, with the change.",
                 hint=NAME_COLUMNS.format(table=db.names["table"]),
             )
-    if untried := {"UPDATE", "INSERT"} - {write for write, _ in works}:
+    if untried := {"UPDATE", "INSERT"} - {write for write, _ in after}:
         why = "; ".join(
             dict.fromkeys(f"{write} fails already: {failure}" for (write, _), failure in before.items() if failure)
         )

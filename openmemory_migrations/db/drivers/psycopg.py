@@ -59,7 +59,7 @@ class PsycopgAsync(Psycopg):
             async with own.cursor() as cursor, cursor.copy(f"COPY ({query}) TO STDOUT (FORMAT binary)") as stream:
                 return b"".join([chunk async for chunk in stream])
 
-        return self.raw.run_async(copy)  # type: ignore[no-any-return]
+        return self.raw.run_async(copy)  # type: ignore[no-any-return]  # SQLAlchemy gives it no type
 
     def copy_in(self, table: str, data: bytes) -> None:
         async def copy(own: Any) -> None:
