@@ -23,6 +23,7 @@ from ..db.catalog import Extension, Table
 from ..db.database import Database
 from ..db.keys import keys_at
 from ..db.partitions import Part
+from ..db.sqlerrors import sqlstate
 from ..db.threads import ahead, side_by_side
 from ..encoding import codec
 from ..settings import Settings
@@ -32,7 +33,7 @@ from .pace import Pace
 from .passes import UNCHANGED, Steps, kept_from
 from .progress import Progress
 from .reader import FORTH, Found, Reader, Way, by_tid
-from .stage import Stage
+from .stage import REWRITTEN, Stage
 
 UNLOCKED = """
 SELECT CAST(ctid AS text) FROM ONLY {table} WHERE ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))
@@ -103,11 +104,11 @@ class _Writer:
         finally:
             self._drop()
 
-    def _stage(self, part: Part) -> Stage:
-        if self.stage is None or part != self.part:
+    def _stage(self, part: Part, *, with_sums: bool = False) -> Stage:
+        if self.stage is None or part != self.part or with_sums:
             self._drop()
             with self.db.transaction():
-                self.stage = Stage(part.at(self.db), self.extension.names(), self.way)
+                self.stage = Stage(part.at(self.db), self.extension.names(), self.way, with_sums=with_sums)
             self.part = part
         return self.stage
 
@@ -124,6 +125,9 @@ class _Writer:
             try:
                 written += self._some(found, first, end, stage)
             except DBAPIError as error:
+                if sqlstate(error) == REWRITTEN and not stage.with_sums:
+                    stage = self._stage(found.part, with_sums=True)
+                    continue
                 if found.part.gone(error):
                     break  # the partition is gone; its reader says so
                 outcome = self.steps.failed(error, end - first, can_care=True)

@@ -43,7 +43,6 @@ class Progress:
     _logged: float = field(default_factory=time.monotonic)
     _met: bool = False
     _theirs: int = 0  # rows that others have done, when last looked
-    _looked: float = 0.0
     _look_again: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -88,8 +87,8 @@ class Progress:
         with db.transaction(snapshot=True):
             left = self.pending(db)
         self._theirs = max(0, self.total - left - self.converted)
-        self._looked = time.monotonic()
-        self._look_again = self._looked + (self._looked - began) / LOOK_SHARE
+        looked = time.monotonic()
+        self._look_again = looked + (looked - began) / LOOK_SHARE
 
     def tell(self) -> None:
         """Logs how far the pass is, unless that has been said."""
@@ -100,11 +99,7 @@ class Progress:
 
     @property
     def done(self) -> int:
-        theirs = float(self._theirs)
-        since = time.monotonic() - self._looked
-        if theirs and since > LOG_INTERVAL:  # they go on at the pace that they had
-            theirs *= (time.monotonic() - self.started) / (self._looked - self.started)
-        return min(self.total, self.converted + int(theirs))
+        return min(self.total, self.converted + self._theirs)
 
     @property
     def percent(self) -> int:

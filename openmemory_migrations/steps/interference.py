@@ -85,7 +85,7 @@ SELECT a.attname, a.attidentity = 'a' FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
 """
 # by way of the root, as the application does, whose triggers FOR EACH STATEMENT fire
-ONE = "tableoid = CAST({oid} AS oid) AND ctid = (SELECT ctid FROM ONLY {leaf} LIMIT 1)"
+ONE = "tableoid = CAST({oid} AS oid) AND ctid = (SELECT ctid FROM ONLY {leaf} OFFSET {row} LIMIT 1)"
 UPDATE_ONE = f"UPDATE {{table}} SET {{same}} WHERE {ONE}"
 INSERT_ONE = f"""
 WITH gone AS (DELETE FROM {{table}} WHERE {ONE} RETURNING *)
@@ -95,6 +95,7 @@ INSERT INTO {{table}} ({{columns}}) OVERRIDING SYSTEM VALUE SELECT {{columns}} F
 # deadlock_timeout, by which it would be the other that has to give way
 TRIAL = {"statement_timeout": "100ms", "lock_timeout": "50ms"}
 TRIAL_S = 0.2  # after which no other write is tried
+ROWS_TRIED = 5  # one after the other, of a table, until one is found that takes the write
 NAME_COLUMNS = (
     "A function that takes the row as a whole (NEW.*) has to name the columns that it means, and none that goes."
     " Or drop its trigger, or meanwhile: ALTER TABLE {table} DISABLE TRIGGER …;"
@@ -203,7 +204,7 @@ def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
     before = dict(_failures(db, parts))
     done = change()
     after = dict(_failures(db, parts, [write for write, failure in before.items() if failure is None]))
-    for (write, oid), failure in after.items():
+    for (write, oid, _), failure in after.items():
         if failure:
             part = next(part for part in parts if part.oid == oid)
             where = f" in partition {part}" if len(parts) > 1 else ""
@@ -212,10 +213,9 @@ def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
                 detail="That was tried with one row and rolled back, with the change.",
                 hint=NAME_COLUMNS.format(table=db.names["table"]),
             )
-    if untried := {"UPDATE", "INSERT"} - {write for write, _ in after}:
-        why = "; ".join(
-            dict.fromkeys(f"{write} fails already: {failure}" for (write, _), failure in before.items() if failure)
-        )
+    if untried := {"UPDATE", "INSERT"} - {write for write, *_ in after}:
+        failures = [(write, failure) for (write, *_), failure in before.items() if failure and write in untried]
+        why = "; ".join(dict.fromkeys(f"{write} fails already: {failure}" for write, failure in failures))
         log.notice(
             f"whether triggers of {target} bear the change could not be tried with {' and '.join(sorted(untried))}",
             detail=f"{why}." if why else None,
@@ -224,13 +224,13 @@ def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
     return done
 
 
-Write = tuple[str, int]  # UPDATE or INSERT of a row of which table
+Write = tuple[str, int, int]  # UPDATE or INSERT, in which table, of which of its rows
 
 
 def _failures(
     db: Database, parts: Sequence[partitions.Part], of: Sequence[Write] | None = None
 ) -> Iterator[tuple[Write, str | None]]:
-    """What writes (all, or these) end with, one row each, as far as that can be said in so short a time.
+    """What writes (all, or these) of single rows end with, as far as that can be said in so short a time.
 
     Raises DBAPIError where somebody has locked what a trigger needs: another try may find it free.
     """
@@ -251,20 +251,29 @@ def _failures(
         }
         writes = {"UPDATE": UPDATE_ONE} if referenced else {"UPDATE": UPDATE_ONE, "INSERT": INSERT_ONE}
         for write, statement in writes.items():
-            if (of is not None and (write, oid) not in of) or time.monotonic() > until:
-                continue
-            try:
-                with db.attempt(keep=False):
-                    db.set_local(settings)
-                    written = db.run(statement, **names).rowcount
-                    db.run("SET CONSTRAINTS ALL IMMEDIATE")
-                if written:
-                    yield (write, oid), None
-            except DBAPIError as error:
-                if error.connection_invalidated or sqlstate(error) == LOCK_NOT_AVAILABLE:
-                    raise
-                if sqlstate(error) not in PASSING:
-                    yield (write, oid), reason_of(error)
+            for row in range(ROWS_TRIED):
+                this = (write, oid, row)
+                if (of is not None and this not in of) or time.monotonic() > until:
+                    continue
+                outcome = _outcome(db, settings, statement, **names, row=str(row))
+                if outcome is not None:
+                    yield this, outcome or None
+                if not outcome:
+                    break
+
+
+def _outcome(db: Database, settings: dict[str, str], statement: str, **names: str) -> str | None:
+    """What a write fails with, nothing if it succeeds; None if neither can be said."""
+    try:
+        with db.attempt(keep=False):
+            db.set_local(settings)
+            written = db.run(statement, **names).rowcount
+            db.run("SET CONSTRAINTS ALL IMMEDIATE")
+    except DBAPIError as error:
+        if error.connection_invalidated or sqlstate(error) == LOCK_NOT_AVAILABLE:
+            raise
+        return None if sqlstate(error) in PASSING else reason_of(error)
+    return "" if written else None
 
 
 def require_none(found: Iterable[MigrationError]) -> None:

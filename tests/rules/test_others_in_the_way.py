@@ -385,6 +385,17 @@ def test_what_keeps_the_trial_waiting_is_waited_for(database: Database) -> None:
     assert column_type(database) is None
 
 
+def test_a_row_that_takes_no_update_is_not_what_is_tried(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(f"{WHOLE}; ALTER TABLE {TABLE} ADD CHECK (id NOT IN ('{ROWS[0].id}', '{ROWS[1].id}')) NOT VALID")
+
+    refused = alembic(database, "upgrade", "head", check=False)
+
+    assert "would fail from now on: SQLSTATE 42601" in refused.log
+    assert column_type(database) is None
+
+
 def test_what_could_not_be_tried_is_said(database: Database) -> None:
     create_table(database)
     load(database, ROWS)

@@ -618,15 +618,20 @@ TRIGGERS = {
 }
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS.values(), ids=TRIGGERS)
+@pytest.mark.parametrize(
+    ("trigger", "sync"),
+    [*((trigger, "on") for trigger in TRIGGERS.values()), *((TRIGGERS[name], "off") for name in ("clears", "scales"))],
+    ids=[*TRIGGERS, "clears, and ours is off", "scales, and ours is off"],
+)
 @pytest.mark.parametrize("engine", ["client", "server", "native", "script"])
 def test_what_a_trigger_writes_in_spite_of_us_is_not_kept(
-    server: embedded.Server, database: Database, engine: str, trigger: str
+    server: embedded.Server, database: Database, engine: str, trigger: str, sync: str
 ) -> None:
     """A vector in the place of NULL, too, or other bytes: nothing of that is committed."""
     create_table(database)
     load(database, ROWS[:40])
-    alembic(database, "upgrade", EXPAND)
+    env = {"OM_SYNC_TRIGGER": sync}
+    alembic(database, "upgrade", EXPAND, env=env)
     if trigger is not CHAIN:
         trigger = re.sub(r"BEGIN (NEW|UPDATE|DELETE)", r"BEGIN IF NEW.sector = 'semantic' THEN \1", trigger, count=1)
         trigger = trigger.replace(" RETURN N", " END IF; RETURN N")
@@ -636,11 +641,11 @@ def test_what_a_trigger_writes_in_spite_of_us_is_not_kept(
 
     for _ in range(2):
         if engine == "script":
-            env = {"OM_VEC_DIM": str(DIM)}
+            env |= {"OM_VEC_DIM": str(DIM)}
             done = offline(server, database, "upgrade", f"{EXPAND}:head", env=env, check=False)
             assert f"{held} rows can't be updated" in done.stderr
         else:
-            done = alembic(database, "upgrade", "head", env={"OM_BACKFILL_ENGINE": engine}, check=False)
+            done = alembic(database, "upgrade", "head", env=env | {"OM_BACKFILL_ENGINE": engine}, check=False)
             assert f"FAILED: {held} rows" in done.log
         assert done.returncode > 0
         assert checksum(database) == before
