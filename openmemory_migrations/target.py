@@ -26,6 +26,11 @@ def quote(identifier: str) -> str:
     return _preparer.quote_identifier(identifier)
 
 
+def unquote(name: str) -> str:
+    """What `quote` has made of a name."""
+    return name[1:-1].replace('""', '"')
+
+
 def literal(text: str) -> str:
     """A string constant, for the few statements that take no parameters (COMMENT ON, a function's body)."""
     return "'" + text.replace("'", "''") + "'"

@@ -54,6 +54,7 @@ class ServerEngine:
             PENDING.format(octets=4 * dimensions),
             "{source}",
             unfit=native.unfit(dimensions) if self.native else NOT_FINITE_BYTES,
+            misfit=native.UNFIT.format(value="{vector}") if self.native else "{vector} IS NULL",
         )
 
         def convert(db: Database, claims: Claims) -> None:

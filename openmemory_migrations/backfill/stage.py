@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..db.database import Database
 from ..encoding.sync_trigger import tag
-from ..target import literal, quote
+from ..target import literal, quote, unquote
 from .passes import OF_OVERRULED
 from .reader import Way
 
@@ -118,8 +118,7 @@ class Beside:
 
 def beside(db: Database, column: str) -> Beside:
     """For the column as SQL quotes it; in a transaction."""
-    name = column[1:-1].replace('""', '"')
-    ((before, after),) = db.rows(BESIDE, {"table": db.names["table"], "written": name})
+    ((before, after),) = db.rows(BESIDE, {"table": db.names["table"], "written": unquote(column)})
     return Beside(before, after)
 
 

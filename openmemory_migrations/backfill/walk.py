@@ -18,9 +18,10 @@ from ..db.catalog import Extension, Table
 from ..db.database import Database
 from ..db.keys import AT, NEWEST, keys_at
 from ..db.partitions import Part
+from ..target import unquote
 from .claims import Claims, space_of
 from .pace import Pace
-from .passes import OVERRULED, UNCHANGED, Steps, kept_from
+from .passes import OVERRULED, UNCHANGED, Steps, is_a_rows, kept_from
 from .progress import Progress
 from .reader import MOST_UNITS, UNIT, by_tid
 from .stage import Beside, beside
@@ -34,6 +35,20 @@ FROM (SELECT ctid AS tid FROM ONLY {table} WHERE {inside} AND {pending}{order} L
 UNLOCKED = "SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {pending} FOR NO KEY UPDATE SKIP LOCKED"
 OURS = "ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
 OTHERS = "{inside} AND ctid <> ALL (CAST(CAST(:tids AS text[]) AS tid[]))"
+# all of a batch, and whether that was right of each row: the new value is at hand then, the old one would be fetched
+# from out of line a second time to be looked at beforehand (an eighth of the time at 1,536 dimensions, measured)
+FILL_ALL = """
+WITH done AS (UPDATE ONLY {table} SET {filled} = {value} WHERE {inside} AND {pending} RETURNING {misfit} AS misfit)
+SELECT count(*), coalesce(bool_or(misfit), false) FROM done
+"""
+# a value that is not to be may do harm there, though it is taken back
+INDEXED = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_index i ON i.indexrelid = d.objid
+                    JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+               WHERE d.classid = CAST('pg_catalog.pg_class' AS regclass)
+                 AND d.refclassid = CAST('pg_catalog.pg_class' AS regclass)
+                 AND d.refobjid = pg_catalog.to_regclass(:table) AND a.attname = :column)
+"""
 FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING CAST(ctid AS text)"
 # beside triggers of others': with the bytes as they were, which none may change
 FILL_BESIDE = f"""
@@ -56,17 +71,19 @@ LEFT = "SELECT CAST(ctid AS text), CAST(xmin AS text), {unfit} FROM ONLY {table}
 @dataclass(frozen=True)
 class Filling:
     """What is filled from what, in SQL with the names of a `Database` and the extension's: the column, its value, which
-    rows are `pending`, which of these are `unfit` and stay, and what has to be `kept` as it is, of type bytea."""
+    rows are `pending`, which of these are `unfit` and stay, of which filled ones that is seen (`misfit`), and what has
+    to be `kept` as it is, of type bytea."""
 
     filled: str
     value: str
     pending: str
     kept: str
     unfit: str | None = None
+    misfit: str = "false"
 
     def names(self, db: Database, **ext: str) -> dict[str, str]:
         own = {"filled": self.filled, "value": self.value, "pending": self.pending, "kept": self.kept}
-        own["unfit"] = self.unfit or "false"
+        own |= {"unfit": self.unfit or "false", "misfit": self.misfit}
         names = {name: db.sql(text, **ext) for name, text in own.items()}
         names["ok"] = db.sql("{ext}.vector_send({filled}) = {ext}.vector_send({value})", **ext, **names)
         names["fit"] = f" AND NOT ({names['unfit']})" if self.unfit else ""
@@ -84,6 +101,10 @@ class Batch:
 
 class _Rewritten(Exception):
     """A trigger has written rows of the batch once more, when its UPDATE was done."""
+
+
+class _Misfit(Exception):
+    """A row of the batch has got a value that it must not have."""
 
 
 @dataclass
@@ -109,19 +130,29 @@ class Walk:
         self.steps = Steps(self.db, self.progress.what, self.most_rows)
         self.reach = 1  # units that a batch is looked for in
         at, self.beside, self.rewritten = self.part.at(self.db), Beside(), False
+        self.at_once = False  # whole batches, without a look at the values beforehand
         if not self.spread:
             with self.db.transaction():
-                self.beside = beside(at, at.sql(self.filling.filled))
+                column = at.sql(self.filling.filled)
+                self.beside = beside(at, column)
+                indexed = {"table": at.names["table"], "column": unquote(column)}
+                self.at_once = self.beside == Beside() and not at.value(INDEXED, indexed)
         while place < last_page * PLACES:
             try:
                 filled, bad = self._batch(place)
             except _Rewritten:
                 self.rewritten = True
                 continue
+            except _Misfit:
+                self.at_once = False
+                continue
             except DBAPIError as error:
                 if self.part.gone(error):
                     log.notice(f"{self.progress.what}: partition {self.part} is gone")
                     return
+                if self.at_once and is_a_rows(error):  # perhaps of one that is unfit, and stays
+                    self.at_once = False
+                    continue
                 outcome = self.steps.failed(error, self.batch.rows, can_care=not self.spread)
                 if outcome != "again":
                     place = self.batch.last + 1
@@ -148,11 +179,11 @@ class Walk:
                 return 0, 0
             names["inside"] = _inside(place, self.batch.end)
             with self.within(self.db, self.extension) if self.within else nullcontext():
-                done, kept, bad = self._fill(at, names)
+                filled, kept, bad = self._fill(at, names)
             keys = kept_from(at, self.table, names["filled"], kept) if kept else []
         if keys:
             self.progress.obstacles.refuse_for(UNCHANGED, keys)
-        return sum(done.values()), bad
+        return filled, bad
 
     def _chosen(self, at: Database, place: int, names: dict[str, str]) -> Batch:
         """The next pending rows in as many units as are ours, none where others are at the first."""
@@ -170,9 +201,13 @@ class Walk:
         self.reach = (last - place) // (UNIT * PLACES) + 2  # the first of them may be half done
         return Batch(last + 1, rows, last)
 
-    def _fill(self, at: Database, names: dict[str, str]) -> tuple[dict[str, bool], list[str], int]:
-        """The places of rows that were updated, and whether they have got their value; those that a trigger keeps
-        from it; and how many are unfit."""
+    def _fill(self, at: Database, names: dict[str, str]) -> tuple[int, list[str], int]:
+        """How many rows have got their value; the places of those that a trigger keeps from it; how many are unfit."""
+        if self.at_once and not self.steps.careful:
+            ((filled, misfit),) = at.rows(FILL_ALL, **names)
+            if misfit:
+                raise _Misfit
+            return filled, [], 0
         if self.steps.careful:
             tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
             self.progress.obstacles.lock(1)  # or it would not have come to this
@@ -188,7 +223,7 @@ class Walk:
                 done |= self._update(at, names, OTHERS, list(done))
                 again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
                 kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
-        return done, kept, bad
+        return sum(done.values()), kept, bad
 
     def _update(
         self, at: Database, names: dict[str, str], which: str, tids: list[str] | None = None

@@ -13,9 +13,12 @@ import psycopg2
 import pytest
 
 from demo.openmemory import TABLE
+from openmemory_migrations.backfill import passes
+from openmemory_migrations.db.database import Database as PackageDatabase
 from tests.support.bad_rows import with_v
 from tests.support.commands import alembic, om
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, pack, random_rows
+from tests.support.package import run_backfill
 from tests.support.roles import other, owner
 from tests.support.running import running, slow_rows
 from tests.support.sessions import converted, eventually, logged_statements
@@ -169,3 +172,38 @@ def test_check_runs_no_function_of_others(database: Database) -> None:
     found = json.loads(om(database, "check", "--json", env=NATIVE).stdout)
 
     assert found["estimate"]["seconds"]
+
+
+@pytest.mark.parametrize("engine", ["native", "server"])
+def test_a_value_that_can_not_be_a_vector_is_no_row_that_a_check_refuses(
+    database: Database, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though whole batches are written before their values are looked at."""
+    monkeypatch.setattr(passes, "MOST_IN_A_ROW", 2)
+    create_table(database)
+    load(database, [*random_rows(60, DIM), *with_v(pack([float("nan")] * DIM), 3, 1)])
+    alembic(database, "upgrade", EXPAND)
+    database.run(f"ALTER TABLE {TABLE} ADD CHECK (v_vector IS NOT NULL AND public.vector_norm(v_vector) < 9) NOT VALID")
+
+    run_backfill(database, PackageDatabase, backfill_engine=engine)
+
+    assert mismatches(database) == []
+
+
+def test_no_index_is_given_a_value_that_is_none(database: Database) -> None:
+    """It would keep it after the batch was taken back."""
+    create_table(database)
+    load(database, random_rows(200, DIM))
+    alembic(database, "upgrade", "head")
+    database.run(f"ALTER TABLE {TABLE} DISABLE TRIGGER USER")
+    load(database, with_v(pack([float("nan")] * DIM), 3, 1))
+    database.run(f"UPDATE {TABLE} SET v_vector = NULL WHERE random() < 0.5")
+    database.run(f"ALTER TABLE {TABLE} ENABLE TRIGGER USER")
+
+    with logged_statements(database) as statements:
+        assert om(database, "backfill", env=NATIVE).returncode == 0
+
+    updates = [text for _, text in statements if "UPDATE ONLY" in text and "SET" in text]
+    assert updates
+    assert not [text for text in updates if "misfit" in text]
+    assert mismatches(database) == []

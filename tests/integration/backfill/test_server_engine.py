@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import pytest
 from psycopg2.sql import SQL, Identifier
-from sqlalchemy.engine import CursorResult
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded, ops
+from openmemory_migrations.backfill import walk
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.errors import MigrationError
 from openmemory_migrations.settings import Settings
@@ -53,11 +53,11 @@ class Counting(PackageDatabase):
 
     written: Counter[int]
 
-    def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
-        result = super().run(template, parameters, **names)
-        if template.startswith("UPDATE ONLY {table}"):
-            self.written[self.driver.pid] += result.rowcount
-        return result
+    def rows(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Sequence[Any]:
+        found = super().rows(template, parameters, **names)
+        if template == walk.FILL_ALL:
+            self.written[self.driver.pid] += found[0][0]
+        return found
 
 
 def counting() -> type[Counting]:
