@@ -16,6 +16,7 @@ from .columns.marks import DO, UNDO, Mark
 from .cutover import back_trigger, preparations, undo
 from .db import catalog, locks
 from .db.connections import engine_of, reconnecting, required_url
+from .db.context import Context
 from .db.database import Database
 from .db.signals import Stop, listening
 from .errors import MigrationError
@@ -100,9 +101,9 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
         # of the functions that Alembic's commands hand over
         direction = getattr(context.get_context().opts.get("fn"), "__name__", "")
         if not steps and direction == "upgrade":
-            _check_stamp(db, target, settings)
+            _check_stamp(Context(db, target, settings))
         elif not steps and direction == "downgrade" and version_table() == CUTOVER_VERSION_TABLE:
-            _check_undone(db, target, settings)
+            _check_undone(Context(db, target, settings))
 
 
 def _migrate(connection: Connection, settings: Settings) -> int:
@@ -138,20 +139,21 @@ def _drop_versions(db: Database, schema: str) -> None:
             db.run("DROP TABLE {schema}.{versions}", versions=quote(name))
 
 
-def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
+def _check_stamp(ctx: Context) -> None:
     """Nothing was left to run: that must not hide that the configured table was never migrated."""
+    target = ctx.target
     stamped = context.get_context().get_current_heads()
     if not stamped:
         return
-    table = checks.require_table(db, target)
+    table = checks.require_table(ctx)
     cut_over = Mark.of(table, target)
-    if cut_over and back_trigger.follows(db, target, table.oid):
+    if cut_over and back_trigger.follows(ctx, table.oid):
         log.warning(f"the cutover of {target} is half undone; the application can work", hint=f"To end that: {UNDO}.")
     elif cut_over:
         if version_table() == CUTOVER_VERSION_TABLE:
-            cut_over.require(settings.cutover or cut_over.mode, target)
+            cut_over.require(ctx.settings.cutover or cut_over.mode, target)
     elif table.columns[target.source].is_vector:
-        checks.require_dimensions(table, target, settings, stamped)
+        checks.require_dimensions(table, target, ctx.settings, stamped)
     elif version_table() == CUTOVER_VERSION_TABLE:
         raise MigrationError(
             f"this database is stamped {', '.join(stamped)}, but {target} is not cut over",
@@ -160,8 +162,8 @@ def _check_stamp(db: Database, target: Target, settings: Settings) -> None:
             " alembic -n cutover stamp base, then alembic -n cutover upgrade head.",
         )
     else:
-        checks.require_column(table, target, settings, stamped)
-    db.rollback()
+        checks.require_column(table, target, ctx.settings, stamped)
+    ctx.db.rollback()
 
 
 def only_stamps(mode: str) -> str:
@@ -169,9 +171,10 @@ def only_stamps(mode: str) -> str:
     return f"With OM_CUTOVER={mode}: {DO}, which only stamps it"
 
 
-def _check_undone(db: Database, target: Target, settings: Settings) -> None:
+def _check_undone(ctx: Context) -> None:
     """Nothing is stamped: that must hide neither that the configured table is still cut over, nor what a cutover has
     left that was killed before its switch."""
+    db, target = ctx.db, ctx.target
     table = catalog.table(db, target.schema, target.table)
     if table and (found := Mark.of(table, target)):
         raise MigrationError(
@@ -179,13 +182,13 @@ def _check_undone(db: Database, target: Target, settings: Settings) -> None:
             detail="Another table of the schema had the same stamp, or it was taken away by hand.",
             hint=f"{only_stamps(found.mode)}; then {UNDO}.",
         )
-    left = table and preparations.left(db, target, table)
+    left = table and preparations.left(ctx.with_table(table))
     db.rollback()
     if left:
         with db.session():
-            step = Step(db, target, settings)
+            step = Step(db, target, ctx.settings)
             with step.alone():
-                undo.downgrade(db, target, settings)
+                undo.downgrade(ctx)
 
 
 __all__ = ["CUTOVER", "CUTOVER_VERSION_TABLE", "VERSION_TABLE", "only_stamps", "run"]

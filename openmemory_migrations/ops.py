@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, Literal, TypedDict
 
 from alembic import context, op
@@ -31,7 +30,7 @@ from .errors import MigrationError
 from .runtime import stamps
 from .script.script import Order, Script, Stamps
 from .settings import Settings
-from .steps import expand, finalize, native_table
+from .steps import backfill, expand, finalize, native_table
 from .steps.step import Step
 from .target import Target
 
@@ -97,7 +96,7 @@ def upgrade_expand(**options: Unpack[Options]) -> None:
         if step:
             with step.alone():
                 run = native_table.upgrade_expand if step.newer else expand.upgrade
-                run(step.db, step.target, step.settings)
+                run(step)
 
 
 def downgrade_expand(**options: Unpack[Options]) -> None:
@@ -112,11 +111,10 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
             with step.alone():
                 step.refuse_cut_over()
                 if step.newer:
-                    native_table.downgrade_expand(step.db, step.target, step.settings)
+                    native_table.downgrade_expand(step)
                     return
                 # of a cutover that was interrupted and never resumed
-                before = partial(preparations.rows_back, step.db, step.target, step.settings)
-                expand.downgrade(step.db, step.target, step.settings, before)
+                expand.downgrade(step, before=preparations.rows_back)
 
 
 def upgrade_backfill(**options: Unpack[Options]) -> None:
@@ -128,12 +126,12 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
     with _step("backfill", options) as step:
         if step and step.newer:
             with step.alone():
-                native_table.upgrade_backfill(step.db, step.target, step.settings)
+                native_table.upgrade_backfill(step)
         elif step:
             with step.beside_others():
                 ready = step.prepared(_stamp())
                 if ready:
-                    step.backfill(*ready, last=True)
+                    backfill.upgrade(ready, last=True)
 
 
 def downgrade_backfill(**options: Unpack[Options]) -> None:
@@ -158,12 +156,12 @@ def upgrade_finalize(**options: Unpack[Options]) -> None:
     with _step("finalize", options) as step:
         if step and step.newer:
             with step.alone():
-                native_table.upgrade_finalize(step.db, step.target, step.settings)
+                native_table.upgrade_finalize(step)
         elif step:
             with step.alone():
                 ready = step.prepared(_stamp())
                 if ready:
-                    finalize.upgrade(step.db, step.target, step.settings, *ready)
+                    finalize.upgrade(ready)
 
 
 def downgrade_finalize(**options: Unpack[Options]) -> None:
@@ -177,7 +175,7 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
             with step.alone():
                 step.refuse_cut_over()
                 run = native_table.downgrade_finalize if step.newer else finalize.downgrade
-                run(step.db, step.target, step.settings)
+                run(step)
 
 
 def upgrade_cutover(**options: Unpack[Options]) -> None:
@@ -186,7 +184,7 @@ def upgrade_cutover(**options: Unpack[Options]) -> None:
     with _step("cutover", options) as step:
         if step:
             with step.alone():
-                switch.upgrade(step.db, step.target, step.settings)
+                switch.upgrade(step)
 
 
 def downgrade_cutover(**options: Unpack[Options]) -> None:
@@ -195,7 +193,7 @@ def downgrade_cutover(**options: Unpack[Options]) -> None:
     with _step("downgrade of cutover", options) as step:
         if step:
             with step.alone():
-                undo.downgrade(step.db, step.target, step.settings)
+                undo.downgrade(step)
 
 
 @contextmanager

@@ -20,14 +20,13 @@ from sqlalchemy.exc import DBAPIError
 
 from ..db import catalog, locks, partitions
 from ..db.catalog import Extension, Table
+from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.keys import keys_at
 from ..db.partitions import Part
 from ..db.sqlerrors import sqlstate
 from ..db.threads import ahead, side_by_side
 from ..encoding import codec
-from ..settings import Settings
-from ..target import Target
 from .claims import Claims
 from .pace import Pace
 from .passes import UNCHANGED, Steps, kept_from
@@ -44,20 +43,19 @@ FOR NO KEY UPDATE SKIP LOCKED
 class ClientEngine:
     """Works on the leaves of a partitioned table, which it finds anew for each pass."""
 
-    def __init__(
-        self,
-        db: Database,
-        target: Target,
-        settings: Settings,
-        table: Table,
-        extension: Extension,
-        way: Way = FORTH,
-    ) -> None:
-        self.db, self.target, self.settings, self.table, self.extension = db, target, settings, table, extension
+    def __init__(self, ctx: VectorContext, way: Way = FORTH) -> None:
+        db = ctx.db
+        self.db, self.target, self.settings, self.table, self.extension = (
+            db,
+            ctx.target,
+            ctx.settings,
+            ctx.table,
+            ctx.extension,
+        )
         self.way = way
         with db.transaction():
             self.element_oid = catalog.vector_oid(db) if way is FORTH else codec.BYTEA
-            self.lock_timeout = locks.batch_timeout(db, settings)
+            self.lock_timeout = locks.batch_timeout(db, ctx.settings)
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
         with self.db.transaction():

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..db import citus
-from ..db.catalog import Extension, Table
-from ..db.database import Database
+from ..db.catalog import Extension
+from ..db.context import TableContext
 from ..encoding import native
 from ..errors import MigrationError
-from ..settings import Settings
-from ..target import Target, quote
+from ..target import quote
 
 DOES = {"native": "the server's own code converts", "client": "the client converts", "server": "the server converts"}
 
@@ -26,23 +25,23 @@ class Chosen:
         return f"{DOES[self.name]} (OM_BACKFILL_ENGINE={self.name})" + (f": {self.why}" if self.why else "")
 
 
-def choose(db: Database, target: Target, settings: Settings, table: Table, extension: Extension | None) -> Chosen:
+def choose(ctx: TableContext, extension: Extension | None) -> Chosen:
     """As configured, else the server's own code where it can be had, else the client; on a distributed table the
     server. In a transaction. Raises MigrationError where the configured one can't work."""
-    wanted = settings.backfill_engine
-    if citus.shards(db, table.oid):
+    wanted = ctx.settings.backfill_engine
+    if citus.shards(ctx.db, ctx.table.oid):
         if wanted not in (None, "server"):
             raise MigrationError(
-                f"{target} is distributed by Citus, and OM_BACKFILL_ENGINE={wanted} works on ordinary tables only",
+                f"{ctx.target} is distributed by Citus, and OM_BACKFILL_ENGINE={wanted} works on ordinary tables only",
                 detail="Where rows are, their vectors have to be made: on each node.",
                 hint="Leave OM_BACKFILL_ENGINE unset, or set it to server.",
             )
         return Chosen("server", None if wanted else "the table is distributed by Citus")
     if wanted in ("client", "server"):
         return Chosen(wanted)
-    refused = native.refusal(db, extension)
+    refused = native.refusal(ctx.db, extension)
     if not wanted:
-        role = quote(db.value("SELECT current_user"))
+        role = quote(ctx.db.value("SELECT current_user"))
         return Chosen("client", refused) if refused else Chosen("native", f"role {role} is a superuser")
     if refused:
         raise MigrationError(

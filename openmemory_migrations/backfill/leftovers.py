@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..db import partitions
 from ..db.catalog import Table
+from ..db.context import TableContext
 from ..db.database import Database
 from ..db.keys import AT, SHOWN_KEYS, keys_at, keys_where
 from ..encoding import dimensions
@@ -68,16 +69,17 @@ class Leftovers:
         )
 
 
-def leftovers(db: Database, target: Target, table: Table) -> Leftovers:
+def leftovers(ctx: TableContext) -> Leftovers:
     """Looks at every row without a vector, in one snapshot: what moves meanwhile is neither missed nor seen twice."""
-    fixed = table.columns[target.vector].dimensions
+    db, table = ctx.db, ctx.table
+    fixed = table.columns[ctx.target.vector].dimensions
     reasons: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     convertible = 0
     with db.transaction(snapshot=True):
         lengths: dict[str, list[int]] = {}
         # one pass over the table for all that can be counted: it may be larger than the server's memory
-        found = db.rows(COUNT, differs=DIFFERS if has_dim(target, table) else "false")
+        found = db.rows(COUNT, differs=DIFFERS if has_dim(ctx.target, table) else "false")
         differs = sum(other for _, _, other in found)
         pending = sorted((octets, number) for octets, number, _ in found if octets is not None)
         for octets, number in pending:

@@ -13,13 +13,11 @@ from functools import partial
 from sqlalchemy.exc import DBAPIError
 
 from ..db import citus, locks, partitions
-from ..db.catalog import Extension, Table
+from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.threads import side_by_side
 from ..encoding import native, sync_trigger
 from ..encoding.dimensions import NOT_FINITE_BYTES, OCTETS
-from ..settings import Settings
-from ..target import Target
 from .claims import Claims
 from .pace import Pace
 from .progress import Progress
@@ -34,16 +32,21 @@ VALUE = "{{convert}}({{source}}, {dimensions})"
 class ServerEngine:
     """`native`: by the server's own code, of which nothing stays."""
 
-    def __init__(
-        self, db: Database, target: Target, settings: Settings, table: Table, extension: Extension, *, native: bool
-    ) -> None:
+    def __init__(self, ctx: VectorContext, *, native: bool) -> None:
+        db = ctx.db
         self.native = native
-        self.db, self.target, self.settings, self.table, self.extension = db, target, settings, table, extension
+        self.db, self.target, self.settings, self.table, self.extension = (
+            db,
+            ctx.target,
+            ctx.settings,
+            ctx.table,
+            ctx.extension,
+        )
         with db.transaction():
-            self.lock_timeout = locks.batch_timeout(db, settings)
-            self.spread = bool(citus.shards(db, table.oid))
+            self.lock_timeout = locks.batch_timeout(db, ctx.settings)
+            self.spread = bool(citus.shards(db, ctx.table.oid))
         if not native:
-            sync_trigger.ensure_convert(db, **extension.names())
+            sync_trigger.ensure_convert(db, **ctx.extension.names())
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
         with self.db.transaction():

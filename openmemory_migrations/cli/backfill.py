@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from ..backfill.leftovers import Leftovers
+from ..steps import backfill
 from ..steps.step import Step
 from . import output, running
 
@@ -26,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     def work(step: Step) -> Leftovers | None:
         with step.beside_others():
             ready = step.prepared(None)
-            return step.backfill(*ready, last=False) if ready else None
+            return backfill.upgrade(ready, last=False) if ready else None
 
     left = running.on_postgres(options, work)
     if options.json:

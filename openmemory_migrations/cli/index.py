@@ -35,16 +35,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _placed(step: Step, *, rebuild: bool) -> dict[str, Any]:
-    step, table, extension = step.searched()
-    db, target, settings = step.db, step.target, step.settings
-    if settings.index == "none":
-        finalize.downgrade(db, target, settings)
+    ctx = step.searched()
+    if ctx.settings.index == "none":
+        finalize.downgrade(ctx)
         return {"index": None, "built": False}
-    plan, built = replacement.replace(db, target, settings, table, extension, rebuild=rebuild)
+    plan, built = replacement.replace(ctx, rebuild=rebuild)
     if built:
-        finalize.advise(db, target, settings, table, extension, plan)
+        finalize.advise(ctx, plan)
     return {
-        "index": target.index,
+        "index": ctx.target.index,
         "built": built,
         "method": plan.method,
         "opclass": plan.opclass,

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     def work(step: Step) -> Report | None:
         def look() -> tuple[state.State, Extension | None, str]:
-            found = state.look(step.db, step.target, step.settings)
+            found = state.look(step)
             with step.db.transaction():
                 server = str(step.db.value("SELECT current_setting('server_version')"))
                 return found, catalog.extension(step.db), server

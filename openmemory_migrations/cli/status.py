@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Raises MigrationError."""
 
     def work(step: Step) -> tuple[State, Extension | None]:
-        found = state.look(step.db, step.target, step.settings)
+        found = state.look(step)
         with step.db.transaction():
             return found, extension(step.db)
 

@@ -32,8 +32,7 @@ def run(options: argparse.Namespace) -> int:
     verify.require_queries(options)
 
     def work(step: Step) -> Tuning:
-        at, table, extension = step.searched()
-        return tuning.tune(at.db, at.target, table, extension, at.settings, asking)
+        return tuning.tune(step.searched(), asking)
 
     found = running.on_postgres(options, work)
     if found is None:

@@ -113,11 +113,11 @@ def run(options: argparse.Namespace) -> int:
 
 def prove(step: Step, wanted: Asking, options: argparse.Namespace, see: See = bool) -> Verdict:
     """Raises TryAgain where the seconds that there are were over before the table could be looked at."""
-    (at, table, extension), wanted = in_time(step, wanted, options, step.searched)
-    found = verification.prove(at.db, at.target, table, extension, wanted, see)
+    ctx, wanted = in_time(step, wanted, options, step.searched)
+    found = verification.prove(ctx, wanted, see)
     with step.db.transaction():
-        changed = state.changed(step.db, step.target, table)
-    return judge(table, extension, found, options, [Finding.of("cutover", changed)] if changed else [])
+        changed = state.changed(step.with_table(ctx.table))
+    return judge(ctx.table, ctx.extension, found, options, [Finding.of("cutover", changed)] if changed else [])
 
 
 def in_time(step: Step, wanted: Asking, options: argparse.Namespace, look: Callable[[], T]) -> tuple[T, Asking]:

@@ -19,14 +19,14 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..db import locks
-from ..db.catalog import Extension, Table
+from ..db.catalog import Extension
+from ..db.context import VectorContext
 from ..db.database import HELD, Database
 from ..db.sqlerrors import as_migration_error
 from ..encoding import sync_trigger
 from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger, tag
 from ..errors import MigrationError
-from ..settings import Settings
-from ..target import Target, literal, quote
+from ..target import literal, quote
 
 CLEAN_UP_TIMEOUT = "100ms"
 COMMENT = "openmemory_migrations: refuses, while a step is at work, what that step would lose"
@@ -118,24 +118,19 @@ UNTYPED = Loss("typed", "source", "{ext}.vector_send(NEW.{typed}) IS DISTINCT FR
 
 
 @contextmanager
-def against(
-    loss: Loss,
-    db: Database,
-    target: Target,
-    settings: Settings,
-    table: Table,
-    extension: Extension,
-) -> Iterator[None]:
+def against(ctx: VectorContext, loss: Loss) -> Iterator[None]:
     """Refuses such writes from here on, until the change has dropped it; after an error it takes that back."""
+
+    db = ctx.db
 
     def create() -> None:
         if "{convert}" in loss.lost:
-            sync_trigger.bring_convert(db, **extension.names())
+            sync_trigger.bring_convert(db, **ctx.extension.names())
         drop(db, but=db.names["guard"])
-        _create(db, target, loss, table, extension)
+        _create(ctx, loss)
 
-    what = f"guarding {target}"
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, create)
+    what = f"guarding {ctx.target}"
+    locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, create)
     try:
         yield
     except BaseException:
@@ -181,16 +176,17 @@ def _calls(db: Database, loss: Loss, extension: Extension) -> list[str]:
     return calls + ([f"{db.names['unconvert']}({ext}.vector)"] if "{unconvert}" in loss.lost else [])
 
 
-def _create(db: Database, target: Target, loss: Loss, table: Table, extension: Extension) -> None:
-    names = extension.names()
-    vector = table.columns.get(target.vector)
+def _create(ctx: VectorContext, loss: Loss) -> None:
+    db = ctx.db
+    names = ctx.extension.names()
+    vector = ctx.table.columns.get(ctx.target.vector)
     dimensions = str(vector.dimensions) if vector and vector.dimensions else "NULL"
     db.run(
         CREATE_FUNCTION,
         unchanged=db.sql(loss.unchanged),
-        calls=f"ARRAY[{', '.join(map(literal, _calls(db, loss, extension)))}]",
+        calls=f"ARRAY[{', '.join(map(literal, _calls(db, loss, ctx.extension)))}]",
         lost=db.sql(loss.lost, dimensions=dimensions, **names),
-        message=literal(f"{db.names[loss.column]} of {target} can't have a value of its own now"),
+        message=literal(f"{db.names[loss.column]} of {ctx.target} can't have a value of its own now"),
         hint=literal(
             "openmemory-migrations is about to change this table: write the other column alone, or retry later."
         ),

@@ -15,11 +15,11 @@ from sqlalchemy.exc import DBAPIError
 from .. import log
 from ..db import locks, partitions
 from ..db.catalog import Table
+from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.sqlerrors import sqlstate
 from ..errors import MigrationError
-from ..settings import Settings
-from ..target import Target, literal, quote
+from ..target import literal, quote
 
 CHECK_VIOLATION = "23514"
 STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}
@@ -123,39 +123,42 @@ def dependents(db: Database, table: Table, column: str, *ours: str) -> list[str]
     return [text for (text,) in found]
 
 
-def prove_not_null(db: Database, target: Target, settings: Settings, table: Table, column: str) -> None:
+def prove_not_null(ctx: TableContext, column: str) -> None:
     """Leaves a constraint, valid, by which SET NOT NULL needn't read the table. Raises MigrationError for a NULL.
 
     Until it is dropped it refuses the writes that the NOT NULL is going to refuse.
     """
+    db = ctx.db
     names = {"column": quote(column)}
 
     def add() -> None:
         unprove_not_null(db)
         db.run("ALTER TABLE {table} ADD CONSTRAINT {left} CHECK ({column} IS NOT NULL) NOT VALID", **names)
 
-    what = f"requiring {quote(column)} of {target}"
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, add)
+    what = f"requiring {quote(column)} of {ctx.target}"
+    locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, add)
     try:
         with db.transaction():
             db.run("ALTER TABLE {table} VALIDATE CONSTRAINT {left}")
     except BaseException as error:
         if db.usable:
-            locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: unprove_not_null(db))
+            locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, lambda: unprove_not_null(db))
         if isinstance(error, DBAPIError) and sqlstate(error) == CHECK_VIOLATION:
             with db.transaction(snapshot=True):
                 rows = db.value("SELECT count(*) FROM {table} WHERE {column} IS NULL", **names)
             raise MigrationError(
-                f"{rows:,} rows of {target} have no {quote(column)}, which is to be NOT NULL",
+                f"{rows:,} rows of {ctx.target} have no {quote(column)}, which is to be NOT NULL",
                 hint=f"Delete or mend them: SELECT … FROM {db.names['table']} WHERE {quote(column)} IS NULL.",
             ) from error
         raise
 
 
-def has_proof(db: Database, target: Target) -> bool:
+def has_proof(ctx: Context) -> bool:
     """Asked without a lock on the table, which to drop nothing takes as well."""
     there = "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = CAST(:table AS regclass)"
-    return bool(db.value(there + " AND conname = :name)", {"table": db.names["table"], "name": target.left}))
+    return bool(
+        ctx.db.value(there + " AND conname = :name)", {"table": ctx.db.names["table"], "name": ctx.target.left})
+    )
 
 
 def unprove_not_null(db: Database) -> None:

@@ -6,9 +6,9 @@ While the cutover is undone, bytes follow the vectors (following). Frozen with t
 
 from __future__ import annotations
 
+from ..db.context import Context
 from ..db.database import Database
 from ..encoding.sync_trigger import FIRE_ALWAYS, called, of_a_trigger, tag
-from ..target import Target
 
 # vector_send() gives int16 dimensions, int16 zero, then float4 big-endian (pgvector, src/vector.c). Half the time of
 # turning the bytes of its hexadecimal text round with a regular expression (measured, 1,536 dimensions: 0.37 ms)
@@ -64,13 +64,13 @@ def follow(db: Database, **ext: str) -> None:
     _create(db, CREATE_FOLLOWING, FOLLOWING)
 
 
-def follows(db: Database, target: Target, table_oid: int) -> bool:
+def follows(ctx: Context, table_oid: int) -> bool:
     """Whether it is the following one that is there: an undoing was begun, and has not ended. 4 is INSERT."""
     return bool(
-        db.value(
+        ctx.db.value(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = :table AND tgname = :name"
             " AND tgtype & 4 <> 0)",
-            {"table": table_oid, "name": target.back},
+            {"table": table_oid, "name": ctx.target.back},
         )
     )
 

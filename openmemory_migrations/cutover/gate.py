@@ -9,8 +9,9 @@ from .. import log
 from ..backfill.leftovers import leftovers
 from ..columns import properties
 from ..db import catalog, citus, partitions, replication
-from ..db.catalog import Extension, Table
-from ..db.database import Database, Seen
+from ..db.catalog import Table
+from ..db.context import TableContext, VectorContext
+from ..db.database import Seen
 from ..errors import ANEW, INDEX_ANEW, MigrationError
 from ..index import choice
 from ..index.choice import NoIndex
@@ -44,11 +45,12 @@ def require_mode(settings: Settings, target: Target) -> str:
     return settings.cutover
 
 
-def require(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def require(ctx: TableContext) -> None:
     """Everything that can be asked without reading the rows. Raises MigrationError."""
-    checks.require_column(table, target, settings, None)
-    checks.require_rights(db, target, table, settings)
-    if citus.shards(db, table.oid):
+    target, table = ctx.target, ctx.table
+    checks.require_column(table, target, ctx.settings, None)
+    checks.require_rights(ctx)
+    if citus.shards(ctx.db, table.oid):
         raise MigrationError(
             f"{target} is distributed by Citus, where its rows can't be compared by their places",
             hint="The cutover is for tables of one server; there, keep both columns.",
@@ -65,51 +67,52 @@ def require(db: Database, target: Target, settings: Settings, table: Table) -> N
             f"column {quote(target.vector)} of {target} has no dimensions",
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
-    require_trigger(db, target, table)
-    _require_functions(db, target, table)
-    _require_index(db, target, settings, table)
-    require_dependents(db, target, table)
-    going = [target.source, target.vector] if settings.cutover == "swap" else [target.source]
+    require_trigger(ctx)
+    _require_functions(ctx)
+    _require_index(ctx)
+    require_dependents(ctx)
+    going = [target.source, target.vector] if ctx.settings.cutover == "swap" else [target.source]
     for name in going:
         ours = (target.sync, target.guard)
-        interference.require_none(interference.naming(db, table, name, ours, "after the cutover"))
-    _require_names(db, target, table)
+        interference.require_none(interference.naming(ctx.db, table, name, ours, "after the cutover"))
+    _require_names(ctx)
 
 
-def require_trigger(db: Database, target: Target, table: Table) -> None:
+def require_trigger(ctx: TableContext) -> None:
     """Raises MigrationError where a write could leave another vector than its bytes say."""
-    if not catalog.trigger_enabled(db, table.oid, target.sync):
+    target = ctx.target
+    if not catalog.trigger_enabled(ctx.db, ctx.table.oid, target.sync):
         raise MigrationError(
             f"trigger {quote(target.sync)} of {target} is missing or disabled: what is written now has a stale vector",
             hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.sync)}; or, with OM_SYNC_TRIGGER=on: {ANEW}."
             " Then the cutover again.",
         )
-    interference.require_none(interference.of_sync(db, target, table))
+    interference.require_none(interference.of_sync(ctx))
 
 
-def _require_functions(db: Database, target: Target, table: Table) -> None:
+def _require_functions(ctx: TableContext) -> None:
     """The trigger's go with it and come back: they belong to who ran the chain, who needn't own the table."""
-    for function in (f"{db.names['sync_function']}()", f"{db.names['convert']}(bytea, integer)"):
-        owner = db.value(
+    for function in (f"{ctx.db.names['sync_function']}()", f"{ctx.db.names['convert']}(bytea, integer)"):
+        owner = ctx.db.value(
             "SELECT pg_catalog.pg_get_userbyid(proowner) FROM pg_catalog.pg_proc"
             " WHERE oid = pg_catalog.to_regprocedure(:name) AND NOT pg_catalog.pg_has_role(proowner, 'USAGE')",
             {"name": function},
         )
         if owner:
             raise MigrationError(
-                f"function {function} of {target} belongs to {quote(owner)}, and the cutover drops it",
-                hint=f"Connect as {quote(owner)}, or: ALTER FUNCTION {function} OWNER TO {quote(table.owner)};",
+                f"function {function} of {ctx.target} belongs to {quote(owner)}, and the cutover drops it",
+                hint=f"Connect as {quote(owner)}, or: ALTER FUNCTION {function} OWNER TO {quote(ctx.table.owner)};",
             )
 
 
-def _require_index(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def _require_index(ctx: TableContext) -> None:
     """An index that searches can use, unless there is to be none or can be none."""
-    if verification.valid_index(db, target, table):
+    target = ctx.target
+    if verification.valid_index(ctx):
         return
-    extension = catalog.extension(db)
-    assert extension is not None  # there is a column of its type
-    rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
-    wanted = choice.plan(target, settings, extension, table.columns[target.vector].dimensions, rows)
+    extension = catalog.require_extension(ctx.db)
+    rows = ctx.db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+    wanted = choice.plan(target, ctx.settings, extension, ctx.table.columns[target.vector].dimensions, rows)
     if not isinstance(wanted, NoIndex):
         raise MigrationError(
             f"no valid index on {quote(target.vector)} of {target}",
@@ -118,40 +121,42 @@ def _require_index(db: Database, target: Target, settings: Settings, table: Tabl
         )
 
 
-def require_dependents(db: Database, target: Target, table: Table) -> None:
+def require_dependents(ctx: TableContext) -> None:
     """Raises MigrationError where something hangs on `v` that would be left behind."""
+    target = ctx.target
     own = {
         target.sync,
         target.guard,
         target.left,
-        *(left_index(target, part) for part in partitions.parts(db, table.oid)),
+        *(left_index(target, part) for part in partitions.parts(ctx.db, ctx.table.oid)),
     }
-    if found := properties.dependents(db, table, target.source, *own):
+    if found := properties.dependents(ctx.db, ctx.table, target.source, *own):
         raise MigrationError(
             f"what hangs on {quote(target.source)} of {target} would not go over: {'; '.join(found)}",
             hint="Drop it, and create it anew after the cutover for what is there then.",
         )
 
 
-def warn(db: Database, target: Target, table: Table) -> None:
+def warn(ctx: TableContext) -> None:
     """Of those who hear of the table's columns, and can't be asked."""
-    tables = [part.oid for part in partitions.parts(db, table.oid)]
-    for (name,) in db.rows(replication.PUBLICATIONS, {"tables": tables}):
+    tables = [part.oid for part in partitions.parts(ctx.db, ctx.table.oid)]
+    for (name,) in ctx.db.rows(replication.PUBLICATIONS, {"tables": tables}):
         log.warning(
-            f"publication {quote(name)} sends {target} to its subscribers",
+            f"publication {quote(name)} sends {ctx.target} to its subscribers",
             detail="One whose table has still the columns of before stops with an error at the first row after that.",
             hint="Cut its table over as well before its next row, or take the table out of the publication.",
         )
 
 
-def _require_names(db: Database, target: Target, table: Table) -> None:
+def _require_names(ctx: TableContext) -> None:
     """No name that is needed is taken."""
-    if target.archive in table.columns:
+    target = ctx.target
+    if target.archive in ctx.table.columns:
         raise MigrationError(
             f"{target} has a column {quote(target.archive)} already",
             hint="Rename or drop it: the bytes are kept there, or put back from there.",
         )
-    if kept.taken(db, target):
+    if kept.taken(ctx):
         raise MigrationError(
             f"the name {quote(target.kept)} is taken by something that isn't this package's,"
             " or keeps the rows of another table",
@@ -164,29 +169,29 @@ def left_index(target: Target, part: partitions.Part) -> str:
     return replace(target, table=part.name).left
 
 
-def verify(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> tuple[int, Seen]:
+def verify(ctx: VectorContext) -> tuple[int, Seen]:
     """Compares every row to the bit, in one snapshot; returns how many have bytes that no vector can hold, and what
     the switch has to find again."""
-    found = verification.compare(db, target, table, extension)
+    found = verification.compare(ctx)
     if not found.fine:
-        raise _wrong(target, table, found)
+        raise _wrong(ctx.target, ctx.table, found)
     skipped = sum(found.skipped.values())
     log.notice(
-        f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal, {skipped:,} that no"
-        f" vector can hold, {found.without_source:,} without bytes",
+        f"every row of {ctx.target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal, {skipped:,}"
+        f" that no vector can hold, {found.without_source:,} without bytes",
         detail=f"{found.looked_at_again:,} were not right in a snapshot before." if found.looked_at_again else None,
     )
-    with db.transaction():
-        require_accepted(db, target, settings, table, skipped, kept.count(db), found.skipped)
+    with ctx.db.transaction():
+        require_accepted(ctx, skipped, kept.count(ctx.db), found.skipped)
     return skipped, found.seen
 
 
-def require_rows(db: Database, target: Target, settings: Settings, table: Table) -> int:
+def require_rows(ctx: TableContext) -> int:
     """Refuses what can be seen without comparing every row, before anything is made that takes time; returns how many
     rows have to leave."""
-    found = leftovers(db, target, table)
-    with db.transaction():
-        require_accepted(db, target, settings, table, found.skipped, kept.count(db), found.reasons)
+    found = leftovers(ctx)
+    with ctx.db.transaction():
+        require_accepted(ctx, found.skipped, kept.count(ctx.db), found.reasons)
     return found.skipped
 
 
@@ -199,34 +204,26 @@ def _wrong(target: Target, table: Table, found: Comparison) -> MigrationError:
     )
 
 
-def require_accepted(
-    db: Database,
-    target: Target,
-    settings: Settings,
-    table: Table,
-    left: int,
-    away: int,
-    reasons: Mapping[str, int] | None = None,
-) -> None:
+def require_accepted(ctx: TableContext, left: int, away: int, reasons: Mapping[str, int] | None = None) -> None:
     """Raises MigrationError unless no row has to leave the table, or as many as OM_ACCEPT_LOSS says, and each can.
 
     Those count that are `away` already, by a run that was interrupted.
     """
     rows = left + away
-    if rows and rows != settings.accept_loss:
+    if rows and rows != ctx.settings.accept_loss:
         details = [f"{'; '.join(f'{reason}: {number:,}' for reason, number in reasons.items())}."] if reasons else []
         if away:
-            details.append(f"{away:,} are in table {quote(target.kept)} already.")
-        if settings.accept_loss:
-            details.append(f"OM_ACCEPT_LOSS says {settings.accept_loss:,}.")
+            details.append(f"{away:,} are in table {quote(ctx.target.kept)} already.")
+        if ctx.settings.accept_loss:
+            details.append(f"OM_ACCEPT_LOSS says {ctx.settings.accept_loss:,}.")
         raise MigrationError(
-            f"{rows:,} rows of {target} have bytes that no vector can hold",
+            f"{rows:,} rows of {ctx.target} have bytes that no vector can hold",
             detail=" ".join(details) or None,
             hint=f"Mend or delete them, or have them leave the table with OM_ACCEPT_LOSS={rows}: table"
-            f" {quote(target.kept)} then keeps them, and undoing the cutover puts them back.",
+            f" {quote(ctx.target.kept)} then keeps them, and undoing the cutover puts them back.",
         )
     if left:
-        kept.require_none_follows(db, target, partitions.parts(db, table.oid), left)
+        kept.require_none_follows(ctx, partitions.parts(ctx.db, ctx.table.oid), left)
 
 
 __all__ = [

@@ -17,12 +17,12 @@ from ..backfill.reader import UNIT, pages_of
 from ..columns.marks import UNDO
 from ..db import catalog, locks, partitions
 from ..db.catalog import Table
+from ..db.context import Context, TableContext
 from ..db.database import APPLICATION_NAME, Database
 from ..db.keys import AT, keys_at, keys_where
 from ..db.partitions import Part
 from ..db.sqlerrors import DENIED, sqlstate
 from ..errors import Changed, MigrationError
-from ..settings import Settings
 from ..target import Target, literal, quote
 
 COMMENT = "openmemory_migrations: rows that no vector can hold, of "
@@ -121,20 +121,21 @@ def count(db: Database) -> int:
     return int(db.value("SELECT count(*) FROM {kept}"))
 
 
-def require(db: Database, target: Target, table: Table, rows: int, accept_loss: int = 0) -> int:
+def require(ctx: TableContext, rows: int, accept_loss: int = 0) -> int:
     """How many of the `rows` that had left at the switch are no longer there. Raises MigrationError where those are
     more than is accepted."""
-    there = count(db)
+    target = ctx.target
+    there = count(ctx.db)
     missing = rows - there
     if missing <= accept_loss:
         return max(0, missing)
-    line = f"COMMENT ON TABLE {db.names['kept']} IS {literal(_comment(target, table))}"
+    line = f"COMMENT ON TABLE {ctx.db.names['kept']} IS {literal(_comment(target, ctx.table))}"
     raise MigrationError(
         f"{rows:,} rows have left {target} at its cutover, and {there:,} of them are in table {quote(target.kept)}",
         detail="What has that name has no comment of this package's, or keeps the rows of another table."
-        if taken(db, target)
+        if taken(ctx)
         else None
-        if _oid(db)
+        if _oid(ctx.db)
         else "There is no such table.",
         hint=f"If a table of another name has them: ALTER TABLE … RENAME TO {quote(target.kept)}; if it has lost its"
         f" comment: {line}; if nobody needs them: OM_ACCEPT_LOSS={missing}.",
@@ -148,11 +149,11 @@ def require_owned(db: Database) -> None:
         _require_right(db, kept, to_read=False)
 
 
-def require_none_follows(db: Database, target: Target, parts: Iterable[Part], rows: int) -> None:
+def require_none_follows(ctx: Context, parts: Iterable[Part], rows: int) -> None:
     """Raises MigrationError where others' rows would go or change with the rows that leave, or keep them."""
-    if found := [text for (text,) in db.rows(FOLLOWING, {"tables": [part.oid for part in parts]})]:
+    if found := [text for (text,) in ctx.db.rows(FOLLOWING, {"tables": [part.oid for part in parts]})]:
         raise MigrationError(
-            f"{rows:,} rows have to leave {target}, but something would follow or keep them: {'; '.join(found)}",
+            f"{rows:,} rows have to leave {ctx.target}, but something would follow or keep them: {'; '.join(found)}",
             detail="To leave, a row is deleted here, and undoing the cutover inserts it again.",
             hint="Mend or delete those rows, or drop or disable what is listed until the cutover is done.",
         )
@@ -172,16 +173,17 @@ def _require_right(db: Database, kept: int, *, to_read: bool) -> None:
     )
 
 
-def move_out(db: Database, target: Target, table: Table, settings: Settings) -> None:
+def move_out(ctx: TableContext) -> None:
     """Passes, until no row is left that no vector can hold. Raises MigrationError where one doesn't leave."""
+    db, target = ctx.db, ctx.target
     what = f"moving rows of {target} that no vector can hold to {quote(target.kept)}"
-    columns = locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: _ready(db, target, table))
-    unfit = db.sql(UNFIT, size=_size(target, table))
-    moving = _Moving(db, target, table, settings, what, db.names["kept"], columns, unfit)
+    columns = locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, lambda: _ready(ctx))
+    unfit = db.sql(UNFIT, size=_size(target, ctx.table))
+    moving = _Moving(ctx, what, db.names["kept"], columns, unfit)
 
     def units() -> Iterator[tuple[Database, int]]:
         with db.transaction():
-            leaves = [part.at(db) for part in partitions.leaves(db, table.oid)]
+            leaves = [part.at(db) for part in partitions.leaves(db, ctx.table.oid)]
         for at in leaves:
             with db.transaction():
                 found = at.rows(UNITS, unit=str(UNIT), which=moving.which)
@@ -190,15 +192,16 @@ def move_out(db: Database, target: Target, table: Table, settings: Settings) -> 
     obstacles, left = moving.run(units)
     if left:
         with db.transaction():
-            raise _stay(db, target, table, left, obstacles.summary())
+            raise _stay(ctx, left, obstacles.summary())
     if moving.moved:
         log.notice(f"{moving.moved:,} rows of {target} that no vector can hold are in {quote(target.kept)} now")
 
 
-def take_last(db: Database, target: Target, table: Table, left: int) -> None:
+def take_last(ctx: TableContext, left: int) -> None:
     """Moves the few that have come since, inside the transaction of the switch. Raises MigrationError where one of
     those that are `left` doesn't leave."""
-    columns, which = _ready(db, target, table), db.sql(UNFIT, size=_size(target, table))
+    db = ctx.db
+    columns, which = _ready(ctx), db.sql(UNFIT, size=_size(ctx.target, ctx.table))
     # what is deferred would be pending, and no column can be renamed then
     db.run("SET CONSTRAINTS ALL IMMEDIATE")
     try:
@@ -207,30 +210,31 @@ def take_last(db: Database, target: Target, table: Table, left: int) -> None:
         if not is_a_rows(error):
             raise
         raise MigrationError(
-            f"{left:,} rows of {target} do not leave the table: refused with {reason_of(error)}"
+            f"{left:,} rows of {ctx.target} do not leave the table: refused with {reason_of(error)}"
         ) from error
     if gone != left:
-        raise _stay(db, target, table, left - gone, "")
+        raise _stay(ctx, left - gone, "")
 
 
-def put_back(db: Database, target: Target, table: Table, settings: Settings) -> None:
+def put_back(ctx: TableContext) -> None:
     """Puts the rows back, then drops the table. Raises MigrationError, naming them, where rows have to stay there."""
+    db, target = ctx.db, ctx.target
     with db.transaction():
         kept = _oid(db)
         if kept is None:
             return
         at = db.at({"table": db.names["kept"]})
         pages = pages_of(at)
-        columns = _columns(db, target, db.names["kept"], db.names["table"]) if count(db) else {}
+        columns = _columns(ctx, db.names["kept"], db.names["table"]) if count(db) else {}
     obstacles = Obstacles()
     if columns:
-        known = replace(table, key=tuple(name for name in table.key if name in columns))
+        known = replace(ctx.table, key=tuple(name for name in ctx.table.key if name in columns))
         what = f"putting rows back into {target}"
-        moving = _Moving(db, target, known, settings, what, db.names["table"], _sql(columns), "true")
+        moving = _Moving(ctx.with_table(known), what, db.names["table"], _sql(columns), "true")
         obstacles, _ = moving.run(lambda: ((at, first) for first in range(0, pages, UNIT)))
         if moving.moved:
             log.notice(f"{moving.moved:,} rows that no vector can hold are back in {target}")
-    if locks.retried(db, settings.lock_timeout_ms, kept, f"dropping {quote(target.kept)}", lambda: drop(db)):
+    if locks.retried(db, ctx.settings.lock_timeout_ms, kept, f"dropping {quote(target.kept)}", lambda: drop(db)):
         return
     with db.transaction():
         rows = count(db)
@@ -246,9 +250,9 @@ def put_back(db: Database, target: Target, table: Table, settings: Settings) -> 
     )
 
 
-def taken(db: Database, target: Target) -> bool:
+def taken(ctx: Context) -> bool:
     """Whether something that isn't ours has its name."""
-    return catalog.relation_exists(db, target.schema, target.kept) and _oid(db) is None
+    return catalog.relation_exists(ctx.db, ctx.target.schema, ctx.target.kept) and _oid(ctx.db) is None
 
 
 def drop(db: Database) -> bool:
@@ -276,23 +280,14 @@ def _comment(target: Target, table: Table) -> str:
 class _Moving:
     """Moves rows from one table to another, in smaller batches where something is in the way."""
 
-    def __init__(
-        self,
-        db: Database,
-        target: Target,
-        table: Table,
-        settings: Settings,
-        what: str,
-        to: str,
-        columns: str,
-        which: str,
-    ) -> None:
-        self.db, self.target, self.table, self.what = db, target, table, what
+    def __init__(self, ctx: TableContext, what: str, to: str, columns: str, which: str) -> None:
+        db = ctx.db
+        self.ctx, self.db, self.table, self.what = ctx, db, ctx.table, what
         self.to, self.columns, self.which = to, columns, which
         self.moved = 0
         with db.transaction():
             self.kept = _oid(db)
-            self.lock_timeout = locks.batch_timeout(db, settings)
+            self.lock_timeout = locks.batch_timeout(db, ctx.settings)
 
     def run(self, units: Callable[[], Iterable[tuple[Database, int]]]) -> tuple[Obstacles, int]:
         """Passes over units of pages, each of a table that holds rows; returns what keeps how many where they are."""
@@ -350,8 +345,8 @@ class _Moving:
         if self.to == db.names["kept"]:
             parts = partitions.parts(db, self.table.oid)
             if at.names["table"] not in [part.sql_name for part in parts]:
-                raise Changed(f"{at.names['table']} is no partition of {self.target} any more")
-            require_none_follows(db, self.target, parts, rows)
+                raise Changed(f"{at.names['table']} is no partition of {self.ctx.target} any more")
+            require_none_follows(self.ctx, parts, rows)
 
     def _names(self, at: Database, tids: list[str]) -> list[str]:
         with self.db.transaction():
@@ -365,42 +360,43 @@ class _Moving:
         self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-def _ready(db: Database, target: Target, table: Table) -> str:
+def _ready(ctx: TableContext) -> str:
     """Makes the table if need be, inside a transaction; returns the columns of a whole row."""
+    db = ctx.db
     if drop(db):
-        columns = _sql(_types(db, target, db.names["table"]))
+        columns = _sql(_types(ctx, db.names["table"]))
         db.run(CREATE, columns=columns)
         db.run(HIDE)
         db.run(IDENTIFY)
-        db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(_comment(target, table)))
+        db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(_comment(ctx.target, ctx.table)))
         try:
             with db.attempt():  # who owns the table has to be able to undo
-                db.run(OWN, owner=quote(table.owner))
+                db.run(OWN, owner=quote(ctx.table.owner))
         except DBAPIError as error:
             if sqlstate(error) != DENIED:  # one who may create no tables here can't own them
                 raise
         return columns
-    return _sql(_columns(db, target, db.names["table"], db.names["kept"]))
+    return _sql(_columns(ctx, db.names["table"], db.names["kept"]))
 
 
-def _columns(db: Database, target: Target, origin: str, to: str) -> dict[str, str]:
+def _columns(ctx: Context, origin: str, to: str) -> dict[str, str]:
     """Those of the rows in one table. Raises MigrationError where the other can't hold them all as they are."""
-    here, there = _types(db, target, origin), _types(db, target, to)
+    here, there = _types(ctx, origin), _types(ctx, to)
     for name, type_ in here.items():
         if there.get(name) != type_:
             has = f"of type {there[name]}" if name in there else "missing"
             raise MigrationError(
                 f"column {quote(name)} of type {type_}, which rows of {origin} have, is {has} in {to}",
-                detail=f"{quote(target.kept)} keeps rows of {target} that no vector can hold, and one of the two tables"
-                " was changed since they left.",
+                detail=f"{quote(ctx.target.kept)} keeps rows of {ctx.target} that no vector can hold, and one of the"
+                " two tables was changed since they left.",
                 hint="ALTER TABLE … the one that is as it should not be, then the same command again.",
             )
     return here
 
 
-def _types(db: Database, target: Target, table: str) -> dict[str, str]:
+def _types(ctx: Context, table: str) -> dict[str, str]:
     """Of the columns that a row is made of: neither its vector, of which it has none, nor what the server computes."""
-    return {name: type_ for name, type_ in db.rows(COLUMNS, {"table": table}) if name != target.vector}
+    return {name: type_ for name, type_ in ctx.db.rows(COLUMNS, {"table": table}) if name != ctx.target.vector}
 
 
 def _sql(columns: Iterable[str]) -> str:
@@ -411,10 +407,10 @@ def _size(target: Target, table: Table) -> str:
     return str(table.columns[target.vector].dimensions)
 
 
-def _stay(db: Database, target: Target, table: Table, rows: int, refused: str) -> MigrationError:
-    keys = [] if refused else keys_where(db, table, LEFT)
+def _stay(ctx: TableContext, rows: int, refused: str) -> MigrationError:
+    keys = [] if refused else keys_where(ctx.db, ctx.table, LEFT)
     return MigrationError(
-        f"{rows:,} rows of {target} have no vector and do not leave the table",
+        f"{rows:,} rows of {ctx.target} have no vector and do not leave the table",
         detail=f"{refused}." if refused else f"Such as {', '.join(keys)}." if keys else None,
         hint="Where a vector can hold the bytes, openmemory-migrations backfill converts them. Otherwise something"
         " keeps the row from being deleted: mend or delete it.",

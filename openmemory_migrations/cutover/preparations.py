@@ -12,14 +12,14 @@ from .. import log
 from ..columns import guard, properties
 from ..columns.marks import Mark
 from ..db import catalog, locks, partitions
-from ..db.catalog import Index, Table
+from ..db.catalog import Index
+from ..db.context import Context, TableContext
 from ..db.database import PATIENT_LOCK_TIMEOUT, Database
 from ..db.partitions import Part
 from ..db.sqlerrors import as_migration_error
 from ..errors import MigrationError
 from ..index import build, replacement
-from ..settings import Settings
-from ..target import Target, quote
+from ..target import quote
 from . import gate, kept
 
 # WHERE has but half of kept.LEFT: from 17 on the server leaves `v IS NOT NULL` out where the column is NOT NULL; an
@@ -56,41 +56,45 @@ WHERE CAST(i.indrelid AS text) = own.oid AND c.relname <> own.proof AND c.relnam
 """
 
 
-def index_left(db: Database, target: Target, leaves: list[Part]) -> None:
+def index_left(ctx: Context, leaves: list[Part]) -> None:
     """Has the index on the rows without a vector ready on each table that holds rows."""
     for part in leaves:
-        at, name = part.at(db), gate.left_index(target, part)
-        found = _found_index(db, part, name)
+        at, name = part.at(ctx.db), gate.left_index(ctx.target, part)
+        found = _found_index(ctx.db, part, name)
         if found and found.valid:
             continue  # of a run that was interrupted; to drop it would wait for whoever reads the table
         if found:
-            _drop_index(db, part, name)
+            _drop_index(ctx.db, part, name)
         with at.autocommit():
             at.run(LEFT_INDEX, index=quote(name))
 
 
-def drop_left(db: Database, target: Target, leaves: list[Part], lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
+def drop_left(ctx: Context, leaves: list[Part], lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
     """Takes it away where it is."""
     for part in leaves:
-        name = gate.left_index(target, part)
-        if _found_index(db, part, name):
-            _drop_index(db, part, name, lock_timeout)
+        name = gate.left_index(ctx.target, part)
+        if _found_index(ctx.db, part, name):
+            _drop_index(ctx.db, part, name, lock_timeout)
 
 
-def left(db: Database, target: Target, table: Table) -> list[str]:
+def left(ctx: TableContext) -> list[str]:
     """What a run that was killed has prepared and not taken away; in a transaction that is open."""
+    target = ctx.target
     newer = target.newer
-    named = [(target.schema, newer.index, table.oid)] if newer.index_name else []
-    named += [(part.schema, gate.left_index(target, part), part.oid) for part in partitions.leaves(db, table.oid)]
-    found = [f"index {quote(name)}" for schema, name, oid in named if _index(db, schema, name, oid)]
-    if properties.has_proof(db, target):
+    named = [(target.schema, newer.index, ctx.table.oid)] if newer.index_name else []
+    named += [
+        (part.schema, gate.left_index(target, part), part.oid) for part in partitions.leaves(ctx.db, ctx.table.oid)
+    ]
+    found = [f"index {quote(name)}" for schema, name, oid in named if _index(ctx.db, schema, name, oid)]
+    if properties.has_proof(ctx):
         found.append(f"constraint {quote(target.left)}, which refuses rows without a vector")
-    if rows := kept.count(db):
+    if rows := kept.count(ctx.db):
         found.append(f"table {quote(target.kept)}, with {rows:,} rows that have left {target}")
-    return found + [text for text, _ in _strayed(db, target, table)]
+    return found + [text for text, _ in _strayed(ctx)]
 
 
-def _strayed(db: Database, target: Target, table: Table) -> list[tuple[str, str]]:
+def _strayed(ctx: TableContext) -> list[tuple[str, str]]:
+    target = ctx.target
     names = {
         "schema": target.schema,
         "table": target.table,
@@ -98,77 +102,82 @@ def _strayed(db: Database, target: Target, table: Table) -> list[tuple[str, str]
         "left": target.left,
         "vector": target.vector,
     }
-    return [tuple(row) for row in db.rows(STRAYED, {**names, "oid": str(table.oid), "comment": kept.COMMENT})]
+    return [tuple(row) for row in ctx.db.rows(STRAYED, {**names, "oid": str(ctx.table.oid), "comment": kept.COMMENT})]
 
 
-def require_names(db: Database, target: Target, table: Table) -> None:
+def require_names(ctx: TableContext) -> None:
     """Raises MigrationError for a table that got another name, or schema, after a run was killed: nothing would find
     what that has left."""
-    if found := _strayed(db, target, table):
+    if found := _strayed(ctx):
         raise MigrationError(
-            f"an interrupted cutover of {target}, which had another name then, has left"
+            f"an interrupted cutover of {ctx.target}, which had another name then, has left"
             f" {'; '.join(text for text, _ in found)}",
             hint=f"{'; '.join(line for _, line in found)}; then the same command again.",
         )
 
 
-def take_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def take_back(ctx: TableContext) -> None:
     """Leaves the table as it was before a cutover that has not come to its switch. Raises MigrationError."""
+    db = ctx.db
     with db.transaction():
-        require_names(db, target, table)
+        require_names(ctx)
         guarded = guard.there(db)
     if guarded:
-        what = f"dropping trigger {', '.join(guarded)} of {target}"
-        locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: guard.drop(db))
-    unprove(db, target, settings, table)
-    if target.newer.index_name:
-        replacement.drop(db, target.newer, settings, table, replacement.LEFT)
+        what = f"dropping trigger {', '.join(guarded)} of {ctx.target}"
+        locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, lambda: guard.drop(db))
+    unprove(ctx)
+    if ctx.target.newer.index_name:
+        replacement.drop(ctx.of(ctx.target.newer), replacement.LEFT)
     with db.transaction():
-        leaves = partitions.leaves(db, table.oid)
-    drop_left(db, target, leaves)
+        leaves = partitions.leaves(db, ctx.table.oid)
+    drop_left(ctx, leaves)
     # last, as some may have to stay away
-    kept.put_back(db, target, table, settings)
+    kept.put_back(ctx)
 
 
-def rows_back(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def rows_back(ctx: TableContext) -> None:
     """Without the index, which goes with the column. Raises MigrationError where rows have to stay away."""
-    with db.transaction():
-        require_names(db, target, table)
-    unprove(db, target, settings, table)
-    kept.put_back(db, target, table, settings)
+    with ctx.db.transaction():
+        require_names(ctx)
+    unprove(ctx)
+    kept.put_back(ctx)
 
 
-def unprove(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def unprove(ctx: TableContext) -> None:
     """Drops the constraint, which refuses rows without a vector: what the application writes, and those that come
     back."""
-    with db.transaction():
-        proof = properties.has_proof(db, target)
+    with ctx.db.transaction():
+        proof = properties.has_proof(ctx)
     if proof:
-        what = f"dropping constraint {quote(target.left)} of {target}"
-        locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: properties.unprove_not_null(db))
+        what = f"dropping constraint {quote(ctx.target.left)} of {ctx.target}"
+        locks.retried(
+            ctx.db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, lambda: properties.unprove_not_null(ctx.db)
+        )
 
 
-def clean_up(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def clean_up(ctx: TableContext) -> None:
     """After a run that failed, not at the price of waiting for others: what is left is of use to the next."""
+
+    db, target = ctx.db, ctx.target
 
     def unprove_at_once() -> None:
         with db.transaction():
-            if properties.has_proof(db, target):
-                locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
+            if properties.has_proof(ctx):
+                locks.set_timeout(db, f"{ctx.settings.lock_timeout_ms}ms")
                 properties.unprove_not_null(db)
 
     try:
         with db.transaction():
             now = catalog.table(db, target.schema, target.table)
-            leaves = partitions.leaves(db, table.oid)
+            leaves = partitions.leaves(db, ctx.table.oid)
         if now and Mark.of(now, target):
             return  # what failed came after the switch
     except (MigrationError, DBAPIError):
         return
     for step in (
         unprove_at_once,
-        lambda: kept.put_back(db, target, table, settings),
-        lambda: drop_left(db, target, leaves, CLEAN_UP_TIMEOUT),
+        lambda: kept.put_back(ctx),
+        lambda: drop_left(ctx, leaves, CLEAN_UP_TIMEOUT),
     ):
         try:
             step()

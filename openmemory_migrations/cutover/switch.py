@@ -8,25 +8,24 @@ from .. import log
 from ..columns import guard, marks, properties
 from ..columns.marks import UNDO, Mark
 from ..db import catalog, locks, partitions
-from ..db.catalog import Extension, Table
-from ..db.database import Database
+from ..db.context import Context, TableContext, VectorContext
 from ..encoding import sync_trigger
 from ..errors import Changed
 from ..index import build, choice, partitioned
 from ..index.build import CannotBuild
 from ..index.choice import INDEX_DIMENSIONS, NoIndex
-from ..settings import Settings
 from ..steps import checks, interference
-from ..target import Target, quote
+from ..target import quote
 from . import back_trigger, gate, kept, preparations
 
 
-def upgrade(db: Database, target: Target, settings: Settings) -> None:
+def upgrade(ctx: Context) -> None:
     """Raises MigrationError, with nothing changed but that newer OpenMemory's index may be there, unless everything
     that `gate` asks for holds."""
-    mode = gate.require_mode(settings, target)
+    db, target = ctx.db, ctx.target
+    mode = gate.require_mode(ctx.settings, target)
     with db.reading():
-        table = checks.require_table(db, target)
+        table = checks.require_table(ctx)
         if found := Mark.of(table, target):
             found.require(mode, target)
             log.notice(f"{found.said(target)}; nothing to do")
@@ -34,16 +33,16 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         if table.columns[target.source].is_vector:
             log.notice(f"column {quote(target.source)} of {target} is of type vector already, nothing to cut over")
             return
-        preparations.require_names(db, target, table)
-        gate.require(db, target, settings, table)
-        gate.warn(db, target, table)
+        preparations.require_names(ctx.with_table(table))
+        gate.require(ctx.with_table(table))
+        gate.warn(ctx.with_table(table))
     db.take_over()
     try:
-        done = locks.decided(lambda: _cut_over(db, target, settings, mode))
+        done = locks.decided(lambda: _cut_over(ctx, mode))
     except BaseException:
         if db.usable:
             db.rollback()
-            preparations.clean_up(db, target, settings, table)
+            preparations.clean_up(ctx.with_table(table))
         raise
     log.notice(
         done.said(target),
@@ -52,13 +51,14 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
     )
 
 
-def _newer_index(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> str | None:
+def _newer_index(ctx: VectorContext) -> str | None:
     """Has the index ready that newer OpenMemory makes when it starts, or returns the one that only needs its name.
 
     For a column of a host's, and with OM_INDEX=none, there is nothing to do.
     """
+    db, target, table = ctx.db, ctx.target, ctx.table
     newer = target.newer
-    if newer.index_name is None or settings.index == "none":
+    if newer.index_name is None or ctx.settings.index == "none":
         return None
     size = table.columns[target.vector].dimensions or 0
     if size > INDEX_DIMENSIONS:
@@ -67,56 +67,58 @@ def _newer_index(db: Database, target: Target, settings: Settings, table: Table,
             f" {INDEX_DIMENSIONS:,} at most"
         )
         return None
-    wants = replace(settings, index="hnsw", index_metric="cosine", index_halfvec=False)
+    there = replace(
+        ctx, target=newer, settings=replace(ctx.settings, index="hnsw", index_metric="cosine", index_halfvec=False)
+    )
     with db.transaction(snapshot=True):
         rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
-    wanted = choice.plan(newer, wants, extension, size, rows)
+    wanted = choice.plan(newer, there.settings, ctx.extension, size, rows)
     if isinstance(wanted, NoIndex):
         build.say_none(newer, wanted)
         return None
     with db.transaction():
         own = catalog.indexes(db, target.schema, target.index).get(target.index)
-        there = catalog.relation_exists(db, target.schema, newer.index)
-    if own and own.valid and own.table_oid == table.oid and wanted.matches(own) and not there:
+        taken = catalog.relation_exists(db, target.schema, newer.index)
+    if own and own.valid and own.table_oid == table.oid and wanted.matches(own) and not taken:
         return own.name
     try:
         if table.kind == "p":
-            partitioned.ensure(db, newer, wants, table, extension)
+            partitioned.ensure(there)
         else:
-            build.drop_invalid(db, newer, table.oid)
-            build.ensure(db, newer, wants, table.oid, wanted)
+            build.drop_invalid(there, table.oid)
+            build.ensure(there, table.oid, wanted)
     except CannotBuild as problem:
         build.say(problem)
     return None
 
 
-def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Mark:
+def _cut_over(ctx: Context, mode: str) -> Mark:
     """Looks, prepares and switches; raises Changed where the table isn't what it was, and that has to be done again."""
+    db, target = ctx.db, ctx.target
     with db.transaction():
-        table = checks.require_table(db, target)
-        gate.require(db, target, settings, table)
-        extension = catalog.extension(db)
+        table = checks.require_table(ctx)
+        ready = ctx.with_table(table).with_extension(catalog.require_extension(db))
+        gate.require(ready)
         leaves = partitions.leaves(db, table.oid)
         not_null = properties.attributes(db, target.source).not_null
-    assert extension is not None  # there is a column of its type
     # of a run before, or the last look: not while all rows are compared
-    preparations.unprove(db, target, settings, table)
-    to_leave = gate.require_rows(db, target, settings, table)
-    renamed = _newer_index(db, target, settings, table, extension) if mode == "swap" else None
+    preparations.unprove(ready)
+    to_leave = gate.require_rows(ready)
+    renamed = _newer_index(ready) if mode == "swap" else None
     if not to_leave:
-        preparations.index_left(db, target, leaves)
-    with guard.against(guard.BYTES, db, target, settings, table, extension):
-        skipped, seen = gate.verify(db, target, settings, table, extension)
+        preparations.index_left(ctx, leaves)
+    with guard.against(ready, guard.BYTES):
+        skipped, seen = gate.verify(ready)
         if skipped:
             # which would point to rows that have left, and the switch would visit them one by one
-            preparations.drop_left(db, target, leaves)
-            kept.move_out(db, target, table, settings)
-        preparations.index_left(db, target, leaves)
+            preparations.drop_left(ctx, leaves)
+            kept.move_out(ready)
+        preparations.index_left(ctx, leaves)
         with db.transaction():
             away = kept.count(db)
         if mode == "swap" and not_null:
             # last: it refuses rows that no vector can hold, which others may still write
-            properties.prove_not_null(db, target, settings, table, target.vector)
+            properties.prove_not_null(ready, target.vector)
 
         def switch() -> Mark:
             if (
@@ -124,27 +126,26 @@ def _cut_over(db: Database, target: Target, settings: Settings, mode: str) -> Ma
                 or partitions.leaves(db, table.oid) != leaves
             ):
                 raise Changed(f"{target} was changed just now")  # and its rows would have to be read, to switch
-            return interference.tried(db, target, lambda: _switch(db, target, settings, table, mode, renamed, away))
+            return interference.tried(ctx, lambda: _switch(ready, mode, renamed, away))
 
-        return locks.retried(db, settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)
+        return locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)
 
 
-def _switch(
-    db: Database, target: Target, settings: Settings, table: Table, mode: str, renamed: str | None, away: int
-) -> Mark:
+def _switch(ctx: TableContext, mode: str, renamed: str | None, away: int) -> Mark:
     """The one transaction in which anything is different for others; `away` are the rows that have left before."""
+    db, target = ctx.db, ctx.target
     guard.drop(db)
-    gate.require_trigger(db, target, table)
-    gate.require_dependents(db, target, table)
+    gate.require_trigger(ctx)
+    gate.require_dependents(ctx)
     left = kept.count_left(db)
     if left > kept.FEW:
         raise Changed(f"more than {kept.FEW} rows of {target} have come that no vector can hold")
-    gate.require_accepted(db, target, settings, table, left, away)
+    gate.require_accepted(ctx, left, away)
     if left:
-        kept.take_last(db, target, table, left)
-    parts = partitions.parts(db, table.oid)
+        kept.take_last(ctx, left)
+    parts = partitions.parts(db, ctx.table.oid)
     source, vector = properties.attributes(db, target.source), properties.attributes(db, target.vector)
-    dimensions = table.columns[target.vector].dimensions
+    dimensions = ctx.table.columns[target.vector].dimensions
     sync_trigger.drop_trigger(db)
     for part in parts:
         index = gate.left_index(target, part)

@@ -6,7 +6,7 @@ those that were written since. Whoever is interrupted goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from .. import log
@@ -20,13 +20,13 @@ from ..backfill.reader import BACK
 from ..columns import guard, marks, properties
 from ..columns.marks import Mark
 from ..db import catalog, locks, partitions
-from ..db.catalog import Extension, Table
+from ..db.catalog import Table
+from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database, Seen
 from ..encoding import sync_trigger
 from ..errors import Changed, MigrationError
 from ..index import replacement
 from ..index.choice import of_all_rows
-from ..settings import Settings
 from ..steps import checks, interference
 from ..target import Target, quote
 from ..verify import verification
@@ -35,37 +35,37 @@ from . import back_trigger, kept, preparations
 PENDING = "{vector} IS NOT NULL AND {source} IS NULL"
 
 
-def downgrade(db: Database, target: Target, settings: Settings) -> None:
+def downgrade(ctx: Context) -> None:
     """Leaves the table as it was before the cutover, with what was written since. Raises MigrationError."""
+    db, target = ctx.db, ctx.target
     with db.reading():
-        table = checks.require_table(db, target)
+        table = checks.require_table(ctx)
         found = Mark.of(table, target)
         if found is None and catalog.trigger_enabled(db, table.oid, target.back):
             raise marks.changed(target, target.source)
     if found is None:
         db.take_over()
-        replacement.drop_left(db, target, settings, table)  # by a run that was interrupted after its switch
+        replacement.drop_left(ctx.with_table(table))  # by a run that was interrupted after its switch
         if not table.columns[target.source].is_vector:
             # by one that was before it, or of rows that had to stay
-            preparations.take_back(db, target, settings, table)
+            preparations.take_back(ctx.with_table(table))
         log.notice(f"{target} is not cut over, nothing to undo")
         return
     with db.reading():
-        checks.require_rights(db, target, table, settings)
+        checks.require_rights(ctx.with_table(table))
         found.require_names(table, target)
         found.require_dimensions(table, target)
-        missing = kept.require(db, target, table, found.kept, settings.accept_loss)
+        missing = kept.require(ctx.with_table(table), found.kept, ctx.settings.accept_loss)
         kept.require_owned(db)
-        extension = catalog.extension(db)
+        ready = ctx.with_table(table).with_extension(catalog.require_extension(db))
     if missing:
         log.warning(
             f"{missing:,} rows that left {target} at its cutover are lost,"
-            f" as OM_ACCEPT_LOSS={settings.accept_loss} accepts"
+            f" as OM_ACCEPT_LOSS={ctx.settings.accept_loss} accepts"
         )
     db.take_over()
-    assert extension is not None  # there is a column of its type
-    locks.decided(lambda: _undo(db, target, settings, extension, found))
-    replacement.drop_left(db, target, settings, table)
+    locks.decided(lambda: _undo(ready, found))
+    replacement.drop_left(ready)
     log.notice(
         f"the cutover of {target} is undone: {quote(target.source)} holds bytes again, and trigger"
         f" {quote(target.sync)} keeps {quote(target.vector)} equal to them",
@@ -74,70 +74,71 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         else f"A writer that still sends vectors to {quote(target.vector)} gets no error, and its rows no bytes.",
     )
     # where they fit again: after a swap their column is a vector, and after a drop it may have to be NOT NULL
-    kept.put_back(db, target, table, settings)
+    kept.put_back(ready)
 
 
-def _undo(db: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> None:
+def _undo(ctx: VectorContext, found: Mark) -> None:
     """Rebuilds, compares and switches; raises Changed where the table isn't what it was, and that has to be done
     again."""
-    now = found.now(target)
-    at = db.at(marks.names(now))
-    table = _begin(at, target, settings, extension, found)
-    _rebuild(at, now, settings, table, extension, target)
-    with guard.against(guard.VECTORS, at, now, settings, table, extension):
-        seen = _verify(at, now, table, extension, target)
+    target = ctx.target
+    at = replace(ctx, db=ctx.db.at(marks.names(found.now(target))), target=found.now(target))
+    at = _begin(ctx, at, found)
+    _rebuild(at, target)
+    with guard.against(at, guard.VECTORS):
+        seen = _verify(at, target)
         if found.source.not_null:
-            properties.prove_not_null(at, target, settings, table, now.source)
-        replacement.drop_left(db, target, settings, table)
+            properties.prove_not_null(at.of(target), at.target.source)
+        there = replace(ctx, table=at.table)
+        replacement.drop_left(there)
         what = f"undoing the cutover of {target}"
 
         def switch() -> None:
-            interference.tried(db, target, lambda: _switch(db, at, target, table, extension, found))
+            interference.tried(ctx, lambda: _switch(there, at.db, found))
 
-        locks.retried(db, settings.lock_timeout_ms, table.oid, what, switch, seen)
+        locks.retried(ctx.db, ctx.settings.lock_timeout_ms, at.table.oid, what, switch, seen)
 
 
-def _begin(at: Database, target: Target, settings: Settings, extension: Extension, found: Mark) -> Table:
-    """From here on what is written has its bytes; returns the table with its column for them."""
-    with at.transaction():
-        table = checks.require_table(at, target)
-        now = found.now(target)
-        interference.require_none(_interfering(at, target, found, table))
-        for _, problem in interference.of_updates(at, now, table, settings.lock_timeout_ms):
+def _begin(ctx: VectorContext, at: VectorContext, found: Mark) -> VectorContext:
+    """From here on what is written has its bytes; returns `at`, which has the columns' names of now, with the table
+    and its column for them."""
+    db, target = at.db, ctx.target
+    with db.transaction():
+        table = checks.require_table(ctx.by(db))
+        interference.require_none(interference.overriding(db, table, target.back, at.target.vector, at.target.source))
+        for _, problem in interference.of_updates(at.with_table(table), ctx.settings.lock_timeout_ms):
             raise problem
     found.require_names(table, target)
 
     def change() -> Table:
         if target.archive not in table.columns:
-            at.run("ALTER TABLE {table} ADD COLUMN {source} bytea")
-            properties.store(at, target.archive, found.source)
-        back_trigger.follow(at, **extension.names())
-        begun = catalog.table(at, target.schema, target.table)
+            db.run("ALTER TABLE {table} ADD COLUMN {source} bytea")
+            properties.store(db, target.archive, found.source)
+        back_trigger.follow(db, **ctx.extension.names())
+        begun = catalog.table(db, target.schema, target.table)
         assert begun is not None
         return begun
 
     what = f"preparing {target} for its bytes"
-    return locks.retried(at, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(at, target, change))
+    begun = locks.retried(
+        db, ctx.settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx.by(db), change)
+    )
+    return replace(at, table=begun)
 
 
-def _interfering(at: Database, target: Target, found: Mark, table: Table) -> Iterator[MigrationError]:
-    now = found.now(target)
-    return interference.overriding(at, table, target.back, now.vector, now.source)
-
-
-def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extension: Extension, target: Target) -> None:
-    """Passes, until one snapshot finds no row that has a vector and no bytes."""
-    size = table.columns[now.vector].dimensions
+def _rebuild(ctx: VectorContext, target: Target) -> None:
+    """Passes, until one snapshot finds no row that has a vector and no bytes; `target` is what the table was."""
+    db = ctx.db
+    size = ctx.table.columns[ctx.target.vector].dimensions
     assert size is not None  # the mark has been asked for it
     what = f"rebuilding {quote(target.source)} of {target.table}"
-    with at.transaction():
-        pace = Pace(at, settings)
-    engine = ClientEngine(at, now, settings, table, extension, BACK)
+    with db.transaction():
+        pace = Pace(db, ctx.settings)
+    engine = ClientEngine(ctx, BACK)
 
     def once(obstacles: Obstacles) -> tuple[int, int]:
-        with at.transaction(snapshot=True):
-            rows = _pending(at)
-        workers = [Claims(True) for _ in range(settings.backfill_workers)]
+        with db.transaction(snapshot=True):
+            rows = _pending(db)
+        workers = [Claims(True) for _ in range(ctx.settings.backfill_workers)]
         others = partial(claims.of_others, workers)
         progress = Progress(what, rows, _pending, others, doing="rebuild", obstacles=obstacles)
         if rows:
@@ -147,8 +148,8 @@ def _rebuild(at: Database, now: Target, settings: Settings, table: Table, extens
         return progress.converted, rows
 
     until_none_is_left(
-        at,
-        table,
+        db,
+        ctx.table,
         what,
         once,
         pending=PENDING,
@@ -162,27 +163,30 @@ def _pending(db: Database) -> int:
     return int(db.value("SELECT count(*) FROM {table} WHERE " + PENDING))
 
 
-def _verify(at: Database, now: Target, table: Table, extension: Extension, target: Target) -> Seen:
+def _verify(ctx: VectorContext, target: Target) -> Seen:
     """Returns what the switch has to find again.
 
     Kept bytes may be another vector's by now, if that was written past the trigger: nothing tells which is right.
     """
-    found = verification.compare(at, now, table, extension)
+    now = ctx.target
+    found = verification.compare(ctx)
     if found.fine:
         log.notice(f"every row of {target} is verified to the bit: {found.rows:,} rows, {found.equal:,} equal")
         return found.seen
     raise MigrationError(
         f"in {found.not_right:,} rows of {target} {quote(now.source)} is not what {quote(now.vector)} says",
-        detail=f"{found.problems(table)} They were written past the trigger.",
+        detail=f"{found.problems(ctx.table)} They were written past the trigger.",
         hint=f"If the vectors are right, UPDATE … SET {quote(now.source)} = NULL for those rows; if the bytes are, mend"
         f" {quote(now.vector)}. Then the same command again.",
     )
 
 
-def _switch(db: Database, at: Database, target: Target, table: Table, extension: Extension, found: Mark) -> None:
+def _switch(ctx: VectorContext, at: Database, found: Mark) -> None:
+    db, target, table = ctx.db, ctx.target, ctx.table
     if not catalog.trigger_enabled(db, table.oid, target.back):
         raise Changed(f"trigger {quote(target.back)} of {target} is missing or disabled")
-    interference.require_none(_interfering(at, target, found, table))
+    now = found.now(target)
+    interference.require_none(interference.overriding(at, table, target.back, now.vector, now.source))
     guard.drop(at)
     back_trigger.drop(at)
     if found.mode == "swap":
@@ -208,17 +212,18 @@ def _switch(db: Database, at: Database, target: Target, table: Table, extension:
     properties.set_default(db, target.source, found.source.default)
     properties.comment(db, target.source, found.source.comment)
     properties.comment(db, target.vector, target.comment)
-    names = extension.names()
+    names = ctx.extension.names()
     sync_trigger.create_convert(db, **names)
     sync_trigger.create_trigger(db, table.columns[found.now(target).vector].dimensions, **names)
     if found.mode == "swap":
-        _rename_index(db, target, table, found)
+        _rename_index(ctx, found)
 
 
-def _rename_index(db: Database, target: Target, table: Table, found: Mark) -> None:
+def _rename_index(ctx: TableContext, found: Mark) -> None:
     """Newer OpenMemory's gets the name back that it had, or one under which it is dropped when there is time."""
+    target = ctx.target
     newer = target.newer.index
-    index = catalog.indexes(db, target.schema, newer).get(newer)
-    if target.newer.index_name and index and index.table_oid == table.oid and of_all_rows(index, target.vector):
+    index = catalog.indexes(ctx.db, target.schema, newer).get(newer)
+    if target.newer.index_name and index and index.table_oid == ctx.table.oid and of_all_rows(index, target.vector):
         to = quote(found.renamed or target.old.index)
-        db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(newer), to=to)
+        ctx.db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(newer), to=to)

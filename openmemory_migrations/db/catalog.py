@@ -89,6 +89,13 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
+def require_extension(db: Database) -> Extension:
+    """Where there is a column of its type."""
+    found = extension(db)
+    assert found is not None
+    return found
+
+
 def extension(db: Database) -> Extension | None:
     row: Any = db.run(
         """

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..finding import Finding
 from ..settings import Settings
-from ..target import Target, literal, quote
+from ..target import literal, quote
 from . import partitions
-from .catalog import Table
+from .context import TableContext
 from .database import Database
 
 # 16 is UPDATE; of a trigger that names columns only the vector's counts, which may not be there yet; a partition's are
@@ -85,9 +85,10 @@ def of_the_server(db: Database, found: Replication, settings: Settings) -> Itera
         )
 
 
-def of_the_table(db: Database, target: Target, table: Table, type_name: str) -> Iterator[Finding]:
+def of_the_table(ctx: TableContext, type_name: str) -> Iterator[Finding]:
     """`type_name` is that of the column to be, as a subscriber should have it."""
-    tables = {"tables": [part.oid for part in partitions.parts(db, table.oid)]}
+    db, target = ctx.db, ctx.target
+    tables = {"tables": [part.oid for part in partitions.parts(db, ctx.table.oid)]}
     for on, name in db.rows(TRIGGERS, {**tables, "ours": target.sync, "vector": target.vector}):
         yield Finding(
             "warning",
@@ -95,7 +96,7 @@ def of_the_table(db: Database, target: Target, table: Table, type_name: str) -> 
             f"trigger {quote(name)} on {on} fires for each row that the backfill converts",
             hint=f"If it need not see them: ALTER TABLE {on} DISABLE TRIGGER {quote(name)}; and afterwards ENABLE.",
         )
-    if target.vector in table.columns:
+    if target.vector in ctx.table.columns:
         return
     for (name,) in db.rows(PUBLICATIONS, tables):
         yield Finding(

@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..db import catalog, citus, locks
-from ..db.catalog import Extension, Index, Table
+from ..db.catalog import Index
+from ..db.context import Context, VectorContext
 from ..db.database import PATIENT_LOCK_TIMEOUT, Database
 from ..db.keys import SHOWN_KEYS, keys_where
 from ..db.sqlerrors import LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migration_error, sqlstate
@@ -60,33 +61,31 @@ def say_none(target: Target, why: NoIndex) -> None:
     (log.warning if why.wanted else log.notice)(problem.message, hint=problem.hint)
 
 
-def plan(
-    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, rows: int
-) -> Plan | NoIndex:
+def plan(ctx: VectorContext, rows: int) -> Plan | NoIndex:
     """What to build for so many rows of the whole table, with the memory that there is."""
-    size = table.columns[target.vector].dimensions
+    db, target = ctx.db, ctx.target
+    size = ctx.table.columns[target.vector].dimensions
     with db.transaction():
-        rows = citus.rows_a_shard(db, table.oid, rows)
-        found = choice.plan(target, settings, extension, size, rows, most_memory(db, settings))
+        rows = citus.rows_a_shard(db, ctx.table.oid, rows)
+        found = choice.plan(target, ctx.settings, ctx.extension, size, rows, most_memory(db, ctx.settings))
         if isinstance(found, NoIndex):
             # one that is there needs no memory any more
-            whole = choice.plan(target, settings, extension, size, rows)
+            whole = choice.plan(target, ctx.settings, ctx.extension, size, rows)
             present = catalog.indexes(db, target.schema, target.index).get(target.index)
-            there = present and present.table_oid == table.oid and present.valid
+            there = present and present.table_oid == ctx.table.oid and present.valid
             if present and there and isinstance(whole, Plan) and whole.matches(present):
                 return replace(whole, lists=whole.outgrown(present) or whole.lists)
     return found
 
 
-def drop_invalid(db: Database, target: Target, table_oid: int, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
+def drop_invalid(ctx: Context, table_oid: int, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:
     """Takes away what an interrupted build has left: it costs every write and serves no search."""
     why = "is invalid, left by a build that was interrupted"
-    drop_ours(db, target, table_oid, why, lock_timeout, valid=False)
+    drop_ours(ctx, table_oid, why, lock_timeout, valid=False)
 
 
 def drop_ours(
-    db: Database,
-    target: Target,
+    ctx: Context,
     table_oid: int,
     why: str,
     lock_timeout: str = PATIENT_LOCK_TIMEOUT,
@@ -97,6 +96,7 @@ def drop_ours(
 
     The server may still be at its build, for a client that is no more, and the two would deadlock: tried again.
     """
+    db, target = ctx.db, ctx.target
     dropped = False
     for pause in locks.pauses():
         with db.transaction():
@@ -122,17 +122,18 @@ def drop_ours(
     raise problem
 
 
-def ensure(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> None:
+def ensure(ctx: Context, table_oid: int, wanted: Plan) -> None:
     """Leaves the wanted index in place, valid, once. Raises CannotBuild where there can be none."""
+    db, target = ctx.db, ctx.target
     with db.transaction():
         present = catalog.indexes(db, target.schema, target.index).get(target.index)
         taken = catalog.relation_exists(db, target.schema, target.index)
     require_place(target, table_oid, present, taken, wanted)
     if present is None:
-        _build(db, target, settings, table_oid, wanted)
+        _build(ctx, table_oid, wanted)
     else:
         log.notice(f"index {quote(target.index)} exists already and is as wanted")
-    if duplicate := duplicate_of(db, target, table_oid, wanted):
+    if duplicate := duplicate_of(ctx, table_oid, wanted):
         drop(db, duplicate)
 
 
@@ -168,12 +169,13 @@ def require_name(target: Target, table_oid: int, present: Index | None, taken: b
         )
 
 
-def duplicate_of(db: Database, target: Target, table_oid: int, wanted: Plan) -> str | None:
+def duplicate_of(ctx: Context, table_oid: int, wanted: Plan) -> str | None:
     """The index under the second mirrored name, where it is the same as that under the first; says so."""
+    target = ctx.target
     if target.mirrored_index == target.index:
         return None
-    with db.transaction():
-        found = catalog.indexes(db, target.schema, target.mirrored_index).get(target.mirrored_index)
+    with ctx.db.transaction():
+        found = catalog.indexes(ctx.db, target.schema, target.mirrored_index).get(target.mirrored_index)
     if found is None or found.table_oid != table_oid or not wanted.matches(found):
         return None
     log.notice(f"index {quote(found.name)} is a duplicate of {quote(target.index)}; dropping it")
@@ -191,22 +193,23 @@ def drop(db: Database, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> N
         db.run("DROP INDEX CONCURRENTLY IF EXISTS {schema}.{index}", index=quote(name))
 
 
-def _build(db: Database, target: Target, settings: Settings, table_oid: int, wanted: Plan) -> None:
-    memory_kb = memory_for(db, settings, wanted)
+def _build(ctx: Context, table_oid: int, wanted: Plan) -> None:
+    db, target = ctx.db, ctx.target
+    memory_kb = memory_for(db, ctx.settings, wanted)
     if wanted.half:
-        _require_halves(db, target)
+        _require_halves(ctx)
     log.notice(
         f"building index {quote(target.index)} on {target}: {wanted.method} with {wanted.opclass}, {wanted.options}"
     )
     started = time.monotonic()
     own = {"maintenance_work_mem": f"{memory_kb}kB"}
     try:
-        _create(db, target, table_oid, wanted, own)
+        _create(ctx, table_oid, wanted, own)
     except CannotBuild as problem:
         if SHARED_MEMORY not in problem.message:
             raise
         log.notice(f"{problem.message}; building it again without parallel workers")
-        _create(db, target, table_oid, wanted, {**own, "max_parallel_maintenance_workers": "0"})
+        _create(ctx, table_oid, wanted, {**own, "max_parallel_maintenance_workers": "0"})
     with db.transaction():
         built = catalog.indexes(db, target.schema, target.index).get(target.index)
         on_shards = citus.index_size(db, table_oid)
@@ -221,8 +224,9 @@ def _build(db: Database, target: Target, settings: Settings, table_oid: int, wan
     )
 
 
-def _create(db: Database, target: Target, table_oid: int, wanted: Plan, own: Mapping[str, str]) -> None:
+def _create(ctx: Context, table_oid: int, wanted: Plan, own: Mapping[str, str]) -> None:
     """Raises CannotBuild for whatever the server answers that isn't of this run; then nothing is left of it."""
+    db, target = ctx.db, ctx.target
     try:
         with build_progress.shown(db, table_oid, f"index {quote(target.index)}"), db.autocommit(**own):
             # no IF NOT EXISTS: it would keep an invalid index and say nothing
@@ -237,7 +241,7 @@ def _create(db: Database, target: Target, table_oid: int, wanted: Plan, own: Map
         if not db.usable:
             raise
         db.rollback()
-        _clean_up(db, target, table_oid)
+        _clean_up(ctx, table_oid)
         if not isinstance(error, DBAPIError):
             raise
         problem = as_migration_error(error, f"index {quote(target.index)} on {target} can't be built")
@@ -257,12 +261,12 @@ def of_the_run(error: DBAPIError) -> bool:
     return state is None or error.connection_invalidated or state.startswith(OF_THE_RUN)
 
 
-def _require_halves(db: Database, target: Target) -> None:
+def _require_halves(ctx: Context) -> None:
     """Raises CannotBuild where a row holds what a half can't: the build would end at it."""
+    db, target = ctx.db, ctx.target
     with db.transaction(snapshot=True):
-        extension, table = catalog.extension(db), catalog.table(db, target.schema, target.table)
-        assert extension is not None  # there is a column of its type
-        names = {"limit": str(HALF_OVERFLOW), **extension.names()}
+        table = catalog.table(db, target.schema, target.table)
+        names = {"limit": str(HALF_OVERFLOW), **catalog.require_extension(db).names()}
         rows = db.value("SELECT count(*) FROM {table} WHERE " + BEYOND_HALF, **names)
         such = ", ".join(keys_where(db, table, BEYOND_HALF, (), SHOWN_KEYS, **names)) if rows and table else ""
     if rows:
@@ -275,11 +279,11 @@ def _require_halves(db: Database, target: Target) -> None:
         )
 
 
-def _clean_up(db: Database, target: Target, table_oid: int) -> None:
+def _clean_up(ctx: Context, table_oid: int) -> None:
     """After a build that failed or was stopped: not at the price of waiting for whoever has read the table."""
     try:
         why = "is invalid, as its build has not come to its end"
-        drop_ours(db, target, table_oid, why, CLEAN_UP_TIMEOUT, valid=False)
+        drop_ours(ctx, table_oid, why, CLEAN_UP_TIMEOUT, valid=False)
     except (MigrationError, DBAPIError) as error:
         problem = as_migration_error(error, "cleaning up") if isinstance(error, DBAPIError) else error
         log.warning(problem.message, detail="The next run drops it.")

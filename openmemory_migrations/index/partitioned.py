@@ -14,14 +14,15 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..db import catalog, locks, partitions
-from ..db.catalog import Extension, Index, Table
+from ..db.catalog import Index
+from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database
 from ..db.keys import SHOWN_KEYS
 from ..db.partitions import Part
 from ..db.sqlerrors import UNDEFINED_TABLE, sqlstate
 from ..errors import INDEX_ANEW, MigrationError
 from ..settings import Settings
-from ..target import Target, derived, quote
+from ..target import derived, quote
 from . import build, choice
 from .build import CannotBuild
 from .choice import NoIndex, Plan
@@ -40,25 +41,26 @@ WHERE x.indrelid = :part AND i.inhparent = to_regclass(:parent)
 GONE = (UNDEFINED_TABLE, "55000")
 
 
-def plans(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Tree:
+def plans(ctx: VectorContext) -> Tree:
     """What each table of the tree, as it is now, is to have.
 
     Each leaf's has as many lists as its own rows ask for. The parents' have one: a partition that is made from them
     has no rows to learn more lists from, and with one list a search misses nothing.
     """
-    size = table.columns[target.vector].dimensions
+    db, settings = ctx.db, ctx.settings
+    size = ctx.table.columns[ctx.target.vector].dimensions
     parent_settings = settings if settings.index_lists else replace(settings, index_lists=1)
-    parent_plan = choice.plan(target, parent_settings, extension, size, 0)
+    parent_plan = choice.plan(ctx.target, parent_settings, ctx.extension, size, 0)
     assert isinstance(parent_plan, Plan)  # or there would be none for the whole table
     with db.transaction(snapshot=True):
         rows = dict(db.rows(ROWS))
-        tree = partitions.parts(db, table.oid)
+        tree = partitions.parts(db, ctx.table.oid)
         memory_kb = build.most_memory(db, settings)
 
     def wanted(part: Part) -> Plan:
         if not part.is_leaf:
             return parent_plan
-        found = choice.plan(target, settings, extension, size, rows.get(part.oid, 0), memory_kb)
+        found = choice.plan(ctx.target, settings, ctx.extension, size, rows.get(part.oid, 0), memory_kb)
         if isinstance(found, NoIndex):
             if found.wanted:
                 raise CannotBuild(f"no index on {part}: {found.reason}", hint=found.hint)
@@ -68,23 +70,24 @@ def plans(db: Database, target: Target, settings: Settings, table: Table, extens
     return [(part, wanted(part)) for part in tree]
 
 
-def ensure(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan:
+def ensure(ctx: VectorContext) -> Plan:
     """Leaves an index on the table and all its partitions; returns that of the largest. Raises CannotBuild."""
+    target = ctx.target
     for _ in range(ROUNDS):
-        tree = plans(db, target, settings, table, extension)
+        tree = plans(ctx)
         root, parent_plan = tree[0]
         names: dict[int, str] = {}  # of the index on each part
         without: dict[str, CannotBuild] = {}  # leaves that keep nobody else from theirs
         for part, wanted in tree:
             try:
-                names[part.oid] = _ensure_part(db, target, settings, part, names.get(part.parent or 0), root, wanted)
+                names[part.oid] = _ensure_part(ctx, part, names.get(part.parent or 0), root, wanted)
             except CannotBuild as error:
                 build.say(error)
                 without[str(part)] = error
                 if not part.is_leaf:
                     break
             except (MigrationError, DBAPIError) as error:
-                if not _gone(db, target, table, part, error):
+                if not _gone(ctx, part, error):
                     raise
         if without:
             few = list(without)[:SHOWN_KEYS]
@@ -94,12 +97,12 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, exten
                 detail=f"{without[few[0]].message}.",
                 hint=f"When that is mended: {INDEX_ANEW}.",
             )
-        with db.transaction():
-            found = catalog.indexes(db, target.schema, target.index)
+        with ctx.db.transaction():
+            found = catalog.indexes(ctx.db, target.schema, target.index)
         if found[target.index].valid:
             log.notice(f"index {quote(target.index)} on {target} is valid on all {len(tree):,} tables of the tree")
-            if duplicate := build.duplicate_of(db, target, table.oid, parent_plan):
-                drop_parent(db, settings, root, f"{quote(target.schema)}.{quote(duplicate)}")
+            if duplicate := build.duplicate_of(ctx, ctx.table.oid, parent_plan):
+                drop_parent(ctx.db, ctx.settings, root, f"{quote(target.schema)}.{quote(duplicate)}")
             return max((wanted for _, wanted in tree), key=lambda plan: plan.lists)
     raise MigrationError(
         f"index {quote(target.index)} on {target} is still not valid after {ROUNDS} rounds",
@@ -107,37 +110,39 @@ def ensure(db: Database, target: Target, settings: Settings, table: Table, exten
     )
 
 
-def attached(db: Database, target: Target, tree: Tree) -> Iterator[tuple[Plan, Index]]:
+def attached(ctx: Context, tree: Tree) -> Iterator[tuple[Plan, Index]]:
     """The target's index on the root, and those that are attached to it, each with what is wanted in its place."""
+    target = ctx.target
     names: dict[int, str] = {}
     for part, wanted in tree:
         above = names.get(part.parent or 0)
-        for schema, name in db.rows(ATTACHED, {"part": part.oid, "parent": above}) if above else ():
+        for schema, name in ctx.db.rows(ATTACHED, {"part": part.oid, "parent": above}) if above else ():
             names[part.oid] = f"{quote(schema)}.{quote(name)}"
-            yield wanted, catalog.indexes(db, schema, name)[name]
+            yield wanted, catalog.indexes(ctx.db, schema, name)[name]
         if part.parent is None:
             names[part.oid] = f"{quote(target.schema)}.{quote(target.index)}"
-            found = catalog.indexes(db, target.schema, target.index).get(target.index)
+            found = catalog.indexes(ctx.db, target.schema, target.index).get(target.index)
             if found and found.table_oid == part.oid:
                 yield wanted, found
 
 
-def drop(db: Database, target: Target, table: Table, settings: Settings) -> bool:
+def drop(ctx: TableContext) -> bool:
     """Takes the indexes away, those of the leaves that were never attached too; says whether there were any."""
+    db = ctx.db
     dropped = False
     with db.transaction():
-        tree = partitions.parts(db, table.oid)
+        tree = partitions.parts(db, ctx.table.oid)
     for part in tree:
-        at, own = own_target(db, target, part)
+        at = own(ctx, part)
         with db.transaction():
-            found = catalog.indexes(db, own.schema, own.index, own.mirrored_index)
+            found = catalog.indexes(db, part.schema, at.target.index, at.target.mirrored_index)
         for index in found.values():
-            if index.table_oid != part.oid or not choice.of_all_rows(index, target.vector):
+            if index.table_oid != part.oid or not choice.of_all_rows(index, ctx.target.vector):
                 continue
             if part.is_leaf:
-                build.drop(at, index.name)
+                build.drop(at.db, index.name)
             else:
-                drop_parent(db, settings, part, f"{quote(own.schema)}.{quote(index.name)}")
+                drop_parent(db, ctx.settings, part, f"{quote(part.schema)}.{quote(index.name)}")
             dropped = True
     return dropped
 
@@ -149,28 +154,31 @@ def drop_parent(db: Database, settings: Settings, part: Part, index: str) -> Non
     locks.retried(db, settings.lock_timeout_ms, part.oid, what, lambda: db.run("{it}", it=statement))
 
 
-def own_target(db: Database, target: Target, part: Part) -> tuple[Database, Target]:
-    """The part as a target of its own, so that its index has a name like any table's."""
-    named = target.index_name if part.parent is None or target.index_name is None else derived(part.name, "_hnsw_idx")
-    own = replace(target, schema=part.schema, table=part.name, index_name=named)
-    return db.at(own.names()), own
+def own(ctx: Context, part: Part) -> Context:
+    """With the part as a target of its own, so that its index has a name like any table's."""
+    named = (
+        ctx.target.index_name
+        if part.parent is None or ctx.target.index_name is None
+        else derived(part.name, "_hnsw_idx")
+    )
+    target = replace(ctx.target, schema=part.schema, table=part.name, index_name=named)
+    return Context(ctx.db.at(target.names()), target, ctx.settings)
 
 
-def _ensure_part(
-    db: Database, target: Target, settings: Settings, part: Part, above: str | None, root: Part, wanted: Plan
-) -> str:
+def _ensure_part(ctx: Context, part: Part, above: str | None, root: Part, wanted: Plan) -> str:
     """The name of the part's index, which is attached to that of the part `above`. Raises CannotBuild."""
-    at, own = own_target(db, target, part)
+    db = ctx.db
+    at = own(ctx, part)
     if above:
         with db.transaction():
             for schema, name in db.rows(ATTACHED, {"part": part.oid, "parent": above}):
                 return f"{quote(schema)}.{quote(name)}"
     if part.is_leaf:
-        build.drop_invalid(at, own, part.oid)
-        build.ensure(at, own, settings, part.oid, wanted)
+        build.drop_invalid(at, part.oid)
+        build.ensure(at, part.oid, wanted)
     else:
-        _ensure_parent(at, own, settings, part, wanted)
-    index = f"{quote(own.schema)}.{quote(own.index)}"
+        _ensure_parent(at, part, wanted)
+    index = f"{quote(part.schema)}.{quote(at.target.index)}"
     if above:
 
         def attach() -> None:
@@ -178,29 +186,31 @@ def _ensure_part(
             db.run("LOCK TABLE ONLY {root} IN SHARE ROW EXCLUSIVE MODE", root=root.sql_name)
             db.run("ALTER INDEX {above} ATTACH PARTITION {index}", above=str(above), index=index)
 
-        locks.retried(db, settings.lock_timeout_ms, root.oid, f"attaching index {index} to {above}", attach)
+        locks.retried(db, ctx.settings.lock_timeout_ms, root.oid, f"attaching index {index} to {above}", attach)
     return index
 
 
-def _gone(db: Database, target: Target, table: Table, part: Part, error: MigrationError | DBAPIError) -> bool:
+def _gone(ctx: TableContext, part: Part, error: MigrationError | DBAPIError) -> bool:
     """Whether an error is that of a partition that has been dropped or detached; says so, and cleans up behind it."""
+    db = ctx.db
     cause = error if isinstance(error, DBAPIError) else error.__cause__
     if not isinstance(cause, DBAPIError) or sqlstate(cause) not in GONE or not db.usable:
         return False
     db.rollback()
     with db.transaction():
-        if part.oid in {one.oid for one in partitions.parts(db, table.oid)}:
+        if part.oid in {one.oid for one in partitions.parts(db, ctx.table.oid)}:
             return False
-    log.notice(f"partition {part} of {target} is gone: going on without it")
-    at, own = own_target(db, target, part)
+    log.notice(f"partition {part} of {ctx.target} is gone: going on without it")
+    at = own(ctx, part)
     with db.transaction():
-        left = catalog.indexes(db, own.schema, own.index).get(own.index)
-    if left and left.table_oid == part.oid and part.is_leaf and choice.of_all_rows(left, own.vector):
-        build.drop(at, left.name)
+        left = catalog.indexes(db, part.schema, at.target.index).get(at.target.index)
+    if left and left.table_oid == part.oid and part.is_leaf and choice.of_all_rows(left, ctx.target.vector):
+        build.drop(at.db, left.name)
     return True
 
 
-def _ensure_parent(db: Database, own: Target, settings: Settings, part: Part, wanted: Plan) -> None:
+def _ensure_parent(ctx: Context, part: Part, wanted: Plan) -> None:
+    db, own, settings = ctx.db, ctx.target, ctx.settings
     with db.transaction():
         present = catalog.indexes(db, own.schema, own.index).get(own.index)
         taken = catalog.relation_exists(db, own.schema, own.index)

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 
 from .. import log
 from ..db import catalog, locks, partitions
-from ..db.catalog import Extension, Index, Table
-from ..db.database import Database
-from ..settings import Settings
-from ..target import Target, quote
+from ..db.catalog import Index
+from ..db.context import Context, TableContext, VectorContext
+from ..target import quote
 from . import build, partitioned
 from .choice import NoIndex, Plan, of_all_rows
 from .partitioned import Tree
@@ -24,92 +23,92 @@ REPLACED = "is replaced"
 INCOMPLETE = "is not complete"
 
 
-def replace(
-    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, *, rebuild: bool
-) -> tuple[Plan, bool]:
+def replace(ctx: VectorContext, *, rebuild: bool) -> tuple[Plan, bool]:
     """Leaves the wanted index in place and valid; returns its plan, and whether it had to be built.
 
     With `rebuild` it is built anew where it is as wanted already. Raises CannotBuild where there can be none: then what
     is there stays.
     """
-    wanted = _wanted(db, target, settings, table, extension)
+    db, target, table = ctx.db, ctx.target, ctx.table
+    wanted = _wanted(ctx)
     if table.kind == "p":
-        tree = partitioned.plans(db, target, settings, table, extension)
+        tree = partitioned.plans(ctx)
     else:
         with db.transaction():
             tree = [(part, wanted) for part in partitions.parts(db, table.oid)]
-        build.drop_invalid(db, target, table.oid)
-    _require_names(db, target, tree)
-    wrong = _wrong(db, target, tree)
-    ready = _wrong(db, target.new, tree) is None
-    replaced = any(_named(db, target.old, tree))
+        build.drop_invalid(ctx, table.oid)
+    _require_names(ctx, tree)
+    wrong = _wrong(ctx, tree)
+    ready = _wrong(ctx.of(target.new), tree) is None
+    replaced = any(_named(ctx.of(target.old), tree))
     # a rebuild that has come as far as to leave an old one is over but for that
     built = bool(wrong) or (rebuild and (ready or not replaced))
     if not built:
         log.notice(f"index {quote(target.index)} exists already and is as wanted")
     elif wrong == INCOMPLETE and not rebuild and not ready:
-        partitioned.ensure(db, target, settings, table, extension)
+        partitioned.ensure(ctx)
     else:
         log.notice(f"index {quote(target.index)} {wrong or 'is to be built anew'}")
         if ready:
             log.notice(f"index {quote(target.new.index)} {LEFT}, is as wanted, and takes its place")
         else:
-            _build(db, target.new, settings, table, extension, tree)
-        drop(db, target.old, settings, table, LEFT)
-        _swap(db, target, settings, table)
-    drop_left(db, target, settings, table)
-    _drop_left_of_detached(db, target, table, tree)
+            _build(ctx.of(target.new), tree)
+        drop(ctx.of(target.old), LEFT)
+        _swap(ctx)
+    drop_left(ctx)
+    _drop_left_of_detached(ctx, tree)
     root, plan = tree[0]
-    if duplicate := build.duplicate_of(db, target, table.oid, plan):
+    if duplicate := build.duplicate_of(ctx, table.oid, plan):
         if table.kind == "p":
-            partitioned.drop_parent(db, settings, root, f"{quote(target.schema)}.{quote(duplicate)}")
+            partitioned.drop_parent(db, ctx.settings, root, f"{quote(target.schema)}.{quote(duplicate)}")
         else:
             build.drop(db, duplicate)
     return max((plan for _, plan in tree), key=lambda plan: plan.lists), built
 
 
-def drop_left(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def drop_left(ctx: TableContext) -> None:
     """Takes away what replacing an index has left, or what a run has that was interrupted."""
-    drop(db, target.new, settings, table, LEFT)
-    drop(db, target.old, settings, table, REPLACED)
+    drop(ctx.of(ctx.target.new), LEFT)
+    drop(ctx.of(ctx.target.old), REPLACED)
 
 
-def _drop_left_of_detached(db: Database, target: Target, table: Table, tree: Tree) -> None:
+def _drop_left_of_detached(ctx: TableContext, tree: Tree) -> None:
     """The same on a partition that was detached meanwhile; one with partitions of its own keeps what it has."""
-    with db.transaction():
-        here = {part.oid for part in partitions.parts(db, table.oid)}
+    with ctx.db.transaction():
+        here = {part.oid for part in partitions.parts(ctx.db, ctx.table.oid)}
     for part, _ in tree:
         if part.oid not in here and part.parent in here and part.is_leaf:
-            for beside in (target.new, target.old):
-                at, own = partitioned.own_target(db, beside, part)
-                build.drop_ours(at, own, part.oid, f"is of no use to {part}, which was detached")
+            for beside in (ctx.target.new, ctx.target.old):
+                at = partitioned.own(ctx.of(beside), part)
+                build.drop_ours(at, part.oid, f"is of no use to {part}, which was detached")
 
 
-def _wanted(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Plan:
-    with db.transaction(snapshot=True):
-        rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
-    wanted = build.plan(db, target, settings, table, extension, rows)
+def _wanted(ctx: VectorContext) -> Plan:
+    with ctx.db.transaction(snapshot=True):
+        rows = ctx.db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+    wanted = build.plan(ctx, rows)
     if isinstance(wanted, NoIndex):
-        raise build.none(target, wanted)
+        raise build.none(ctx.target, wanted)
     return wanted
 
 
-def _require_names(db: Database, target: Target, tree: Tree) -> None:
+def _require_names(ctx: Context, tree: Tree) -> None:
     """Raises CannotBuild where one of the three names is that of something else, on whatever table of the tree."""
-    with db.transaction():
+    target = ctx.target
+    with ctx.db.transaction():
         for part, _ in tree:
-            for at in (target, target.new, target.old):
-                _, own = partitioned.own_target(db, at, part)
-                present = catalog.indexes(db, own.schema, own.index).get(own.index)
-                build.require_name(own, part.oid, present, catalog.relation_exists(db, own.schema, own.index))
+            for beside in (target, target.new, target.old):
+                own = partitioned.own(ctx.of(beside), part).target
+                present = catalog.indexes(ctx.db, own.schema, own.index).get(own.index)
+                build.require_name(own, part.oid, present, catalog.relation_exists(ctx.db, own.schema, own.index))
                 if present and not of_all_rows(present, target.vector):
                     raise build.other(own, present)
 
 
-def _wrong(db: Database, target: Target, tree: Tree) -> str | None:
+def _wrong(ctx: Context, tree: Tree) -> str | None:
     """What is wrong with the index under the target's name; None where it is valid and as wanted."""
-    with db.transaction():
-        found = list(partitioned.attached(db, target, tree))
+    with ctx.db.transaction():
+        found = list(partitioned.attached(ctx, tree))
     if not found:
         return "is to be built"
     root, index = found[0]
@@ -123,13 +122,13 @@ def _wrong(db: Database, target: Target, tree: Tree) -> str | None:
     return None
 
 
-def _named(db: Database, target: Target, tree: Tree) -> Iterator[tuple[Plan, Index]]:
+def _named(ctx: Context, tree: Tree) -> Iterator[tuple[Plan, Index]]:
     """Our indexes under the target's name, on each table of the tree, attached or not."""
-    with db.transaction():
+    with ctx.db.transaction():
         for part, wanted in tree:
-            _, own = partitioned.own_target(db, target, part)
-            index = catalog.indexes(db, own.schema, own.index).get(own.index)
-            if index and _ours(index, part.oid, target.vector):
+            own = partitioned.own(ctx, part).target
+            index = catalog.indexes(ctx.db, own.schema, own.index).get(own.index)
+            if index and _ours(index, part.oid, ctx.target.vector):
                 yield wanted, index
 
 
@@ -137,19 +136,21 @@ def _ours(index: Index, table_oid: int, column: str) -> bool:
     return index.table_oid == table_oid and of_all_rows(index, column)
 
 
-def _build(db: Database, new: Target, settings: Settings, table: Table, extension: Extension, tree: Tree) -> None:
+def _build(ctx: VectorContext, tree: Tree) -> None:
     """Builds under the new name, and goes on with what an interrupted run has left there if that is as wanted."""
-    if any(index.valid and not wanted.suits(index) for wanted, index in list(_named(db, new, tree))):
-        drop(db, new, settings, table, f"{LEFT} and isn't what is wanted now")
-    if table.kind == "p":
-        partitioned.ensure(db, new, settings, table, extension)
+    if any(index.valid and not wanted.suits(index) for wanted, index in list(_named(ctx, tree))):
+        drop(ctx, f"{LEFT} and isn't what is wanted now")
+    if ctx.table.kind == "p":
+        partitioned.ensure(ctx)
     else:
-        build.drop_invalid(db, new, table.oid)
-        build.ensure(db, new, settings, table.oid, tree[0][1])
+        build.drop_invalid(ctx, ctx.table.oid)
+        build.ensure(ctx, ctx.table.oid, tree[0][1])
 
 
-def _swap(db: Database, target: Target, settings: Settings, table: Table) -> None:
+def _swap(ctx: TableContext) -> None:
     """Renames, which takes no lock that a search or a write would wait for."""
+
+    db, target, table = ctx.db, ctx.target, ctx.table
 
     def change() -> None:
         if table.kind == "p":
@@ -158,7 +159,7 @@ def _swap(db: Database, target: Target, settings: Settings, table: Table) -> Non
                 if not part.is_leaf:
                     db.run("LOCK TABLE ONLY {parent} IN SHARE UPDATE EXCLUSIVE MODE", parent=part.sql_name)
         for part in partitions.parts(db, table.oid):
-            _, own = partitioned.own_target(db, target, part)
+            own = partitioned.own(ctx, part).target
             found = catalog.indexes(db, own.schema, own.index, own.new.index)
             for name, to in ((own.index, own.old.index), (own.new.index, own.index)):
                 if name in found and _ours(found[name], part.oid, target.vector):
@@ -166,13 +167,13 @@ def _swap(db: Database, target: Target, settings: Settings, table: Table) -> Non
                     db.run("ALTER INDEX {in_schema}.{index} RENAME TO {to}", **names)
 
     what = f"renaming index {quote(target.new.index)} to {quote(target.index)}"
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, change)
+    locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, change)
     log.notice(f"index {quote(target.index)} of {target} is the new one from now on")
 
 
-def drop(db: Database, beside: Target, settings: Settings, table: Table, why: str) -> None:
-    """Takes away the index of that target, with those of its partitions."""
-    if table.kind != "p":
-        build.drop_ours(db, beside, table.oid, why)
-    elif partitioned.drop(db, beside, table, settings):
-        log.notice(f"index {quote(beside.index)} of {beside} and its partitions {why}; dropped")
+def drop(ctx: TableContext, why: str) -> None:
+    """Takes away the index of the target's name, with those of its partitions."""
+    if ctx.table.kind != "p":
+        build.drop_ours(ctx, ctx.table.oid, why)
+    elif partitioned.drop(ctx):
+        log.notice(f"index {quote(ctx.target.index)} of {ctx.target} and its partitions {why}; dropped")

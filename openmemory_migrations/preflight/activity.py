@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from ..db import catalog, partitions
 from ..db.catalog import Table
+from ..db.context import Context
 from ..db.database import APPLICATION_NAME, Database
 from ..finding import Finding
 from ..index import build_progress
 from ..settings import Settings
-from ..target import Target, literal, quote
+from ..target import literal, quote
 
 OLD = 5  # seconds that a transaction has been open
 SHOWN = 5
@@ -55,8 +56,9 @@ class Connections:
     needed: int
 
 
-def in_the_way(db: Database, target: Target, table: Table | None) -> Iterator[Finding]:
+def in_the_way(ctx: Context, table: Table | None) -> Iterator[Finding]:
     """Sessions and prepared transactions that a step would wait for, as far as this role sees them."""
+    db = ctx.db
     if not catalog.sees_others(db):
         role = quote(db.value("SELECT current_user"))
         yield Finding(
@@ -91,7 +93,7 @@ def in_the_way(db: Database, target: Target, table: Table | None) -> Iterator[Fi
         yield Finding(
             "notice",
             "locks",
-            f"{target} is in use, and adding a column waits until no transaction has read or written it",
+            f"{ctx.target} is in use, and adding a column waits until no transaction has read or written it",
             f"Locks are held by {'; '.join(holders)}.",
             "Nothing to do if they are short: it is tried 30 times. Else raise OM_LOCK_TIMEOUT_MS in a quiet hour.",
         )
@@ -106,7 +108,7 @@ def in_the_way(db: Database, target: Target, table: Table | None) -> Iterator[Fi
         yield Finding(
             "warning",
             "index-build",
-            f"an index on {target} is being built: {phase}",
+            f"an index on {ctx.target} is being built: {phase}",
             "Two at a time wait for each other; the column can't be added meanwhile.",
             "Run this again when it is done.",
         )

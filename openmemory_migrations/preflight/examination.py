@@ -33,7 +33,7 @@ def examine(step: Step, sample: int | None) -> Facts:
     facts = Facts()
     part(step, facts, "server", lambda: _server(step, facts))
     part(step, facts, "table", lambda: _table(step, facts))
-    part(step, facts, "traffic", lambda: facts.findings.extend(activity.in_the_way(step.db, step.target, facts.table)))
+    part(step, facts, "traffic", lambda: facts.findings.extend(activity.in_the_way(step, facts.table)))
     table = facts.table
     if table is not None and not facts.has("table", "already-vector", "cut-over"):
         part(step, facts, "rows", lambda: _rows(step, facts, table, sample), rows=True)
@@ -71,7 +71,7 @@ def _table(step: Step, facts: Facts) -> None:
     db, target, settings = step.db, step.target, step.settings
     facts.revisions = state.revisions(db, settings)
     try:
-        table = checks.require_table(db, target)
+        table = checks.require_table(step)
     except MigrationError as error:
         facts.findings.append(Finding.of("table", error))
         # of a table that can't be migrated the rest is told as well
@@ -90,16 +90,16 @@ def _table(step: Step, facts: Facts) -> None:
     column = table.columns.get(target.vector)
     facts.ours = column is not None and column.ours
     facts.leaves = len(partitions.leaves(db, table.oid))
-    facts.findings += prerequisites.of_the_table(db, target, settings, table, facts.revisions)
+    facts.findings += prerequisites.of_the_table(step.with_table(table), facts.revisions)
     schema = facts.extension.schema if facts.extension else "public"
     type_name = expand.vector_type(Extension(schema, ()), settings.dimensions)
-    facts.findings += replication.of_the_table(db, target, table, type_name)
+    facts.findings += replication.of_the_table(step.with_table(table), type_name)
 
 
 def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     """What an upgrade would do to a `v` that holds vectors itself, and what it would refuse."""
     target, settings = step.target, step.settings
-    found, problems = native_table.examine(step.db, target, settings, table)
+    found, problems = native_table.examine(step.with_table(table))
     for code, problem in problems:
         yield Finding.of(code, problem)
     has = found.source.dimensions
@@ -116,7 +116,7 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     if found.pending and not found.empty:
         beside = replace(target, vector=target.typed)
         type_name = expand.vector_type(found.extension, found.pending)
-        yield from replication.of_the_table(step.db, beside, table, type_name)
+        yield from replication.of_the_table(step.of(beside).with_table(table), type_name)
     facts.dimensions = has
     facts.leaves = len(partitions.leaves(step.db, table.oid))
     rows = step.db.value("SELECT count(*) FROM {table} WHERE {source} IS NOT NULL") // (facts.leaves or 1)
@@ -131,13 +131,13 @@ def _updates(step: Step, facts: Facts, table: Table) -> None:
     if not facts.has("standby", "read-only", "locked") and not (native and facts.dimensions):
         with step.db.transaction():
             locks.set_timeout(step.db, f"{step.settings.lock_timeout_ms}ms")
-            found = list(interference.of_the_table(step.db, step.target, table, step.settings.lock_timeout_ms))
+            found = list(interference.of_the_table(step.with_table(table), step.settings.lock_timeout_ms))
         facts.findings += [Finding.of(code, problem) for code, problem in found]
 
 
 def _rows(step: Step, facts: Facts, table: Table, sample: int | None) -> None:
     db, target, settings = step.db, step.target, step.settings
-    look = Look.at(db, target, settings, table, sample)
+    look = Look.at(step.with_table(table), sample)
     facts.sizes = look.sizes()
     facts.lengths = lengths = look.lengths(facts.sizes)
     column = table.columns.get(target.vector)
@@ -199,7 +199,7 @@ def _cost(step: Step, facts: Facts, table: Table) -> None:
     if lengths is None or facts.has("engine", "dimensions") or (facts.ours and not facts.convertible):
         return
     facts.shards = citus.shards(db, table.oid)
-    facts.engine = engines.choose(db, target, settings, table, facts.extension if facts.installed else None)
+    facts.engine = engines.choose(step.with_table(table), facts.extension if facts.installed else None)
     if facts.dimensions:
         facts.growth = disk.growth(facts.dimensions, facts.convertible)
     if facts.extension is None:
@@ -219,7 +219,7 @@ def _halves(step: Step, facts: Facts, table: Table) -> None:
     lengths, size = facts.lengths, facts.dimensions
     if not isinstance(facts.index, Plan) or not facts.index.half or lengths is None or size is None:
         return
-    rows, keys = Look.at(step.db, step.target, step.settings, table, None).beyond_half(lengths, size)
+    rows, keys = Look.at(step.with_table(table), None).beyond_half(lengths, size)
     detail = f"Where there is such an index, a write of a value beyond ±{HALF_MOST:,} fails."
     if not rows:
         facts.findings.append(Finding("notice", "halfvec", "the index is on the cast to halfvec", detail))
@@ -259,5 +259,7 @@ def _trial(step: Step, facts: Facts, table: Table) -> None:
     else:
         facts.untold = "the attempt failed"
         facts.trial = trial.run(
-            step.db, step.target, step.settings, table, facts.extension, facts.dimensions, facts.engine.name
+            step.with_table(table).with_extension(facts.extension),
+            facts.dimensions,
+            facts.engine.name,
         )

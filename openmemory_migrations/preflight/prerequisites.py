@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from ..backfill import engines, pace
 from ..db import catalog
-from ..db.catalog import Extension, Table
+from ..db.catalog import Extension
+from ..db.context import TableContext
 from ..db.database import Database
 from ..errors import MigrationError
 from ..finding import Finding
-from ..settings import Settings
 from ..steps import checks, expand, interference
-from ..target import VERSION_TABLE, Target, quote
+from ..target import VERSION_TABLE, quote
 
 
 def of_the_server(db: Database) -> Iterator[Finding]:
@@ -58,32 +58,32 @@ def of_the_extension(db: Database, extension: Extension | None) -> Iterator[Find
         )
 
 
-def of_the_table(
-    db: Database, target: Target, settings: Settings, table: Table, stamped: list[str] | None
-) -> Iterator[Finding]:
-    for missing in checks.missing_rights(db, target, table, settings):
+def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Finding]:
+    target = ctx.target
+    for missing in checks.missing_rights(ctx):
         yield Finding.of("rights", missing)
-    yield from _refused("rights", lambda: checks.require_version_table(db, target.schema, VERSION_TABLE))
-    if settings.backfill_max_lag is not None:
-        yield from _refused("rights", lambda: pace.require_sight(db))
-    yield from _engine(db, target, settings, table)
-    column = table.columns.get(target.vector)
+    yield from _refused("rights", lambda: checks.require_version_table(ctx.db, target.schema, VERSION_TABLE))
+    if ctx.settings.backfill_max_lag is not None:
+        yield from _refused("rights", lambda: pace.require_sight(ctx.db))
+    yield from _engine(ctx)
+    column = ctx.table.columns.get(target.vector)
     if stamped:
-        yield from _refused("stamp", lambda: checks.require_column(table, target, settings, stamped))
+        yield from _refused("stamp", lambda: checks.require_column(ctx.table, target, ctx.settings, stamped))
     elif column is not None and column.ours:
-        yield from _refused("dimensions", lambda: checks.agree(column, settings, target))
+        yield from _refused("dimensions", lambda: checks.agree(column, ctx.settings, target))
     if column is not None and not column.ours:
-        for problem in expand.not_adoptable(db, target, table, column):
+        for problem in expand.not_adoptable(ctx, column):
             yield Finding.of("column-taken", problem)
-    aside = table.columns.get(target.adopted)
+    aside = ctx.table.columns.get(target.adopted)
     adopting = (column is not None and not column.ours) or (aside is not None and aside.set_aside)
-    for problem in interference.of_sync(db, target, table):
+    for problem in interference.of_sync(ctx):
         yield replace(Finding.of("interference", problem), severity="error" if adopting else "warning")
 
 
-def _engine(db: Database, target: Target, settings: Settings, table: Table) -> Iterator[Finding]:
+def _engine(ctx: TableContext) -> Iterator[Finding]:
+    db = ctx.db
     try:
-        engine = engines.choose(db, target, settings, table, catalog.extension(db))
+        engine = engines.choose(ctx, catalog.extension(db))
     except MigrationError as error:
         yield Finding.of("engine", error)
         return

@@ -17,6 +17,7 @@ from ..backfill.leftovers import DIFFERS, LOOK_ROWS, NOT_FINITE, Found, first_ke
 from ..backfill.reader import Scan, by_tid, pages_of
 from ..db import locks, partitions
 from ..db.catalog import Table
+from ..db.context import TableContext
 from ..db.database import Database
 from ..encoding import dimensions
 from ..settings import Settings
@@ -102,11 +103,11 @@ class Look:
     sample: int | None
 
     @classmethod
-    def at(cls, db: Database, target: Target, settings: Settings, table: Table, sample: int | None) -> Look:
-        column = table.columns.get(target.vector)
+    def at(cls, ctx: TableContext, sample: int | None) -> Look:
+        column = ctx.table.columns.get(ctx.target.vector)
         # where no row has a vector of ours, {vector} IS NULL has to be true of all
         ours = column is not None and column.ours
-        return cls(db if ours else db.at({"vector": "NULL"}), target, settings, table, sample)
+        return cls(ctx.db if ours else ctx.db.at({"vector": "NULL"}), ctx.target, ctx.settings, ctx.table, sample)
 
     def _looking(self) -> AbstractContextManager[None]:
         return looking(self.db, self.settings)

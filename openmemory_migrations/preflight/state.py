@@ -11,7 +11,8 @@ from ..columns import guard, marks
 from ..columns.marks import Mark
 from ..cutover import back_trigger, kept, preparations
 from ..db import catalog, partitions
-from ..db.catalog import Index, Table
+from ..db.catalog import Index
+from ..db.context import Context, TableContext
 from ..db.database import APPLICATION_NAME, Database
 from ..encoding import dimensions
 from ..errors import MigrationError
@@ -102,52 +103,53 @@ class State:
         return [index for index in self.indexes if index.name in names]
 
 
-def look(db: Database, target: Target, settings: Settings) -> State:
+def look(ctx: Context) -> State:
     """Raises MigrationError where the table is not one that can be migrated."""
-    with db.transaction():
-        checks.require_table(db, target)  # before the lock on it, which says less of why there can't be one
-    with db.transaction(snapshot=True):
-        table = checks.require_table(db, target)
-        if found := Mark.of(table, target):
-            return _cut_over(db, target, settings, table, found)
-        if catalog.trigger_enabled(db, table.oid, target.back):
-            raise marks.changed(target, target.source)
+    with ctx.db.transaction():
+        checks.require_table(ctx)  # before the lock on it, which says less of why there can't be one
+    with ctx.db.transaction(snapshot=True):
+        table = checks.require_table(ctx)
+        if found := Mark.of(table, ctx.target):
+            return _cut_over(ctx.with_table(table), found)
+        if catalog.trigger_enabled(ctx.db, table.oid, ctx.target.back):
+            raise marks.changed(ctx.target, ctx.target.source)
         to_be = None
-        if native := table.columns[target.source].is_vector:
-            to_be = native_table.examine(db, target, settings, table)[0].size
-            db, target = db.at(target.native.names()), target.native
-        column = table.columns.get(target.vector)
-        tables = [part.oid for part in partitions.parts(db, table.oid)]
-        aside = table.columns.get(target.adopted)
-        column_is = {"schema": target.schema, "table": target.table, "column": target.vector}
-        indexes = catalog.indexes(db, target.schema, *target.indexes)
-        phase = build_progress.phase(db.connection, tables)
+        if native := table.columns[ctx.target.source].is_vector:
+            to_be = native_table.examine(ctx.with_table(table))[0].size
+            ctx = ctx.by(ctx.db.at(ctx.target.native.names())).of(ctx.target.native)
+        column = table.columns.get(ctx.target.vector)
+        tables = [part.oid for part in partitions.parts(ctx.db, table.oid)]
+        aside = table.columns.get(ctx.target.adopted)
+        column_is = {"schema": ctx.target.schema, "table": ctx.target.table, "column": ctx.target.vector}
+        indexes = catalog.indexes(ctx.db, ctx.target.schema, *ctx.target.indexes)
+        phase = build_progress.phase(ctx.db.connection, tables)
         return State(
-            target=target,
-            revisions=revisions(db, settings),
+            target=ctx.target,
+            revisions=revisions(ctx.db, ctx.settings),
             column=column.type if column else None,
             dimensions=column.dimensions if column else None,
             ours=bool(column and column.ours),
-            trigger=catalog.trigger_enabled(db, table.oid, target.typing if native else target.sync),
-            rows=_own_rows(db, target, table)
+            trigger=catalog.trigger_enabled(ctx.db, table.oid, ctx.target.typing if native else ctx.target.sync),
+            rows=_own_rows(ctx.with_table(table))
             if native
-            else _rows(db, target, table)
+            else _rows(ctx.with_table(table))
             if column and column.ours
             else None,
-            indexes=[i for i in indexes.values() if i.table_oid == table.oid and of_all_rows(i, target.vector)],
+            indexes=[i for i in indexes.values() if i.table_oid == table.oid and of_all_rows(i, ctx.target.vector)],
             build=str(phase) if phase else None,
-            runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
+            runs=[tuple(row) for row in ctx.db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
             source_is_vector=native,
             to_be=to_be,
-            found_by_application=db.value(DETECTED, column_is),
-            left_by_cutover=[] if native else preparations.left(db, target, table),
-            guards=guard.there(db),
-            cutover_revisions=revisions(db, settings, CUTOVER_VERSION_TABLE),
+            found_by_application=ctx.db.value(DETECTED, column_is),
+            left_by_cutover=[] if native else preparations.left(ctx.with_table(table)),
+            guards=guard.there(ctx.db),
+            cutover_revisions=revisions(ctx.db, ctx.settings, CUTOVER_VERSION_TABLE),
             aside=bool(aside and aside.set_aside),
         )
 
 
-def _cut_over(db: Database, target: Target, settings: Settings, table: Table, found: Mark) -> State:
+def _cut_over(ctx: TableContext, found: Mark) -> State:
+    db, target, table = ctx.db, ctx.target, ctx.table
     now = found.now(target)
     column = table.columns[now.vector]
     at = db.at({"vector": quote(now.vector), "source": quote(now.source)})
@@ -157,11 +159,11 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
         " FROM {table}",
         bytes=quote(now.source) if has_bytes else "NULL",
     )
-    index = verification.valid_index(db, now, table)
-    kept_rows, lost = _kept(db, found, table, target)
+    index = verification.valid_index(ctx.of(now))
+    kept_rows, lost = _kept(ctx, found)
     return State(
         target=target,
-        revisions=revisions(db, settings),
+        revisions=revisions(db, ctx.settings),
         column=column.type,
         dimensions=column.dimensions,
         ours=False,
@@ -172,54 +174,55 @@ def _cut_over(db: Database, target: Target, settings: Settings, table: Table, fo
         cut_over=CutOver(
             found.said(target),
             found.mode,
-            back_trigger.follows(db, target, table.oid),
+            back_trigger.follows(ctx, table.oid),
             rows,
             vectors,
             without,
             index,
             kept_rows,
-            _changed(db, found, table, target) or lost,
+            _changed(ctx, found) or lost,
         ),
-        cutover_revisions=revisions(db, settings, CUTOVER_VERSION_TABLE),
+        cutover_revisions=revisions(db, ctx.settings, CUTOVER_VERSION_TABLE),
     )
 
 
-def changed(db: Database, target: Target, table: Table) -> MigrationError | None:
+def changed(ctx: TableContext) -> MigrationError | None:
     """What isn't any more as a cutover has left it, and keeps that from being undone, or rows that one has taken out
     which was interrupted; in a transaction that is open."""
-    found = Mark.of(table, target)
+    found = Mark.of(ctx.table, ctx.target)
     if found:
-        return _changed(db, found, table, target) or _kept(db, found, table, target)[1]
+        return _changed(ctx, found) or _kept(ctx, found)[1]
     try:
-        rows = kept.count(db)
+        rows = kept.count(ctx.db)
     except MigrationError as error:
         return error
     if not rows:
         return None
     return MigrationError(
-        f"{rows:,} rows of {target} are in table {quote(target.kept)}, and not in their own",
+        f"{rows:,} rows of {ctx.target} are in table {quote(ctx.target.kept)}, and not in their own",
         hint=f"{marks.UNDO} brings them back; {marks.DO} goes on with a cutover that was interrupted.",
     )
 
 
-def _kept(db: Database, found: Mark, table: Table, target: Target) -> tuple[int | None, MigrationError | None]:
+def _kept(ctx: TableContext, found: Mark) -> tuple[int | None, MigrationError | None]:
     rows = None
     try:
-        rows = kept.count(db)
-        kept.require(db, target, table, found.kept)
+        rows = kept.count(ctx.db)
+        kept.require(ctx, found.kept)
     except MigrationError as error:
         return rows, error
     return rows, None
 
 
-def _changed(db: Database, found: Mark, table: Table, target: Target) -> MigrationError | None:
+def _changed(ctx: TableContext, found: Mark) -> MigrationError | None:
+    target, table = ctx.target, ctx.table
     try:
         found.require_dimensions(table, target)
         found.require_names(table, target)
     except MigrationError as error:
         return error
     archived = found.mode == "swap" and target.archive in table.columns
-    if archived and not catalog.trigger_enabled(db, table.oid, target.back):
+    if archived and not catalog.trigger_enabled(ctx.db, table.oid, target.back):
         return MigrationError(
             f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's",
             hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.back)}; {marks.UNDO} compares all rows.",
@@ -235,29 +238,29 @@ def revisions(db: Database, settings: Settings, name: str = VERSION_TABLE) -> li
     return sorted(row[0] for row in db.rows("SELECT version_num FROM {versions}", versions=table))
 
 
-def _own_rows(db: Database, target: Target, table: Table) -> Rows:
+def _own_rows(ctx: TableContext) -> Rows:
     """Where `v` holds vectors itself: `converted` are those that have their dimensions."""
-    total, filled = db.rows("SELECT count(*), count({source}) FROM {table}")[0]
-    typed = table.columns.get(target.typed)
-    if table.columns[target.source].dimensions:
+    total, filled = ctx.db.rows("SELECT count(*), count({source}) FROM {table}")[0]
+    typed = ctx.table.columns.get(ctx.target.typed)
+    if ctx.table.columns[ctx.target.source].dimensions:
         done = filled
     else:
-        done = db.value("SELECT count({typed}) FROM {table}") if typed and typed.typed else 0
+        done = ctx.db.value("SELECT count({typed}) FROM {table}") if typed and typed.typed else 0
     return Rows(total, done, filled - done, {}, total - filled)
 
 
-def _rows(db: Database, target: Target, table: Table) -> Rows:
-    fixed = table.columns[target.vector].dimensions
-    total, converted, without = db.rows(
+def _rows(ctx: TableContext) -> Rows:
+    fixed = ctx.table.columns[ctx.target.vector].dimensions
+    total, converted, without = ctx.db.rows(
         "SELECT count(*), count({vector}), count(*) FILTER (WHERE {source} IS NULL) FROM {table}"
     )[0]
     skipped: Counter[str] = Counter()
     pending = 0
-    for octets, rows, _ in db.rows(COUNT, differs="false"):
+    for octets, rows, _ in ctx.db.rows(COUNT, differs="false"):
         if octets is None:
             continue
         reason = dimensions.problem(octets, fixed)
-        bad = by_reading(db, table, octets // 4, LOOK_INTO).bad if reason is None else rows
+        bad = by_reading(ctx.db, ctx.table, octets // 4, LOOK_INTO).bad if reason is None else rows
         pending += rows - bad
         if bad:
             skipped[reason or NOT_FINITE] += bad

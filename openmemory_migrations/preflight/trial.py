@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from ..backfill.reader import BATCH_BYTES, FORTH, LOCKED_FILENODE, Scan, by_tid, pages_of
 from ..backfill.stage import Stage
 from ..db import catalog, locks
-from ..db.catalog import Extension, Table
+from ..db.catalog import Extension
+from ..db.context import VectorContext
 from ..db.database import Database
 from ..encoding import codec, native, sync_trigger
-from ..settings import Settings
 from ..steps.expand import vector_type
-from ..target import Target, quote
+from ..target import quote
 
 COPY = "openmemory_migrations_copy"
 CONVERT = "pg_temp.openmemory_bytea_to_vector"
@@ -64,45 +64,35 @@ class Trial:
         return self.rows / max(self.reading + self.writing, 1e-6)
 
 
-def run(
-    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, dimensions: int, engine: str
-) -> Trial:
+def run(ctx: VectorContext, dimensions: int, engine: str) -> Trial:
     """Leaves nothing behind. Where no row can be converted the trial has none either."""
-    batch = max(1, min(settings.backfill_batch, BATCH_BYTES // (4 * dimensions)))
+    batch = max(1, min(ctx.settings.backfill_batch, BATCH_BYTES // (4 * dimensions)))
     try:
-        copy = _copy(db, target, settings, table, extension, dimensions, BATCHES * batch, engine)
+        copy = _copy(ctx, dimensions, BATCHES * batch, engine)
         if engine != "client":
-            return _server(copy, extension, dimensions, engine)
-        return _client(copy, extension, dimensions, batch)
+            return _server(copy, ctx.extension, dimensions, engine)
+        return _client(copy, ctx.extension, dimensions, batch)
     finally:
-        db.rollback()
+        ctx.db.rollback()
 
 
-def _copy(
-    db: Database,
-    target: Target,
-    settings: Settings,
-    table: Table,
-    extension: Extension,
-    dimensions: int,
-    rows: int,
-    engine: str,
-) -> Database:
+def _copy(ctx: VectorContext, dimensions: int, rows: int, engine: str) -> Database:
     """Inside a transaction that it begins: the same connection, with the filled copy in the table's place."""
-    column = table.columns.get(target.vector)
+    db = ctx.db
+    column = ctx.table.columns.get(ctx.target.vector)
     copy = db.at({"table": f"pg_temp.{quote(COPY)}", "convert": CONVERT})
     db.outlive_timeouts({"row_security": "off"})
     db.borrow()
-    locks.set_timeout(db, f"{settings.lock_timeout_ms}ms")
+    locks.set_timeout(db, f"{ctx.settings.lock_timeout_ms}ms")
     for statement in CREATE:
         db.run(
             statement,
             copy_name=quote(COPY),
             copy=copy.names["table"],
             drop=db.sql("DROP COLUMN {vector}, ") if column is not None else "",
-            type=vector_type(extension, dimensions),
+            type=vector_type(ctx.extension, dimensions),
         )
-    for columns, unique in list(db.rows(INDEXES, {"table": table.oid})):
+    for columns, unique in list(db.rows(INDEXES, {"table": ctx.table.oid})):
         db.run(
             "CREATE {unique}INDEX ON {copy} ({columns})",
             unique="UNIQUE " if unique else "",
@@ -112,8 +102,8 @@ def _copy(
     db.run(
         FILL,
         copy=copy.names["table"],
-        columns=", ".join(quote(name) for name in table.columns if name != target.vector),
-        pending=quote(target.vector) if column is not None and column.ours else "NULL",
+        columns=", ".join(quote(name) for name in ctx.table.columns if name != ctx.target.vector),
+        pending=quote(ctx.target.vector) if column is not None and column.ours else "NULL",
         octets=str(4 * dimensions),
         rows=str(SERVER_ROWS if engine == "server" else rows),
     )

@@ -25,13 +25,13 @@ from ..backfill.server import ServerEngine
 from ..backfill.walk import Filling, Walk
 from ..columns import guard
 from ..db import catalog, citus, locks, partitions
-from ..db.catalog import Extension, Table
+from ..db.catalog import Table
+from ..db.context import Context, VectorContext
 from ..db.database import Database
 from ..db.keys import SHOWN_KEYS, keys_where
 from ..encoding import dimensions
 from ..errors import Changed, MigrationError
-from ..settings import Settings
-from ..target import Target, quote
+from ..target import quote
 from . import interference
 
 MOST_CARRIED = 14_000  # rows in a batch
@@ -55,26 +55,74 @@ class Engine(Protocol):
         """Goes once over all pending rows of that many dimensions, with so many workers."""
 
 
-def run(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> Leftovers:
+def upgrade(ctx: VectorContext, *, last: bool) -> Leftovers:
+    """Converts what is pending and reports what can't be. Raises MigrationError for that if OM_ON_BAD_ROWS is fail.
+
+    The `last` of any number of runs also puts values without source into our column and drops the adopted one.
+    """
+    target = ctx.target
+    with ctx.db.transaction():
+        interference.warn(interference.of_sync(ctx))
+        for _, problem in interference.of_the_table(ctx, ctx.settings.lock_timeout_ms):
+            raise problem
+    left = run(ctx)
+    aside = ctx.table.columns.get(target.adopted)
+    if aside is not None and aside.set_aside:
+        if last:
+            carry_over(ctx)
+        else:
+            log.notice(f"{quote(target.adopted)} of {target} is kept until the revision has run")
+    if left.dim_differs:
+        log.notice(f"column dim disagrees with the bytes in {left.dim_differs:,} rows of {target}; the bytes decided")
+    if left.in_the_way:
+        _refused(ctx, left.kept, left.in_the_way)
+    if left.convertible:
+        log.warning(
+            f"{left.convertible:,} rows of {target} were written during the backfill and have no vector",
+            detail="OM_SYNC_TRIGGER is off, so nothing converts what the application writes.",
+        )
+    if left.skipped:
+        message = f"{left.skipped:,} rows of {target} can't be converted and were skipped"
+        hint = (
+            f"Mend {quote(target.source)} in those rows; the trigger, or UPDATE … SET {quote(target.source)} ="
+            f" {quote(target.source)}, then fills {quote(target.vector)}."
+        )
+        if ctx.settings.on_bad_rows == "fail":
+            raise MigrationError(message, detail=f"{left.summary()}. All others are converted.", hint=hint)
+        log.warning(message, detail=f"{left.summary()}.", hint=hint)
+    return left
+
+
+def _refused(ctx: Context, rows: int, detail: str) -> None:
+    """For rows whose bytes are a vector: that they are passed by has to be said, a default doesn't say it."""
+    message = f"{rows:,} rows of {ctx.target} could not be converted, though their bytes are vectors"
+    if ctx.settings.on_bad_rows == "skip" and "on_bad_rows" in ctx.settings.given:
+        log.warning(message, detail=detail)
+        return
+    raise MigrationError(
+        message,
+        detail=f"{detail} All others are converted.",
+        hint="Mend those rows, or what refuses them, then run the same command again; or set OM_ON_BAD_ROWS=skip.",
+    )
+
+
+def run(ctx: VectorContext) -> Leftovers:
     """Converts all that can be converted, logs progress, and returns what is left with its reasons.
 
     Without the trigger a busy application leaves new rows behind for ever: from the second pass on, only what a pass
     has come upon keeps it from being the last.
     """
-    fixed = table.columns[target.vector].dimensions
-    what = f"backfill {target.table}"
+    db, table = ctx.db, ctx.table
+    fixed = table.columns[ctx.target.vector].dimensions
+    what = f"backfill {ctx.target.table}"
     with db.transaction():
-        followed = catalog.trigger_enabled(db, table.oid, target.sync)
-        pace = Pace(db, settings)
-        chosen = engines.choose(db, target, settings, table, extension)
-    engine: Engine
-    if chosen.name == "client":
-        engine = ClientEngine(db, target, settings, table, extension)
-    else:
-        engine = ServerEngine(db, target, settings, table, extension, native=chosen.name == "native")
+        followed = catalog.trigger_enabled(db, table.oid, ctx.target.sync)
+        pace = Pace(db, ctx.settings)
+        chosen = engines.choose(ctx, ctx.extension)
+    engine: Engine = ClientEngine(ctx) if chosen.name == "client" else ServerEngine(ctx, native=chosen.name == "native")
     left = Leftovers(0, Counter(), {}, 0)
     done = 0  # passes
-    said = bool(settings.backfill_engine)
+    said = bool(ctx.settings.backfill_engine)
 
     def once(obstacles: Obstacles) -> tuple[int, int]:
         nonlocal left, done, said
@@ -84,7 +132,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
             waiting: set[Claim] = set()
             for size in [fixed] if fixed else _sizes(db):
                 pending = partial(_pending, size=size)
-                workers = [Claims(heeded) for _ in range(settings.backfill_workers)]
+                workers = [Claims(heeded) for _ in range(ctx.settings.backfill_workers)]
                 with db.transaction(snapshot=True):
                     rows = pending(db)
                 told = (0, 0) if done else None
@@ -105,7 +153,7 @@ def run(db: Database, target: Target, settings: Settings, table: Table, extensio
             with progress.shown():
                 heeded = _given_back(db, waiting, progress)
         done += 1
-        left = leftovers(db, target, table)
+        left = leftovers(ctx)
         if done >= 2 and not followed:
             return 0, min(left.convertible, obstacles.rows + obstacles.locked)
         return sum(progress.converted for progress in started.values()), left.convertible
@@ -137,23 +185,24 @@ def _given_back(db: Database, parts: set[Claim], progress: Progress) -> bool:
     return False
 
 
-def carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+def carry_over(ctx: VectorContext) -> None:
     """Moves the values without source from the adopted column to ours, then drops the adopted column."""
 
     def carry_over() -> None:
-        _carry_over(db, target, settings, table, extension)
-        with guard.against(guard.ADOPTED, db, target, settings, table, extension):
-            _drop_adopted(db, target, settings, table, extension)
+        _carry_over(ctx)
+        with guard.against(ctx, guard.ADOPTED):
+            _drop_adopted(ctx)
 
     locks.decided(carry_over)
 
 
-def _carry_over(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+def _carry_over(ctx: VectorContext) -> None:
+    db, target, table = ctx.db, ctx.target, ctx.table
     moved = 0
     what = "carrying values over"
     with db.transaction():
         spread = citus.shards(db, table.oid)
-        lock_timeout = locks.batch_timeout(db, settings)
+        lock_timeout = locks.batch_timeout(db, ctx.settings)
 
     def at_once() -> int:
         return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
@@ -165,11 +214,11 @@ def _carry_over(db: Database, target: Target, settings: Settings, table: Table, 
             walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
         progress = Progress(what, pending, _to_carry, doing=what, obstacles=obstacles)
         if pending and spread:  # no place to go by; rows without source are few
-            progress.converted = locks.retried(db, settings.lock_timeout_ms, table.oid, what, at_once)
+            progress.converted = locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, at_once)
         elif pending:
             for part, last_page in walks:
                 filling = Filling("{vector}", "{adopted}", ADOPTED_ONLY, "{ext}.vector_send({adopted})")
-                Walk(db, table, extension, part, filling, lock_timeout, MOST_CARRIED, progress).take(last_page)
+                Walk(db, table, ctx.extension, part, filling, lock_timeout, MOST_CARRIED, progress).take(last_page)
         moved += progress.converted
         return progress.converted, pending
 
@@ -192,27 +241,29 @@ def _to_carry(db: Database) -> int:
     return int(db.value("SELECT count(*) FROM {table} WHERE " + ADOPTED_ONLY))
 
 
-def _drop_adopted(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+def _drop_adopted(ctx: VectorContext) -> None:
+    db, target = ctx.db, ctx.target
     with db.transaction(snapshot=True) as seen:
         if _to_carry(db):
             raise Changed(f"values have come to {quote(target.adopted)} of {target}")
-        _refuse_loss(db, target, settings, table, extension)
-        interference.require_none(interference.of_sync(db, target, table))
+        _refuse_loss(ctx)
+        interference.require_none(interference.of_sync(ctx))
 
     def drop() -> None:
         guard.drop(db)
         db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}")
 
     what = f"dropping {quote(target.adopted)} of {target}"
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, drop, seen)
+    locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, drop, seen)
 
 
-def _refuse_loss(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+def _refuse_loss(ctx: VectorContext) -> None:
     """Raises MigrationError for values of the adopted column that are nowhere else; in the snapshot that is open."""
-    names = extension.names()
-    lost = int(db.value("SELECT count(*) FROM {table} WHERE " + LOST, **names))
-    if lost > settings.accept_loss:
-        such = ", ".join(keys_where(db, table, LOST, (), SHOWN_KEYS, **names))
+    target = ctx.target
+    names = ctx.extension.names()
+    lost = int(ctx.db.value("SELECT count(*) FROM {table} WHERE " + LOST, **names))
+    if lost > ctx.settings.accept_loss:
+        such = ", ".join(keys_where(ctx.db, ctx.table, LOST, (), SHOWN_KEYS, **names))
         raise MigrationError(
             f"{lost:,} values of {quote(target.adopted)} of {target} would be lost, so it stays",
             detail=f"Such as {such}: {quote(target.source)} holds bytes that no vector can hold, or a trigger changes"

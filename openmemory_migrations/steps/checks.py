@@ -8,6 +8,7 @@ from .. import log
 from ..columns.marks import Mark
 from ..db import catalog, locks, partitions
 from ..db.catalog import Column, Table
+from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.partitions import Part
 from ..errors import ANEW, Changed, MigrationError
@@ -22,16 +23,17 @@ def require_server(db: Database) -> None:
         raise MigrationError(f"PostgreSQL {version // 10_000} is too old", hint="PostgreSQL 14 or newer is needed.")
 
 
-def lock(db: Database, target: Target, table: Table) -> None:
+def lock(ctx: TableContext) -> None:
     """Locks the table alone, and raises Changed unless it is still what the step has found in the catalogs."""
     # the root first, as writers do: a trigger that goes is taken off the partitions before
-    locks.take(db)
-    if catalog.table(db, target.schema, target.table) != table:
-        raise Changed(f"{target} was changed just now")
+    locks.take(ctx.db)
+    if catalog.table(ctx.db, ctx.target.schema, ctx.target.table) != ctx.table:
+        raise Changed(f"{ctx.target} was changed just now")
 
 
-def require_table(db: Database, target: Target) -> Table:
+def require_table(ctx: Context) -> Table:
     """The table, fit to be migrated. Raises MigrationError naming what is missing or different."""
+    db, target = ctx.db, ctx.target
     require_server(db)
     table = catalog.table(db, target.schema, target.table)
     if table is None:
@@ -99,28 +101,29 @@ def already_vector(table: Table, target: Target) -> bool:
     return True
 
 
-def require_rights(db: Database, target: Target, table: Table, settings: Settings) -> None:
-    for problem in missing_rights(db, target, table, settings):
+def require_rights(ctx: TableContext) -> None:
+    for problem in missing_rights(ctx):
         raise problem
 
 
-def missing_rights(db: Database, target: Target, table: Table, settings: Settings) -> Iterator[MigrationError]:
+def missing_rights(ctx: TableContext) -> Iterator[MigrationError]:
     """Each right on the table and its schema that the first step needs and this role hasn't."""
-    role = db.value("SELECT current_user")
+    target, table = ctx.target, ctx.table
+    role = ctx.db.value("SELECT current_user")
     if not table.owned:
         yield MigrationError(
             f"role {quote(role)} does not own table {target}",
             detail=f"Only its owner, {quote(table.owner)}, or a member of that role can add a column and a trigger.",
             hint=f"Connect as {quote(table.owner)}, or: GRANT {quote(table.owner)} TO {quote(role)};",
         )
-    for part in partitions.parts(db, table.oid):
+    for part in partitions.parts(ctx.db, table.oid):
         if not part.owned and part.oid != table.oid:
             yield MigrationError(
                 f"role {quote(role)} does not own partition {part} of {target}",
                 detail=f"It belongs to {quote(part.owner)}; a column is added to all partitions at once.",
                 hint=f"ALTER TABLE {part.sql_name} OWNER TO {quote(table.owner)};",
             )
-    if settings.sync_trigger and not db.value(
+    if ctx.settings.sync_trigger and not ctx.db.value(
         "SELECT has_schema_privilege(:schema, 'CREATE')", {"schema": target.schema}
     ):
         yield MigrationError(

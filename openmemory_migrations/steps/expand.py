@@ -10,7 +10,8 @@ from .. import log
 from ..backfill.passes import is_a_rows
 from ..columns import guard
 from ..db import catalog, locks
-from ..db.catalog import Column, Extension, Table
+from ..db.catalog import Column, Extension
+from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.sqlerrors import as_migration_error, sqlstate
 from ..encoding import dimensions, sync_trigger
@@ -27,21 +28,22 @@ FOR_AN_INDEX = "For an index, set OM_VEC_DIM or OM_TIER"
 EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 
 
-def upgrade(db: Database, target: Target, settings: Settings) -> None:
+def upgrade(ctx: Context) -> None:
     """Adds `v_vector` and its trigger, or finishes what an interrupted run has begun. Raises before any change."""
+    db, target, settings = ctx.db, ctx.target, ctx.settings
     with db.reading():
-        table = checks.require_table(db, target)
+        table = checks.require_table(ctx)
         if checks.already_vector(table, target):
             return
-        checks.require_rights(db, target, table, settings)
+        checks.require_rights(ctx.with_table(table))
         extension = catalog.extension(db)
         if extension is None:
             checks.require_available(db)
-        size = _dimensions(db, target, settings, table, extension)
+        size = _dimensions(ctx.with_table(table), extension)
         column = table.columns.get(target.vector)
-        for _, problem in interference.of_the_table(db, target, table, settings.lock_timeout_ms):
+        for _, problem in interference.of_the_table(ctx.with_table(table), settings.lock_timeout_ms):
             raise problem
-        interfering = list(interference.of_sync(db, target, table))
+        interfering = list(interference.of_sync(ctx.with_table(table)))
         if column is not None and not column.ours:
             # which goes in the end, and what was in it with it
             interference.require_none(interfering)
@@ -54,7 +56,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
     what = f"adding {quote(target.vector)} to {target}"
 
     def change() -> None:
-        checks.lock(db, target, table)
+        checks.lock(ctx.with_table(table))
         if column is not None and not column.ours:
             db.run("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}")
             _comment(db, SET_ASIDE + column.comment)
@@ -64,7 +66,7 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
             sync_trigger.create_convert(db, **names)
             sync_trigger.create_trigger(db, size, **names)
 
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change))
+    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change))
     log.notice(
         f"column {quote(target.vector)} of {target} is in place: vector{f'({size})' if size else ''}"
         + (f", dimensions {_origin(settings)}" if size and (column is None or not column.ours) else ""),
@@ -80,41 +82,44 @@ def upgrade(db: Database, target: Target, settings: Settings) -> None:
         )
     if size is None:
         log.notice(
-            f"{no_dimensions(target)}, so {quote(target.vector)} has none", hint=f"{FOR_AN_INDEX}, then: {ANEW}."
+            f"{no_dimensions(target)}, so {quote(target.vector)} has none",
+            hint=f"{FOR_AN_INDEX}, then: {ANEW}.",
         )
 
 
-def downgrade(db: Database, target: Target, settings: Settings, before: Callable[[Table], None]) -> None:
+def downgrade(ctx: Context, before: Callable[[TableContext], None]) -> None:
     """Takes trigger, functions and column away; `v` and the extension stay. Refused where values would be lost.
 
     `before` undoes what a later step has begun and never done.
     """
+    db, target = ctx.db, ctx.target
     with db.reading():
         table = catalog.table(db, target.schema, target.table)
         if table is None:
             log.warning(f"table {target} does not exist, nothing to take away")
             return
     db.take_over()
-    before(table)
+    before(ctx.with_table(table))
 
     def take_away() -> None:
         with db.transaction():
-            now = checks.require_table(db, target)
-            extension = catalog.extension(db)
+            now = checks.require_table(ctx)
         column = now.columns.get(target.vector)
         if column is None or not column.ours:
-            return _take_away(db, target, settings)
-        assert extension is not None  # there is a column of its type
-        with guard.against(guard.SOURCELESS, db, target, settings, now, extension):
-            return _take_away(db, target, settings)
+            return _take_away(ctx)
+        with db.transaction():
+            extension = catalog.require_extension(db)
+        with guard.against(ctx.with_table(now).with_extension(extension), guard.SOURCELESS):
+            return _take_away(ctx)
 
     locks.decided(take_away)
 
 
-def _take_away(db: Database, target: Target, settings: Settings) -> None:
+def _take_away(ctx: Context) -> None:
+    db, target = ctx.db, ctx.target
     # not in Alembic's transaction: its snapshot may be older than values that would be lost
     with db.transaction(snapshot=True) as seen:
-        table = checks.require_table(db, target)
+        table = checks.require_table(ctx)
         column = table.columns.get(target.vector)
         aside = table.columns.get(target.adopted)
         if aside is not None and not aside.set_aside:
@@ -122,7 +127,7 @@ def _take_away(db: Database, target: Target, settings: Settings) -> None:
         if column is not None and column.ours:
             ours = (target.sync, target.guard)
             interference.require_none(interference.naming(db, table, target.vector, ours, "after the downgrade"))
-            _refuse_loss(db, column, aside, target, settings)
+            _refuse_loss(ctx, column, aside)
     if column is None:
         log.notice(f"column {quote(target.vector)} of {target} does not exist, skipping")
     elif not column.ours:
@@ -138,7 +143,7 @@ def _take_away(db: Database, target: Target, settings: Settings) -> None:
                 db.run("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}")
 
     what = f"removing {quote(target.vector)} from {target}"
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change), seen)
+    locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change), seen)
     if column is not None and column.ours:
         what = "as the upgrade found it, is back" if aside else f"dropped, {quote(target.source)} is as it was"
         log.notice(f"column {quote(target.vector)} of {target}{',' if aside else ''} {what}")
@@ -179,52 +184,49 @@ def _create_extension(db: Database) -> Extension:
         raise MigrationError(
             problem.message, detail=problem.detail, hint=f"Have an administrator run: {statement};"
         ) from error
-    extension = catalog.extension(db)
-    assert extension is not None
+    extension = catalog.require_extension(db)
     log.notice(f'extension "vector" {".".join(map(str, extension.version))} created in schema {quote(schema)}')
     return extension
 
 
-def _dimensions(
-    db: Database, target: Target, settings: Settings, table: Table, extension: Extension | None
-) -> int | None:
-    column = table.columns.get(target.vector)
+def _dimensions(ctx: TableContext, extension: Extension | None) -> int | None:
+    column = ctx.table.columns.get(ctx.target.vector)
     if column is not None and column.ours:
-        checks.agree(column, settings, target)
+        checks.agree(column, ctx.settings, ctx.target)
         return column.dimensions
     if column is not None:
-        for problem in not_adoptable(db, target, table, column):
+        for problem in not_adoptable(ctx, column):
             raise problem
         assert extension is not None
-        found = dimensions.survey(db, db.names["vector"], **extension.names())
+        found = dimensions.survey(ctx.db, ctx.db.names["vector"], **extension.names())
     else:
-        found = dimensions.survey(db)
-    return dimensions.resolve(settings.dimensions, found)
+        found = dimensions.survey(ctx.db)
+    return dimensions.resolve(ctx.settings.dimensions, found)
 
 
-def not_adoptable(db: Database, target: Target, table: Table, column: Column) -> Iterator[MigrationError]:
+def not_adoptable(ctx: TableContext, column: Column) -> Iterator[MigrationError]:
     """Each reason why a column that isn't ours can't be set aside for one that is."""
+    target = ctx.target
     if not column.is_vector:
         yield MigrationError(
             f"column {quote(target.vector)} of {target} is of type {column.type}",
             hint="Rename or drop that column: this package puts its vectors there.",
         )
-    if target.adopted in table.columns:
+    if target.adopted in ctx.table.columns:
         yield MigrationError(
             f"{target} has both {quote(target.vector)} and {quote(target.adopted)}, neither made by this package",
             hint=f"Rename or drop {quote(target.adopted)}: the existing column is set aside under that name.",
         )
-    if views := catalog.views_on(db, table.oid, target.vector):
+    if views := catalog.views_on(ctx.db, ctx.table.oid, target.vector):
         yield MigrationError(
             f"column {quote(target.vector)} of {target} can't be replaced while views show it: {', '.join(views)}",
             hint="Drop them, run the same command again, and create them anew.",
         )
 
 
-def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Target, settings: Settings) -> None:
-    extension = catalog.extension(db)
-    assert extension is not None  # there is a column of its type
-    names = extension.names()
+def _refuse_loss(ctx: Context, column: Column, aside: Column | None) -> None:
+    db, target = ctx.db, ctx.target
+    names = catalog.require_extension(db).names()
     # vector_dims would fetch every value that is out of line; a column with dimensions needn't be asked
     size = str(column.dimensions) if column.dimensions else db.sql("{ext}.vector_dims({vector})", **names)
     kept = db.sql("{ext}.vector_send({adopted}) = {ext}.vector_send({vector})", **names) if aside else "false"
@@ -235,7 +237,7 @@ def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Tar
     except DBAPIError as error:
         if not is_a_rows(error):
             raise
-        if not settings.accept_loss:
+        if not ctx.settings.accept_loss:
             raise MigrationError(
                 f"the server can't read all values of {quote(target.source)} of {target} (SQLSTATE {sqlstate(error)}),"
                 f" whose vectors may be all that is left of them",
@@ -243,7 +245,7 @@ def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Tar
                 " loss with OM_ACCEPT_LOSS=<their number>.",
             ) from error
         lost = db.value(COUNT_LOST, not_finite="false", **asked)
-    if lost > settings.accept_loss:
+    if lost > ctx.settings.accept_loss:
         raise MigrationError(
             f"{lost:,} values of {quote(target.vector)} have no source in {quote(target.source)} of {target}"
             " and would be lost",
@@ -252,5 +254,5 @@ def _refuse_loss(db: Database, column: Column, aside: Column | None, target: Tar
     if lost:
         log.warning(
             f"{lost:,} values of {quote(target.vector)} have no source in {quote(target.source)} of {target} and are"
-            f" lost, as OM_ACCEPT_LOSS={settings.accept_loss} accepts"
+            f" lost, as OM_ACCEPT_LOSS={ctx.settings.accept_loss} accepts"
         )

@@ -8,15 +8,13 @@ from .. import log
 from ..backfill.leftovers import leftovers
 from ..columns import guard
 from ..db import catalog, citus, partitions
-from ..db.catalog import Extension, Table
-from ..db.database import Database
+from ..db.context import Context, VectorContext
 from ..db.sqlerrors import as_migration_error
 from ..errors import ANEW, Changed
 from ..index import build, choice, partitioned, replacement
 from ..index.build import CannotBuild
 from ..index.choice import NoIndex, Plan
-from ..settings import Settings
-from ..target import Target, quote
+from ..target import quote
 from ..verify import verification
 from ..verify.search import listed
 
@@ -26,23 +24,24 @@ GLANCE_BYTES = 64 * 1024**3  # of a table whose rows are looked through for some
 TABLE_SIZE = "SELECT coalesce(sum(pg_catalog.pg_table_size(oid)), 0) FROM unnest(CAST(:tables AS oid[])) AS oid"
 
 
-def upgrade(db: Database, target: Target, settings: Settings, table: Table, extension: Extension) -> None:
+def upgrade(ctx: VectorContext) -> None:
     """Never fails for an index that can't be had, as the SQL that it mirrors promises; the log says why."""
+    db, target = ctx.db, ctx.target
     guard.take_back(db)  # of a downgrade that was killed or refused
-    size = table.columns[target.vector].dimensions
+    size = ctx.table.columns[target.vector].dimensions
     if size is None:
         log.notice(
             f"column {quote(target.vector)} of {target} has no dimensions (typmod), so it can't be indexed",
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
-    left = leftovers(db, target, table)
+    left = leftovers(ctx)
     if left.convertible:
         log.warning(
             f"{left.convertible:,} rows of {target} have {quote(target.source)} but no {quote(target.vector)}",
             hint="alembic downgrade om_20240107_pgvector, then alembic upgrade head.",
         )
     with db.transaction(snapshot=True):
-        followed = catalog.trigger_enabled(db, table.oid, target.sync)
+        followed = catalog.trigger_enabled(db, ctx.table.oid, target.sync)
         rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
     if not followed:
         log.warning(
@@ -53,8 +52,8 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     if left.skipped:
         log.notice(f"{left.skipped:,} rows of {target} have no vector", detail=f"{left.summary()}.")
 
-    if built := ensure_index(db, target, settings, table, extension, rows):
-        advise(db, target, settings, table, extension, built)
+    if built := ensure_index(ctx, rows):
+        advise(ctx, built)
     log.notice(
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
         detail="That is USER-DEFINED for every pgvector column."
@@ -62,36 +61,36 @@ def upgrade(db: Database, target: Target, settings: Settings, table: Table, exte
     )
 
 
-def ensure_index(
-    db: Database, target: Target, settings: Settings, table: Table, extension: Extension, rows: int
-) -> Plan | None:
+def ensure_index(ctx: VectorContext, rows: int) -> Plan | None:
     """Leaves the wanted index in place and returns it; where it can't, the log says why."""
+    table = ctx.table
     if table.kind == "r":
-        build.drop_invalid(db, target, table.oid)
-    wanted = build.plan(db, target, settings, table, extension, rows)
+        build.drop_invalid(ctx, table.oid)
+    wanted = build.plan(ctx, rows)
     if isinstance(wanted, NoIndex):
-        build.say_none(target, wanted)
+        build.say_none(ctx.target, wanted)
         return None
     try:
         if table.kind == "p":
-            return partitioned.ensure(db, target, settings, table, extension)
-        build.ensure(db, target, settings, table.oid, wanted)
+            return partitioned.ensure(ctx)
+        build.ensure(ctx, table.oid, wanted)
     except CannotBuild as problem:
         build.say(problem)
         return None
     return wanted
 
 
-def downgrade(db: Database, target: Target, settings: Settings) -> None:
+def downgrade(ctx: Context) -> None:
     """Takes the index away, under whichever of its names."""
+    db, target = ctx.db, ctx.target
     with db.reading():
         table = catalog.table(db, target.schema, target.table)
         found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
     db.take_over()
     if table is not None:
-        replacement.drop_left(db, target, settings, table)
+        replacement.drop_left(ctx.with_table(table))
     if table is not None and table.kind == "p":
-        if partitioned.drop(db, target, table, settings):
+        if partitioned.drop(ctx.with_table(table)):
             log.notice(f"index {quote(target.index)} of {target} and its partitions dropped")
         else:
             log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
@@ -108,14 +107,15 @@ def downgrade(db: Database, target: Target, settings: Settings) -> None:
         log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
 
 
-def advise(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, built: Plan) -> None:
+def advise(ctx: VectorContext, built: Plan) -> None:
     """Says how a search has to ask for the index to be used, and what it finds of the true neighbours."""
+    db, target = ctx.db, ctx.target
     log.notice(f"searches use index {quote(target.index)} when they say: {built.query} LIMIT …")
-    if target.vector == target.source or target.source not in table.columns:
+    if target.vector == target.source or target.source not in ctx.table.columns:
         return  # a table without bytes: verify measures it
     with db.transaction():
-        spread = citus.shards(db, table.oid)
-        tables = [part.oid for part in partitions.leaves(db, table.oid)]
+        spread = citus.shards(db, ctx.table.oid)
+        tables = [part.oid for part in partitions.leaves(db, ctx.table.oid)]
         size = db.value(TABLE_SIZE, {"tables": tables})
     if spread or size > GLANCE_BYTES:
         log.notice(
@@ -124,7 +124,7 @@ def advise(db: Database, target: Target, settings: Settings, table: Table, exten
         )
         return
     try:
-        found = verification.glance(db, target, table, extension, WANTED_RECALL, settings.lock_timeout_ms)
+        found = verification.glance(ctx, WANTED_RECALL, ctx.settings.lock_timeout_ms)
     # the index is in place, and that is what this step is for
     except (Changed, verification.TooLong) as problem:
         log.notice(f"what they find is not measured: {problem.message}", hint=MEASURE)

@@ -16,6 +16,7 @@ from .. import log
 from ..backfill.passes import reason_of
 from ..db import locks, partitions
 from ..db.catalog import Table
+from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from ..errors import MigrationError
@@ -171,8 +172,8 @@ def overriding(db: Database, table: Table, ours: str, source: str, made: str) ->
         )
 
 
-def of_sync(db: Database, target: Target, table: Table) -> Iterator[MigrationError]:
-    return overriding(db, table, target.sync, target.source, target.vector)
+def of_sync(ctx: TableContext) -> Iterator[MigrationError]:
+    return overriding(ctx.db, ctx.table, ctx.target.sync, ctx.target.source, ctx.target.vector)
 
 
 def naming(db: Database, table: Table, column: str, ours: Sequence[str], after: str) -> Iterator[MigrationError]:
@@ -189,12 +190,13 @@ def naming(db: Database, table: Table, column: str, ours: Sequence[str], after: 
             )
 
 
-def tried(db: Database, target: Target, change: Callable[[], T]) -> T:
+def tried(ctx: Context, change: Callable[[], T]) -> T:
     """Makes a change of the table's columns, inside a transaction. Raises MigrationError where a write that the table
     takes now fails afterwards in a trigger of others'; that is tried, and leaves nothing behind.
 
     A table without rows can't be tried.
     """
+    db, target = ctx.db, ctx.target
     oid = db.value("SELECT CAST(CAST(:table AS regclass) AS oid)", {"table": db.names["table"]})
     parts = partitions.parts(db, oid)
     ours = [target.sync, target.guard, target.back, target.typing]
@@ -286,12 +288,11 @@ def warn(found: Iterable[MigrationError]) -> None:
         log.warning(problem.message, detail=problem.detail, hint=problem.hint)
 
 
-def of_updates(
-    db: Database, target: Target, table: Table, lock_timeout_ms: int
-) -> Iterator[tuple[str, MigrationError]]:
+def of_updates(ctx: TableContext, lock_timeout_ms: int) -> Iterator[tuple[str, MigrationError]]:
     """Each reason, with a code for programs, why the rows that there are can't be updated; in a transaction that may
     write."""
-    parts = partitions.parts(db, table.oid)
+    db = ctx.db
+    parts = partitions.parts(db, ctx.table.oid)
     if not all(part.owned for part in parts) or not db.value("SELECT EXISTS (SELECT FROM {table})"):
         return
     rules = list(db.rows(RULES, {"tables": [part.oid for part in parts]}))
@@ -305,25 +306,23 @@ def of_updates(
             ),
         )
     for part in () if rules else parts:
-        if part.is_leaf and (problem := _refused(part.at(db), target, part, lock_timeout_ms)):
+        if part.is_leaf and (problem := _refused(part.at(db), ctx.target, part, lock_timeout_ms)):
             yield "update", problem
 
 
-def of_the_table(
-    db: Database, target: Target, table: Table, lock_timeout_ms: int
-) -> Iterator[tuple[str, MigrationError]]:
+def of_the_table(ctx: TableContext, lock_timeout_ms: int) -> Iterator[tuple[str, MigrationError]]:
     """The same for a step that adds a column."""
-    if target.vector not in table.columns and db.value(
-        "SELECT reloftype <> 0 FROM pg_catalog.pg_class WHERE oid = :oid", {"oid": table.oid}
+    if ctx.target.vector not in ctx.table.columns and ctx.db.value(
+        "SELECT reloftype <> 0 FROM pg_catalog.pg_class WHERE oid = :oid", {"oid": ctx.table.oid}
     ):
         yield (
             "typed-table",
             MigrationError(
-                f"{target} is a typed table, which gets no column of its own",
-                hint=f"ALTER TABLE {db.names['table']} NOT OF;",
+                f"{ctx.target} is a typed table, which gets no column of its own",
+                hint=f"ALTER TABLE {ctx.db.names['table']} NOT OF;",
             ),
         )
-    yield from of_updates(db, target, table, lock_timeout_ms)
+    yield from of_updates(ctx, lock_timeout_ms)
 
 
 def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_ms: int) -> MigrationError | None:

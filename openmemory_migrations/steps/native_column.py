@@ -16,12 +16,11 @@ from ..backfill.walk import Filling, Walk
 from ..columns import guard, properties
 from ..columns.properties import Attributes
 from ..db import catalog, locks, partitions
-from ..db.catalog import Extension, Table
+from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database
 from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger, tag
 from ..errors import ANEW, Changed, MigrationError
-from ..settings import Settings
-from ..target import GIVEN, TYPED, Target, literal, quote
+from ..target import GIVEN, TYPED, literal, quote
 from . import checks, interference
 
 # A value of other dimensions fails the write, with pgvector's own error. Frozen with the first release.
@@ -45,8 +44,9 @@ SELECT count(*) FROM {table} WHERE {ext}.vector_send({typed}) IS DISTINCT FROM {
 """
 
 
-def create(db: Database, target: Target, size: int, **names: str) -> None:
+def create(ctx: Context, size: int, **names: str) -> None:
     """Column and trigger, inside the caller's transaction; a column that is there already is kept."""
+    db, target = ctx.db, ctx.target
     db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {typed} {ext}.vector({size})", size=str(size), **names)
     properties.store(db, target.typed, properties.attributes(db, target.source))
     properties.comment(db, target.typed, TYPED + target.source)
@@ -62,56 +62,58 @@ def drop_trigger(db: Database) -> None:
     db.run("DROP FUNCTION IF EXISTS {typing_function}()")
 
 
-def mark(db: Database, target: Target, was: Attributes) -> None:
+def mark(ctx: Context, was: Attributes) -> None:
     """Remembers, on `v` itself, that its dimensions are from us, before the comment that it had."""
-    properties.comment(db, target.source, GIVEN + (was.comment or "").removeprefix(GIVEN))
+    properties.comment(ctx.db, ctx.target.source, GIVEN + (was.comment or "").removeprefix(GIVEN))
 
 
-def unmark(db: Database, target: Target, was: Attributes) -> None:
-    properties.comment(db, target.source, (was.comment or "").removeprefix(GIVEN))
+def unmark(ctx: Context, was: Attributes) -> None:
+    properties.comment(ctx.db, ctx.target.source, (was.comment or "").removeprefix(GIVEN))
 
 
-def interfering(db: Database, target: Target, table: Table) -> Iterator[MigrationError]:
+def interfering(ctx: TableContext) -> Iterator[MigrationError]:
     """Each trigger of others' that may leave another value in the column than in `v`."""
-    return interference.overriding(db, table, target.typing, target.source, target.typed)
+    return interference.overriding(ctx.db, ctx.table, ctx.target.typing, ctx.target.source, ctx.target.typed)
 
 
-def dependents(db: Database, target: Target, table: Table, *ours: str) -> Iterator[MigrationError]:
+def dependents(ctx: TableContext, *ours: str) -> Iterator[MigrationError]:
     """Whatever hangs on `v`, beside what is ours: why its type can't be changed."""
-    if found := properties.dependents(db, table, target.source, target.typing, target.guard, *ours):
+    target = ctx.target
+    if found := properties.dependents(ctx.db, ctx.table, target.source, target.typing, target.guard, *ours):
         yield MigrationError(
             f"the type of {quote(target.source)} of {target} can't be changed while there is: {', '.join(found)}",
             hint="Drop that, run the same command again, and create it anew.",
         )
 
 
-def refuse_dependents(db: Database, target: Target, table: Table, *ours: str) -> None:
-    for problem in dependents(db, target, table, *ours):
+def refuse_dependents(ctx: TableContext, *ours: str) -> None:
+    for problem in dependents(ctx, *ours):
         raise problem
 
 
-def fill(db: Database, target: Target, settings: Settings, table: Table, extension: Extension, size: int) -> None:
+def fill(ctx: VectorContext, size: int) -> None:
     """Goes over the rows until none is left. Raises MigrationError."""
-    what = f"dimensions of {target.table}"
+    db = ctx.db
+    what = f"dimensions of {ctx.target.table}"
     with db.transaction():
-        pace = Pace(db, settings)
-        lock_timeout = locks.batch_timeout(db, settings)
-    most_rows = max(1, min(settings.backfill_batch, BATCH_BYTES // (4 * size)))
+        pace = Pace(db, ctx.settings)
+        lock_timeout = locks.batch_timeout(db, ctx.settings)
+    most_rows = max(1, min(ctx.settings.backfill_batch, BATCH_BYTES // (4 * size)))
     told: tuple[int, int] | None = None
 
     def once(obstacles: Obstacles) -> tuple[int, int]:
         nonlocal told
         with db.transaction(snapshot=True):
             pending = _pending(db)
-            walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
+            walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, ctx.table.oid)]
         progress = Progress(what, pending, _pending, doing="dimensions", told=told, obstacles=obstacles)
         if pending:
             with progress.shown():
                 for part, last_page in walks:
                     Walk(
                         db,
-                        table,
-                        extension,
+                        ctx.table,
+                        ctx.extension,
                         part,
                         Filling("{typed}", "{source}", PENDING, "{ext}.vector_send({source})"),
                         lock_timeout,
@@ -125,26 +127,27 @@ def fill(db: Database, target: Target, settings: Settings, table: Table, extensi
 
     until_none_is_left(
         db,
-        table,
+        ctx.table,
         what,
         once,
         pending=PENDING,
-        otherwise=f"rows of {target} are still without a value in {quote(target.typed)}",
+        otherwise=f"rows of {ctx.target} are still without a value in {quote(ctx.target.typed)}",
         hint="Delete or mend those rows (22000: of other dimensions, from before the trigger), or mend what keeps"
         " them as they are, then run the same command again.",
     )
 
 
-def take_place(db: Database, target: Target, settings: Settings, extension: Extension) -> None:
+def take_place(ctx: VectorContext) -> None:
     """Compares all rows, then drops `v` and gives the column its name, NOT NULL, default, comment and privileges.
 
     Raises MigrationError.
     """
+    db, target = ctx.db, ctx.target
     with db.transaction():
         not_null = properties.attributes(db, target.source).not_null
-        table = checks.require_table(db, target)
+        table = checks.require_table(ctx)
     if not_null:
-        properties.prove_not_null(db, target, settings, table, target.typed)
+        properties.prove_not_null(ctx.with_table(table), target.typed)
 
     def change() -> None:
         if not catalog.trigger_enabled(db, table.oid, target.typing):
@@ -154,7 +157,7 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
                 hint=f"Begin anew: {ANEW}.",
             )
         guard.drop(db)
-        refuse_dependents(db, target, table)
+        refuse_dependents(ctx.with_table(table))
         was = properties.attributes(db, target.source)
         if was.not_null != not_null:
             raise Changed(f"{target} was changed just now")  # and its rows would have to be read
@@ -169,17 +172,15 @@ def take_place(db: Database, target: Target, settings: Settings, extension: Exte
         for part, theirs in zip(parts, grants, strict=True):
             properties.grant(part, target.source, theirs)
         properties.store(db, target.source, was)
-        mark(db, target, was)
+        mark(ctx, was)
 
     what = f"putting {quote(target.typed)} of {target} in the place of {quote(target.source)}"
-    with guard.against(guard.UNTYPED, db, target, settings, table, extension):
+    with guard.against(ctx.with_table(table).with_extension(ctx.extension), guard.UNTYPED):
         with db.transaction(snapshot=True) as seen:
             # those that are there at the switch: it finds the triggers as they are here
-            interference.require_none(interfering(db, target, table))
-            _compare(db, target, extension)
-        locks.retried(
-            db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(db, target, change), seen
-        )
+            interference.require_none(interfering(ctx.with_table(table)))
+            _compare(ctx)
+        locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change), seen)
     log.notice(
         f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
         detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",
@@ -190,10 +191,11 @@ def _pending(db: Database) -> int:
     return int(db.value(COUNT_PENDING))
 
 
-def _compare(db: Database, target: Target, extension: Extension) -> None:
+def _compare(ctx: VectorContext) -> None:
     """All rows, in the snapshot that is open."""
+    target = ctx.target
     log.notice(f"comparing {quote(target.typed)} of {target} with {quote(target.source)}, to the bit")
-    if different := db.value(COUNT_DIFFERENT, **extension.names()):
+    if different := ctx.db.value(COUNT_DIFFERENT, **ctx.extension.names()):
         raise MigrationError(
             f"{different:,} rows of {target} have another {quote(target.typed)} than {quote(target.source)}",
             detail=f"Something writes {quote(target.source)} past trigger {quote(target.typing)}, or changes it after.",

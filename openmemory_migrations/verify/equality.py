@@ -14,13 +14,14 @@ from typing import Literal
 from ..backfill.leftovers import LOOK_ROWS, NOT_FINITE
 from ..backfill.reader import Scan, Tid, Unreadable, Window, pages_of, planned
 from ..db import partitions
-from ..db.catalog import Extension, Table
+from ..db.catalog import Table
+from ..db.context import VectorContext
 from ..db.database import Database, Seen
 from ..db.keys import SHOWN_KEYS, keys_at
 from ..db.partitions import Part
 from ..encoding import codec, dimensions
 from ..errors import MigrationError
-from ..target import Target, quote
+from ..target import quote
 from .stream import Batch, Groups, batches, has_bytes
 
 Kind = Literal["differs", "missing", "stale", "sourceless", "unreadable"]
@@ -151,20 +152,12 @@ class Comparing:
     adopted one. After a cutover, as it is undone, every vector has its bytes.
     """
 
-    def __init__(
-        self,
-        db: Database,
-        target: Target,
-        table: Table,
-        extension: Extension,
-        windows: Sequence[Window],
-        found: Comparison,
-    ) -> None:
-        self.db, self.target, self.table, self.extension, self.windows = db, target, table, extension, windows
-        self.ext = quote(extension.schema)
-        self.fixed = table.columns[target.vector].dimensions
-        self.size = str(self.fixed) if self.fixed else f"{self.ext}.vector_dims({db.names['vector']})"
-        self.carried_over = table.columns[target.vector].ours
+    def __init__(self, ctx: VectorContext, windows: Sequence[Window], found: Comparison) -> None:
+        self.ctx, self.db, self.windows = ctx, ctx.db, windows
+        self.ext = quote(ctx.extension.schema)
+        self.fixed = ctx.table.columns[ctx.target.vector].dimensions
+        self.size = str(self.fixed) if self.fixed else f"{self.ext}.vector_dims({ctx.db.names['vector']})"
+        self.carried_over = ctx.table.columns[ctx.target.vector].ours
         self.found = found
 
     def run(self, groups: Groups, see: Callable[[Batch], None]) -> None:
@@ -173,9 +166,7 @@ class Comparing:
             self.found.left_out = everything - self.found.rows
         with planned(self.db, "verifying"):
             for size in self._sizes():
-                for batch in batches(
-                    self.db, self.target, self.table, self.extension, self.windows, size, groups, self._unreadable
-                ):
+                for batch in batches(self.ctx, self.windows, size, groups, self._unreadable):
                     self.found.equal += len(batch) - len(batch.differing) - len(batch.stale)
                     self._wrong("differs", batch.part, len(batch.differing), batch.differing)
                     self._wrong("stale", batch.part, len(batch.stale), batch.stale)
@@ -239,36 +230,37 @@ class Comparing:
         wrong = self.found.wrong.setdefault(kind, Wrong())
         wrong.rows += rows
         if tids := list(tids[: KEPT - len(wrong.keys)]):
-            key = ", ".join(f"CAST({quote(name)} AS text)" for name in self.table.key) or "CAST(ctid AS text)"
+            key = ", ".join(f"CAST({quote(name)} AS text)" for name in self.ctx.table.key) or "CAST(ctid AS text)"
             found = part.at(self.db).rows(KEYS, {"tids": tids}, key=key)
             wrong.keys += [tuple(row) for row in found]
 
 
-def unreadable(db: Database, target: Target, table: Table, extension: Extension) -> MigrationError | None:
+def unreadable(ctx: VectorContext) -> MigrationError | None:
     """Names the vectors that the server can't read, of a column without dimensions, where no row can be told apart
     without reading its vector."""
+    db = ctx.db
     names: list[str] = []
     with db.transaction(snapshot=True):
-        for part in partitions.leaves(db, table.oid):
+        for part in partitions.leaves(db, ctx.table.oid):
             at = part.at(db)
             scan = Scan(1, LOOK_ROWS, 0, pages_of(at))
             with planned(db, "verifying"):
                 while scan.more:
 
                     def read(at: Database = at, scan: Scan = scan) -> tuple[None, int, Tid | None]:
-                        ((tid, rows, _),) = at.rows(DIMS, **scan.names, **extension.names())
+                        ((tid, rows, _),) = at.rows(DIMS, **scan.names, **ctx.extension.names())
                         page, item = (tid or "(0,0)").strip("()").split(",")
                         return None, rows, (int(page), int(item))
 
                     _, bad = scan.take_by(at, read, NEXT)
-                    names += keys_at(at, table, [place for place, _ in bad]) if bad else []
+                    names += keys_at(at, ctx.table, [place for place, _ in bad]) if bad else []
     if not names:
         return None
     return MigrationError(
-        f"{len(names):,} vectors of {target} can't be read by the server, so nothing is verified",
+        f"{len(names):,} vectors of {ctx.target} can't be read by the server, so nothing is verified",
         detail=f"Such as {', '.join(names[:SHOWN_KEYS])}.",
-        hint=f"Set {quote(target.vector)} to NULL in those rows, then: openmemory-migrations backfill."
-        if has_bytes(table, target)
+        hint=f"Set {quote(ctx.target.vector)} to NULL in those rows, then: openmemory-migrations backfill."
+        if has_bytes(ctx.table, ctx.target)
         else None,
     )
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..db.catalog import Extension, Table
-from ..db.database import Database
-from ..target import Target, literal, quote
+from ..db.context import VectorContext
+from ..target import literal, quote
 from .neighbours import Exact, Query
 from .search import text_of
 from .stream import Batch, Groups, has_bytes, with_values
@@ -74,16 +73,21 @@ class Asked:
 class Choice:
     """The rows to choose from: those that have a vector of `size` dimensions."""
 
-    def __init__(self, db: Database, target: Target, table: Table, extension: Extension, size: int) -> None:
-        self.db = db
+    def __init__(self, ctx: VectorContext, size: int) -> None:
+        self.db = ctx.db
         # in another table than OpenMemory's, columns of these names may be anything
         self.columns = {
-            name: name if target.source == "v" and name in table.columns else None for name in ("sector", "user_id")
+            name: name if ctx.target.source == "v" and name in ctx.table.columns else None
+            for name in ("sector", "user_id")
         }
-        key = ", ".join(quote(name) for name in table.key) or "ctid"
-        self.bytes = has_bytes(table, target)
-        value = db.sql("t.{source}") if self.bytes else db.sql("{ext}.vector_send(t.{vector})", **extension.names())
-        eligible = with_values(db, target, table, extension, size)
+        key = ", ".join(quote(name) for name in ctx.table.key) or "ctid"
+        self.bytes = has_bytes(ctx.table, ctx.target)
+        value = (
+            ctx.db.sql("t.{source}")
+            if self.bytes
+            else ctx.db.sql("{ext}.vector_send(t.{vector})", **ctx.extension.names())
+        )
+        eligible = with_values(ctx, size)
         self.names = {"key": f"concat_ws('|', {key})", "eligible": eligible, "value": value}
 
     def ask(self, number: int, k: int, *, of_users: bool = True) -> Asked:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..backfill.reader import Scan, Tid, Unreadable, Window
-from ..db.catalog import Extension, Table
+from ..db.catalog import Table
+from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.partitions import Part
 from ..encoding import codec
@@ -71,13 +72,13 @@ def has_bytes(table: Table, target: Target) -> bool:
     return source is not None and not source.is_vector
 
 
-def with_values(db: Database, target: Target, table: Table, extension: Extension, size: int) -> str:
+def with_values(ctx: VectorContext, size: int) -> str:
     """SQL for the rows that have a vector of `size` dimensions, and bytes of as many where the table has any."""
-    conditions = [db.sql("{vector} IS NOT NULL")]
-    if has_bytes(table, target):
-        conditions.append(db.sql("octet_length({source}) = {octets}", octets=str(4 * size)))
-    if table.columns[target.vector].dimensions is None:
-        conditions.append(db.sql("{ext}.vector_dims({vector}) = {size}", size=str(size), **extension.names()))
+    conditions = [ctx.db.sql("{vector} IS NOT NULL")]
+    if has_bytes(ctx.table, ctx.target):
+        conditions.append(ctx.db.sql("octet_length({source}) = {octets}", octets=str(4 * size)))
+    if ctx.table.columns[ctx.target.vector].dimensions is None:
+        conditions.append(ctx.db.sql("{ext}.vector_dims({vector}) = {size}", size=str(size), **ctx.extension.names()))
     return " AND ".join(conditions)
 
 
@@ -88,28 +89,25 @@ def refuse(part: Part, unreadable: Unreadable) -> None:
 
 
 def batches(
-    db: Database,
-    target: Target,
-    table: Table,
-    extension: Extension,
+    ctx: VectorContext,
     windows: Sequence[Window],
     size: int,
     groups: Groups,
     pass_by: Callable[[Part, Unreadable], None] = refuse,
 ) -> Iterator[Batch]:
     """All rows `with_values`; without bytes no row is differing. `pass_by` gets those that the server can't read."""
-    both = has_bytes(table, target)
+    both = has_bytes(ctx.table, ctx.target)
     names = {
         "sector_number": groups.sector_number,
         "user_number": groups.user_number,
-        "values": db.sql("{source}, {vector}" if both else "{vector}"),
-        "with_values": with_values(db, target, table, extension, size),
+        "values": ctx.db.sql("{source}, {vector}" if both else "{vector}"),
+        "with_values": with_values(ctx, size),
     }
     vector = ("vector", np.dtype([("size", ">i2"), ("unused", ">i2"), ("elements", ">u4", (size,))]))
     columns = [("tid", "V6"), ("sector", ">i4"), ("user", ">i4"), *[("source", "<u4", (size,))] * both, vector]
     before = 0
     for window in windows:
-        at = window.part.at(db)
+        at = window.part.at(ctx.db)
         scan = Scan(size, BATCH_ROWS, window.first, window.end)
         while scan.more:
 

@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import console, log
 from ..backfill.reader import windows
-from ..db.catalog import Extension, Table
+from ..db.catalog import Extension
+from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.partitions import Part
 from ..db.sqlerrors import as_migration_error
@@ -104,38 +105,37 @@ class Tuning:
         return max(1, min(32_768, round((candidate.settings.index_lists or 1) * self.of / self.rows)))
 
 
-def tune(
-    db: Database, target: Target, table: Table, extension: Extension, settings: Settings, asking: Asking
-) -> Tuning:
+def tune(ctx: VectorContext, asking: Asking) -> Tuning:
     """Raises MigrationError where there is too little to learn from, or no session to keep a temporary table in."""
-    require_places(db, target, table)
-    size = table.columns[target.vector].dimensions
+    target = ctx.target
+    require_places(ctx)
+    size = ctx.table.columns[target.vector].dimensions
     if size is None:
         raise MigrationError(f"column {quote(target.vector)} of {target} has no dimensions, so it can't be indexed")
     if size > HALFVEC_DIMENSIONS:
         raise MigrationError(f"no index of pgvector takes more than {HALFVEC_DIMENSIONS:,} dimensions")
-    with db.transaction():
-        if db.pooled:
+    with ctx.db.transaction():
+        if ctx.db.pooled:
             raise MigrationError(
                 "a pooler such as PgBouncer is in between, and a temporary table needs a session of its own",
                 hint="Set OM_DATABASE_URL to the server itself.",
             )
-    rows, of, copy = _copied(db, target, table, extension, size, asking.sample or 20_000)
+    rows, of, copy = _copied(ctx, size, asking.sample or 20_000)
     if rows < ROWS_A_LIST:
         raise MigrationError(f"{target} has {rows:,} vectors to learn from, at least {ROWS_A_LIST} are needed")
-    at = copy.at(db)
+    at = copy.at(ctx.db)
     with at.transaction():
-        asked = Choice(at, target, table, extension, size).ask(asking.queries, asking.k, of_users=False)
-        gather(at, target, table, extension, windows(at, [copy]), size, asked)
+        asked = Choice(ctx.by(at), size).ask(asking.queries, asking.k, of_users=False)
+        gather(ctx.by(at), windows(at, [copy]), size, asked)
 
     if not asked.names.get(ALL):
         raise MigrationError(f"no vector of {target} can be asked with: all that were looked at are zeros")
 
     def measurement(searched: Searched) -> Measurement:
-        searcher = Searcher(at, extension, asked.groups, table.key, size, searched, asking.k + 1)
+        searcher = Searcher(at, ctx.extension, asked.groups, ctx.table.key, size, searched, asking.k + 1)
         return Measurement(searcher, asked, searched)
 
-    plans = list(candidates(target, settings, extension, size, rows))
+    plans = list(candidates(target, ctx.settings, ctx.extension, size, rows))
     found: list[Candidate] = []
     with console.shown(f"tuning {target.table}", len(plans), "indexes") as shown:
         for number, (candidate, plan, half) in enumerate(plans):
@@ -145,12 +145,12 @@ def tune(
                 numbers = {name: int(value) for name, value in options.items()}
                 searched = Searched(candidate.index_metric, plan.method, half, numbers)
                 with at.transaction():
-                    tried = measurement(searched).sweep(ways(searched, extension), asking.wanted)
+                    tried = measurement(searched).sweep(ways(searched, ctx.extension), asking.wanted)
                     at.run("DROP INDEX pg_temp.{index}", index=quote(INDEX))
                 found.append(Candidate(candidate, plan, half, *built, tried))
         shown.to(len(plans))
     with at.transaction():
-        every_row = measurement(Searched(settings.index_metric)).one(EVERY_ROW, asked.names[ALL][:EXACT_QUERIES])
+        every_row = measurement(Searched(ctx.settings.index_metric)).one(EVERY_ROW, asked.names[ALL][:EXACT_QUERIES])
         at.run("DROP TABLE {table}")
     return Tuning(rows, of, asking.k, asking.wanted, found, every_row)
 
@@ -171,13 +171,12 @@ def candidates(
                 yield wanted, plan, half
 
 
-def _copied(
-    db: Database, target: Target, table: Table, extension: Extension, size: int, most: int
-) -> tuple[int, int, Part]:
+def _copied(ctx: VectorContext, size: int, most: int) -> tuple[int, int, Part]:
     """How many rows have been copied, of how many, and where to."""
-    wanted = [*table.key, "sector", "user_id", target.source, target.vector]
-    columns = ", ".join(quote(name) for name in dict.fromkeys(wanted) if name in table.columns)
-    eligible = with_values(db, target, table, extension, size)
+    db = ctx.db
+    wanted = [*ctx.table.key, "sector", "user_id", ctx.target.source, ctx.target.vector]
+    columns = ", ".join(quote(name) for name in dict.fromkeys(wanted) if name in ctx.table.columns)
+    eligible = with_values(ctx, size)
     with db.transaction():
         of = int(db.value("SELECT count(*) FROM {table} WHERE {with_values}", with_values=eligible))
     # a little more than needed: how many come is chance
@@ -188,7 +187,7 @@ def _copied(
             rows = int(db.run(CREATE, percent=f"{percent:.6f}", **names).rowcount)
             db.run("ANALYZE pg_temp.{copy}", copy=quote(COPY))
     except DBAPIError as error:
-        raise as_migration_error(error, f"no temporary table for a sample of {target}") from error
+        raise as_migration_error(error, f"no temporary table for a sample of {ctx.target}") from error
     return rows, of, Part(0, None, "pg_temp", COPY, "r", "", owned=True, rows_hidden=False)
 
 

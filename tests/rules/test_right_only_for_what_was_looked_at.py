@@ -17,10 +17,12 @@ from openmemory_migrations.backfill.reader import Scan
 from openmemory_migrations.cli import main
 from openmemory_migrations.columns.marks import DO, UNDO, names
 from openmemory_migrations.db import catalog
+from openmemory_migrations.db.context import Context
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.encoding import codec, dimensions
 from openmemory_migrations.errors import ANEW
 from openmemory_migrations.preflight import state
+from openmemory_migrations.settings import Settings
 from openmemory_migrations.verify import stream, verification
 from tests.support.commands import NOTHING, alembic, om
 from tests.support.cutover import DOWN, UP
@@ -162,7 +164,8 @@ def test_a_vector_without_bytes_is_right_only_before_a_cutover(table: Database) 
             known, extension = catalog.table(db, "public", TABLE), catalog.extension(db)
         assert known
         assert extension
-        again = verification.compare(db.at(names(now)), now, known, extension)
+        there = Context(db.at(names(now)), now, Settings.load({}, {}))
+        again = verification.compare(there.with_table(known).with_extension(extension))
 
     assert not again.fine
     assert (again.wrong["sourceless"].rows, again.equal) == (len(ROWS), 0)
@@ -293,7 +296,7 @@ def test_a_comparison_that_ran_out_of_time_says_what_it_has_seen(
 def test_a_statement_of_a_search_is_ended_when_the_time_is_up(
     table: Database, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "search", lambda db, *_: db.run("SELECT pg_sleep(60)"))
+    monkeypatch.setattr(verification, "search", lambda ctx, *_: ctx.db.run("SELECT pg_sleep(60)"))
     began = time.monotonic()
 
     done = here(table, "--max-seconds", "1")

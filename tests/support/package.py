@@ -9,6 +9,7 @@ from typing import TypeVar
 from demo.openmemory import TABLE
 from openmemory_migrations.db import catalog
 from openmemory_migrations.db.connections import engine_for, url_of
+from openmemory_migrations.db.context import Context
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.steps import backfill
@@ -44,5 +45,5 @@ def run_backfill(database: Database, make: Callable[..., D], **settings: object)
             table, extension = catalog.table(db, "public", TABLE), catalog.extension(db)
         assert table
         assert extension
-        backfill.run(db, TARGET, Settings.load(settings, CHOSEN), table, extension)
+        backfill.run(Context(db, TARGET, Settings.load(settings, CHOSEN)).with_table(table).with_extension(extension))
     return db

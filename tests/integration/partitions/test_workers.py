@@ -14,6 +14,7 @@ from sqlalchemy.engine import CursorResult
 from demo.openmemory import TABLE
 from openmemory_migrations.backfill import reader
 from openmemory_migrations.db import catalog
+from openmemory_migrations.db.context import Context
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.steps import backfill
@@ -60,7 +61,7 @@ def convert(database: Database, engine: str, runs: int = 1, workers: int = 1) ->
                 table, extension = catalog.table(db, "public", TABLE), catalog.extension(db)
             assert table
             assert extension
-            backfill.run(db, TARGET, settings, table, extension)
+            backfill.run(Context(db, TARGET, settings).with_table(table).with_extension(extension))
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(run, makes))
