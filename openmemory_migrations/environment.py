@@ -13,12 +13,13 @@ from sqlalchemy.exc import DBAPIError
 
 from . import log
 from .columns.marks import DO, UNDO, Mark
-from .cutover import back_trigger, preparations, undo
+from .cutover import preparations, undo
 from .db import catalog, locks
 from .db.connections import engine_of, reconnecting, required_url
 from .db.context import Context
 from .db.database import Database
 from .db.signals import Stop, listening
+from .encoding import back_trigger
 from .errors import MigrationError
 from .script.script import Stamps, opening
 from .settings import Settings, refuse_unknown

@@ -15,7 +15,7 @@ from ..db.catalog import Table
 from ..db.context import TableContext
 from ..db.database import Database
 from ..db.keys import AT, SHOWN_KEYS, keys_at, keys_where
-from ..encoding import dimensions
+from ..encoding.stored import STORED
 from ..target import Target
 from .passes import is_a_rows
 from .reader import Scan, by_tid, pages_of
@@ -23,12 +23,12 @@ from .reader import Scan, by_tid, pages_of
 LOOK_ROWS = 1000  # at once, where nothing is written
 NOT_FINITE = "NaN or infinite values"
 
-COUNT = """
-SELECT CASE WHEN {vector} IS NULL THEN octet_length({source}) END, count(*), count(*) FILTER (WHERE {differs})
-FROM {table} WHERE {source} IS NOT NULL GROUP BY 1
+COUNT = f"""
+SELECT CASE WHEN {{vector}} IS NULL THEN {STORED.length} END, count(*), count(*) FILTER (WHERE {{differs}})
+FROM {{table}} WHERE {{source}} IS NOT NULL GROUP BY 1
 """
-DIFFERS = "octet_length(v) <> 4 * CAST(dim AS bigint)"
-NOT_CONVERTED = "octet_length({source}) = {octets} AND {not_finite}"
+DIFFERS = STORED.not_of("CAST(dim AS bigint)")
+NOT_CONVERTED = f"{STORED.of('{size}')} AND {STORED.not_finite}"
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ def leftovers(ctx: TableContext) -> Leftovers:
     with db.transaction(snapshot=True):
         lengths: dict[str, list[int]] = {}
         # one pass over the table for all that can be counted: it may be larger than the server's memory
-        found = db.rows(COUNT, differs=DIFFERS if has_dim(ctx.target, table) else "false")
+        found = db.rows(COUNT, differs=db.sql(DIFFERS) if has_dim(ctx.target, table) else "false")
         differs = sum(other for _, _, other in found)
         pending = sorted((octets, number) for octets, number, _ in found if octets is not None)
         for octets, number in pending:
-            reason = dimensions.problem(octets, fixed)
+            reason = STORED.problem(octets, fixed)
             if reason:
                 reasons[reason] += number
                 lengths.setdefault(reason, []).append(octets)
         for reason, values in lengths.items():
-            examples[reason] = first_keys(db, table, "octet_length({source}) = ANY (:values)", values)
+            examples[reason] = first_keys(db, table, f"{STORED.length} = ANY (:values)", values)
         for octets, _ in pending:
-            if dimensions.problem(octets, fixed) is None:
-                rows = _looked_at(db, table, octets // 4)
+            if STORED.problem(octets, fixed) is None:
+                rows = _looked_at(db, table, STORED.dimensions(octets))
                 convertible += rows.good
                 if rows.bad:
                     reasons[NOT_FINITE] += rows.bad
@@ -137,12 +137,12 @@ def read(
 
 def _looked_at(db: Database, table: Table, size: int) -> Found:
     """The values are looked at by the server: only numbers and keys travel."""
-    names = {"octets": str(4 * size), "not_finite": db.sql(dimensions.NOT_FINITE_BYTES)}
+    names = {"size": str(size)}
     try:
         with db.attempt():
             ((all_rows, bad),) = db.rows(
                 "SELECT count(*), count(*) FILTER (WHERE " + NOT_CONVERTED + ") FROM {table}"
-                " WHERE {vector} IS NULL AND octet_length({source}) = {octets}",
+                " WHERE " + STORED.pending("{size}"),
                 **names,
             )
     except DBAPIError as error:

@@ -23,7 +23,7 @@ from ..db.keys import keys_at
 from ..db.partitions import Part
 from ..encoding import codec
 from ..encoding.codec import Rows
-from ..encoding.dimensions import OCTETS
+from ..encoding.stored import STORED
 from ..errors import MigrationError
 from .claims import Claims, space_of
 from .passes import Obstacles, is_a_rows
@@ -44,7 +44,7 @@ BY_TID = {
     },
 }
 FROM = " FROM ONLY {table} WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND "
-READ = FROM + "{vector} IS NULL AND " + OCTETS + " = {octets} LIMIT {rows}"
+READ = FROM + STORED.pending("{size}") + " LIMIT {rows}"
 READ_BACK = FROM + "{source} IS NULL AND {vector} IS NOT NULL LIMIT {rows}"
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class Scan:
     def __init__(self, dimensions: int, most_rows: int, first_page: int, end_page: int, way: Way = FORTH) -> None:
         self.way = way
         self.dimensions = dimensions
-        self.most_rows = self.rows = max(1, min(most_rows, BATCH_BYTES // (4 * dimensions)))
+        self.most_rows = self.rows = STORED.batch(BATCH_BYTES, dimensions, most_rows)
         self.end_page = end_page
         self.position = (first_page, 0)  # the last tid that is done with: page, item
 
@@ -102,7 +102,7 @@ class Scan:
     def names(self) -> dict[str, str]:
         """What the next read is to give, for the `{…}` of its SQL."""
         page, item = self.position
-        bounds = {"page": page, "item": item, "end": self._end, "octets": 4 * self.dimensions, "rows": self.rows}
+        bounds = {"page": page, "item": item, "end": self._end, "size": self.dimensions, "rows": self.rows}
         return {name: str(value) for name, value in bounds.items()}
 
     def take(self, db: Database) -> tuple[Rows, Unreadable]:

@@ -17,7 +17,7 @@ from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.threads import side_by_side
 from ..encoding import native, sync_trigger
-from ..encoding.dimensions import NOT_FINITE_BYTES, OCTETS
+from ..encoding.stored import STORED
 from .claims import Claims
 from .pace import Pace
 from .progress import Progress
@@ -25,7 +25,6 @@ from .reader import pages_of
 from .walk import Filling, Walk
 
 MOST_BYTES = 32 * 1024**2  # in a batch: a tenth of a second or two, for as long as its rows are locked
-PENDING = f"{{{{vector}}}} IS NULL AND {OCTETS.replace('{', '{{').replace('}', '}}')} = {{octets}}"
 VALUE = "{{convert}}({{source}}, {dimensions})"
 
 
@@ -54,9 +53,9 @@ class ServerEngine:
         filling = Filling(
             "{vector}",
             native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
-            PENDING.format(octets=4 * dimensions),
+            STORED.pending(dimensions),
             "{source}",
-            unfit=native.unfit(dimensions) if self.native else NOT_FINITE_BYTES,
+            unfit=native.unfit(dimensions) if self.native else STORED.not_finite,
             misfit=native.UNFIT.format(value="{vector}") if self.native else "{vector} IS NULL",
         )
 
@@ -77,7 +76,7 @@ class ServerEngine:
                         part,
                         filling,
                         self.lock_timeout,
-                        min(self.settings.backfill_batch, max(1, MOST_BYTES // (4 * dimensions))),
+                        STORED.batch(MOST_BYTES, dimensions, self.settings.backfill_batch),
                         progress,
                         pace.on(db),
                         (claims, self.target.vector),

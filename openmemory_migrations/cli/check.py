@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from ..encoding import dimensions
+from ..encoding.stored import STORED
 from ..hosts import project
 from ..index.choice import NoIndex, Plan
 from ..log import amount, duration
@@ -141,7 +141,7 @@ def _rows(facts: Facts, lengths: Lengths) -> list[tuple[str, object]]:
     lines += [("", f"{rows:,}{of_those} would be skipped: {reason}") for reason, rows in skipped]
     size = "not known" if facts.dimensions is None else f"{facts.dimensions:,}, {facts.origin}"
     lines.append(("dimensions", size))
-    lines += [("", f"{dimensions.length(octets)}: {rows:,}") for octets, rows in lengths.all.most_common(MOST_LENGTHS)]
+    lines += [("", f"{STORED.said(octets)}: {rows:,}") for octets, rows in lengths.all.most_common(MOST_LENGTHS)]
     if (others := len(lengths.all) - MOST_LENGTHS) > 0:
         lines.append(("", f"and {others:,} other lengths"))
     return lines

@@ -21,6 +21,7 @@ from .. import __version__, log
 from ..db import catalog
 from ..db.catalog import Extension
 from ..encoding import dimensions
+from ..encoding.stored import STORED
 from ..errors import UsageError
 from ..preflight import state
 from ..steps.step import Step
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             stopped = error.message
         versions = f"openmemory-migrations {__version__}, PostgreSQL {server}"
         versions += f", pgvector {'.'.join(map(str, extension.version))}" if extension else ""
-        lengths = {dimensions.length(octets): rows for octets, rows in sorted(survey.octets.items())} if survey else {}
+        lengths = {STORED.said(octets): rows for octets, rows in sorted(survey.octets.items())} if survey else {}
         return Report(step.target, versions, found, judged, verdict, lengths, norms, stopped)
 
     report = running.on_postgres(options, work)

@@ -9,14 +9,14 @@ from ..columns import guard, marks, properties
 from ..columns.marks import UNDO, Mark
 from ..db import catalog, locks, partitions
 from ..db.context import Context, TableContext, VectorContext
-from ..encoding import sync_trigger
+from ..encoding import back_trigger, sync_trigger
 from ..errors import Changed
 from ..index import build, choice, partitioned
 from ..index.build import CannotBuild
 from ..index.choice import INDEX_DIMENSIONS, NoIndex
 from ..steps import checks, interference
 from ..target import quote
-from . import back_trigger, gate, kept, preparations
+from . import gate, kept, preparations
 
 
 def upgrade(ctx: Context) -> None:

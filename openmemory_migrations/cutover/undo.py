@@ -23,14 +23,14 @@ from ..db import catalog, locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database, Seen
-from ..encoding import sync_trigger
+from ..encoding import back_trigger, sync_trigger
 from ..errors import Changed, MigrationError
 from ..index import replacement
 from ..index.choice import of_all_rows
 from ..steps import checks, interference
 from ..target import Target, quote
 from ..verify import verification
-from . import back_trigger, kept, preparations
+from . import kept, preparations
 
 PENDING = "{vector} IS NOT NULL AND {source} IS NULL"
 

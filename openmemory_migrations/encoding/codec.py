@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .stored import STORED
+
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
 SHOWN = 5  # tids of bad rows that a batch names; the rest are only counted
@@ -49,7 +51,7 @@ def parse(copied: bytes | memoryview, dimensions: int) -> Rows:
     Rows that hold NaN or an infinite value, which pgvector refuses, are set apart and counted.
     Raises ValueError if the stream isn't what the query should have given.
     """
-    value = ("value", "<f4", (dimensions,))
+    value = ("value", STORED.number, (dimensions,))
     rows = records(copied, f"{dimensions} dimensions", ("tid", "V6"), ("xmin", "V4"), value)
 
     finite = np.isfinite(rows["value"]).all(axis=1)
@@ -98,7 +100,7 @@ def encode(rows: npt.NDArray[np.void], element_oid: int, filenode: int) -> bytes
     `filenode` is the file that the table had when they were read.
     """
     dimensions = rows.dtype["value"].shape[0]
-    each = max(1, min(GROUP_ROWS, GROUP_BYTES // (4 * dimensions)))
+    each = max(1, min(GROUP_ROWS, GROUP_BYTES // STORED.octets(dimensions)))
     full = len(rows) - len(rows) % each
     parts = [_groups(rows[:full], each, element_oid, filenode)]
     if full < len(rows):

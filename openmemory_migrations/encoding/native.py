@@ -21,7 +21,7 @@ from ..db.sqlerrors import sqlstate
 from ..errors import MigrationError
 from ..settings import MAX_DIMENSIONS
 from ..target import literal, quote
-from .dimensions import OCTETS
+from .stored import STORED
 
 OLDEST = (0, 5)  # before, norms are sums of float32, which overflow for vectors that are finite
 SIGNATURE = "pg_temp.openmemory_migrations_join(pg_catalog.bytea, pg_catalog.bytea)"
@@ -35,7 +35,7 @@ DROP = f"DROP FUNCTION IF EXISTS {SIGNATURE}"
 # by CASE: the conditions of an AND are evaluated in the order of their costs. What is measured is what is converted,
 # also where the column has become one of another type while we waited for it, or somebody has types of these names
 VALUE = f"""
-CASE WHEN {OCTETS} = {{octets}}
+CASE WHEN {STORED.length} = {{octets}}
      THEN pg_temp.openmemory_migrations_join(pg_catalog.decode('{{header}}', 'hex'),
                                              CAST({{source}} AS pg_catalog.bytea)) END
 """
@@ -89,7 +89,7 @@ def trial(**ext: str) -> str:
         unfit_short=of(bad, "s"),
         unfit_bad=of(bad, "b"),
         sent=f"{header} || {again(literal(words('>', *FINITE)))}",
-        octets=4 * TRIED,
+        octets=STORED.octets(TRIED),
         bad=", ".join(literal(words("<", word)) for word in NOT_FINITE),
         words=again(literal(words("<", *FINITE))),
         **ext,
@@ -101,7 +101,7 @@ def value(dimensions: int) -> str:
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         raise ValueError(f"{dimensions} dimensions")
     header = struct.pack("<HH", dimensions, 0).hex()
-    return VALUE.strip().replace("{header}", header).replace("{octets}", str(4 * dimensions))
+    return VALUE.strip().replace("{header}", header).replace("{octets}", str(STORED.octets(dimensions)))
 
 
 def unfit(dimensions: int) -> str:

@@ -20,6 +20,7 @@ from ..db.catalog import Table
 from ..db.context import TableContext
 from ..db.database import Database
 from ..encoding import dimensions
+from ..encoding.stored import STORED
 from ..settings import Settings
 from ..target import Target
 
@@ -27,9 +28,9 @@ LEAST_PAGES = 50  # of a sample: TABLESAMPLE SYSTEM takes each page or not, and 
 RUNS = 16  # places in each table that holds rows at which the values of a sample are read
 MOST_LENGTHS = 3  # whose values are read where the dimensions aren't known: each costs a pass
 
-LENGTHS = """
-SELECT octet_length({source}), count(*), count(*) FILTER (WHERE {vector} IS NULL), count(*) FILTER (WHERE {differs})
-FROM {table} GROUP BY 1
+LENGTHS = f"""
+SELECT {STORED.length}, count(*), count(*) FILTER (WHERE {{vector}} IS NULL), count(*) FILTER (WHERE {{differs}})
+FROM {{table}} GROUP BY 1
 """
 SIZES = """
 SELECT CAST(coalesce(sum(pg_relation_size(c.oid)), 0) AS bigint),
@@ -118,7 +119,7 @@ class Look:
             return Sizes(*self.db.rows(SIZES, {"tables": tables})[0])
 
     def lengths(self, sizes: Sizes) -> Lengths:
-        differs = DIFFERS if has_dim(self.target, self.table) else "false"
+        differs = self.db.sql(DIFFERS) if has_dim(self.target, self.table) else "false"
         with self._looking():
             share, planned = self._share(sizes)
             found = self._sampled(share).rows(LENGTHS, differs=differs)
@@ -143,18 +144,18 @@ class Look:
         """`size` as it is to become, None where that isn't known."""
         bad, by_reason = Bad(), dict[str, list[int]]()
         for octets, rows in sorted(lengths.pending.items()):
-            if reason := dimensions.problem(octets, size):
+            if reason := STORED.problem(octets, size):
                 bad.reasons[reason] += rows
                 by_reason.setdefault(reason, []).append(octets)
         for reason, values in by_reason.items():
             with self._looking():
                 sampled = self._sampled(lengths.share)
-                bad.keys[reason] = first_keys(sampled, self.table, "octet_length({source}) = ANY (:values)", values)
+                bad.keys[reason] = first_keys(sampled, self.table, f"{STORED.length} = ANY (:values)", values)
         good = Counter(
-            {octets: rows for octets, rows in sorted(lengths.pending.items()) if not dimensions.problem(octets, size)}
+            {octets: rows for octets, rows in sorted(lengths.pending.items()) if not STORED.problem(octets, size)}
         )
         for octets, rows in good.most_common(MOST_LENGTHS):
-            found = self._read(octets // 4, lengths.share)
+            found = self._read(STORED.dimensions(octets), lengths.share)
             bad.unreadable += found.unreadable
             if found.bad:
                 # of a sample the values that are read aren't those that were counted
@@ -167,9 +168,7 @@ class Look:
     def beyond_half(self, lengths: Lengths, size: int) -> tuple[int, list[str]]:
         """Rows of so many dimensions that hold what an index on halfvec can't, among those looked at, and the first
         few keys."""
-        condition = (
-            f"CASE WHEN octet_length({{source}}) = {4 * size} THEN {dimensions.BEYOND_HALF_BYTES} ELSE false END"
-        )
+        condition = f"CASE WHEN {STORED.of(size)} THEN {STORED.beyond_half} ELSE false END"
         with self._looking():
             sampled = self._sampled(lengths.share)
             rows = int(sampled.value("SELECT count(*) FROM {table} WHERE " + condition))

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from ..backfill.leftovers import COUNT, NOT_FINITE, by_reading
 from ..columns import guard, marks
 from ..columns.marks import Mark
-from ..cutover import back_trigger, kept, preparations
+from ..cutover import kept, preparations
 from ..db import catalog, partitions
 from ..db.catalog import Index
 from ..db.context import Context, TableContext
 from ..db.database import APPLICATION_NAME, Database
-from ..encoding import dimensions
+from ..encoding import back_trigger
+from ..encoding.stored import STORED
 from ..errors import MigrationError
 from ..index import build_progress
 from ..index.choice import of_all_rows
@@ -259,8 +260,8 @@ def _rows(ctx: TableContext) -> Rows:
     for octets, rows, _ in ctx.db.rows(COUNT, differs="false"):
         if octets is None:
             continue
-        reason = dimensions.problem(octets, fixed)
-        bad = by_reading(ctx.db, ctx.table, octets // 4, LOOK_INTO).bad if reason is None else rows
+        reason = STORED.problem(octets, fixed)
+        bad = by_reading(ctx.db, ctx.table, STORED.dimensions(octets), LOOK_INTO).bad if reason is None else rows
         pending += rows - bad
         if bad:
             skipped[reason or NOT_FINITE] += bad

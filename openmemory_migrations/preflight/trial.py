@@ -17,6 +17,7 @@ from ..db.catalog import Extension
 from ..db.context import VectorContext
 from ..db.database import Database
 from ..encoding import codec, native, sync_trigger
+from ..encoding.stored import STORED
 from ..steps.expand import vector_type
 from ..target import quote
 
@@ -45,7 +46,7 @@ GROUP BY i.indexrelid, i.indisunique
 """
 FILL = """
 INSERT INTO {copy} ({columns}) SELECT {columns} FROM {table}
-WHERE {pending} IS NULL AND octet_length({source}) = {octets} LIMIT {rows}
+WHERE {pending} IS NULL AND {of_length} LIMIT {rows}
 """
 SLOWER = 2  # times as long as the trial, at the most that was measured
 
@@ -66,7 +67,7 @@ class Trial:
 
 def run(ctx: VectorContext, dimensions: int, engine: str) -> Trial:
     """Leaves nothing behind. Where no row can be converted the trial has none either."""
-    batch = max(1, min(ctx.settings.backfill_batch, BATCH_BYTES // (4 * dimensions)))
+    batch = STORED.batch(BATCH_BYTES, dimensions, ctx.settings.backfill_batch)
     try:
         copy = _copy(ctx, dimensions, BATCHES * batch, engine)
         if engine != "client":
@@ -104,7 +105,7 @@ def _copy(ctx: VectorContext, dimensions: int, rows: int, engine: str) -> Databa
         copy=copy.names["table"],
         columns=", ".join(quote(name) for name in ctx.table.columns if name != ctx.target.vector),
         pending=quote(ctx.target.vector) if column is not None and column.ours else "NULL",
-        octets=str(4 * dimensions),
+        of_length=db.sql(STORED.of(dimensions)),
         rows=str(SERVER_ROWS if engine == "server" else rows),
     )
     return copy

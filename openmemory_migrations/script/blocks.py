@@ -5,6 +5,8 @@ Every `{name}` is filled by offline.Script. Texts are frozen with the first rele
 
 from __future__ import annotations
 
+from ..encoding.stored import STORED
+
 EXT = '"@extension@"'  # stands, quoted, for the extension's schema until the script knows it
 # a host's column may have the name of a variable: that is why every DO block has #variable_conflict
 # always quoted, as the online steps write it: the text of a function is to be the same
@@ -80,10 +82,10 @@ BEGIN
   {begin}
   {require_table}
   IF EXISTS (SELECT FROM {table} WHERE {source} IS NOT NULL)
-     AND NOT EXISTS (SELECT FROM {table} WHERE octet_length({source}) = 4 * {size}) THEN
+     AND NOT EXISTS (SELECT FROM {table} WHERE {of_length}) THEN
     RAISE EXCEPTION USING MESSAGE = {no_row},
       DETAIL = (SELECT string_agg(octets || ' bytes: ' || rows || ' rows', '; ' ORDER BY octets)
-                FROM (SELECT octet_length({source}) AS octets, count(*) AS rows FROM {table} GROUP BY 1) AS lengths);
+                FROM (SELECT {length} AS octets, count(*) AS rows FROM {table} GROUP BY 1) AS lengths);
   END IF;
   {find_extension}
   IF extension IS NULL THEN
@@ -405,12 +407,8 @@ END
 {tag};
 """
 
-REASON = """CASE WHEN octet_length({source}) = 0 THEN 'empty'
-                  WHEN octet_length({source}) % 4 <> 0 THEN 'length not a multiple of 4'
-                  WHEN octet_length({source}) > 4 * {most} THEN 'more than {most_shown} dimensions'
-                  WHEN octet_length({source}) <> 4 * {size} THEN 'other dimension'
-                  WHEN {convert}({source}, {size}) IS NULL THEN '{not_finite}'
-                  ELSE 'written meanwhile' END"""
+REASON = f"""coalesce({STORED.problem_sql("{size}")},
+             CASE WHEN {{convert}}({{source}}, {{size}}) IS NULL THEN '{{not_finite}}' ELSE 'written meanwhile' END)"""
 # the end of a try, in the loop over `attempt`
 REST = "PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));"
 AGAIN = """EXCEPTION WHEN {lock_failed} THEN
@@ -442,9 +440,9 @@ DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN pr
         DROP FUNCTION IF EXISTS {function};
       END IF;"""
 # the vector of a row that has none, from its bytes, or from the column that was set aside if it has no bytes
-PENDING = "{vector} IS NULL AND octet_length({source}) = 4 * {size}"
-PENDING_ADOPTED = """{vector} IS NULL
-  AND CASE WHEN {source} IS NULL THEN {adopted} IS NOT NULL ELSE octet_length({source}) = 4 * {size} END"""
+PENDING = STORED.pending("{size}")
+PENDING_ADOPTED = f"""{{vector}} IS NULL
+  AND CASE WHEN {{source}} IS NULL THEN {{adopted}} IS NOT NULL ELSE {STORED.of("{size}")} END"""
 TAKE_BACK = """
 UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND {vector} IS NOT NULL
 """

@@ -22,11 +22,11 @@ from ..cutover import kept
 from ..db.catalog import Extension
 from ..db.locks import TRIES
 from ..encoding import native, sync_trigger
-from ..encoding.dimensions import NOT_FINITE_BYTES, OTHER_LENGTH
+from ..encoding.stored import STORED
 from ..errors import INDEX_ANEW
 from ..index import build, choice
 from ..index.choice import SLOWER, NoIndex, Plan
-from ..settings import MAX_DIMENSIONS, Settings
+from ..settings import Settings
 from ..steps.expand import EXTENSIONS_SCHEMA
 from ..steps.interference import NAME_COLUMNS
 from ..target import CUT_OVER as CUT_OVER_COMMENT
@@ -351,8 +351,6 @@ class Script:
             **own,
             "tag": TAG,
             "size": self.size,
-            "most": MAX_DIMENSIONS,
-            "most_shown": f"{MAX_DIMENSIONS:,}",
             "concurrently": self.concurrently,
             "tries": TRIES,
             "lock_failed": LOCK_FAILED,
@@ -404,15 +402,11 @@ class Script:
             ),
             "rename": sql("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}"),
             "count_sourceless": sql(
-                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND "
-                + OTHER_LENGTH.replace("{size}", "{column_size}")
+                "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND " + STORED.without("{column_size}")
             ),
             "count_not_finite": sql(
                 "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND CASE WHEN age(xmin) @@ age($1) OR "
-                + OTHER_LENGTH.replace("{size}", "{column_size}")
-                + " THEN false ELSE "
-                + NOT_FINITE_BYTES
-                + " END"
+                f"{STORED.without('{column_size}')} THEN false ELSE {STORED.not_finite} END"
             ),
             "not_kept": sql(" AND {vector}::text IS DISTINCT FROM {adopted}::text"),
             "set_aside": sql("COMMENT ON COLUMN {table}.{adopted} IS "),
@@ -465,6 +459,8 @@ class Script:
             ("kept_exists", KEPT_EXISTS),
             ("try_write", TRY_WRITE),
             ("reason", REASON),
+            ("length", STORED.length),
+            ("of_length", STORED.of("{size}")),
             ("require_ordinary", REQUIRE_ORDINARY),
             ("require_table", REQUIRE_TABLE),
             ("find_extension", FIND_EXTENSION),

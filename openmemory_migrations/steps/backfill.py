@@ -30,6 +30,7 @@ from ..db.context import Context, VectorContext
 from ..db.database import Database
 from ..db.keys import SHOWN_KEYS, keys_where
 from ..encoding import dimensions
+from ..encoding.stored import STORED
 from ..errors import Changed, MigrationError
 from ..target import quote
 from . import interference
@@ -40,8 +41,7 @@ POLL = 0.1  # seconds between two looks at whether it has given that back
 
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
 WITHOUT_VECTOR = (
-    "CASE WHEN {vector} IS NULL AND octet_length({source}) = ANY (:values)"
-    f" THEN NOT {dimensions.NOT_FINITE_BYTES} ELSE false END"
+    f"CASE WHEN {{vector}} IS NULL AND {STORED.length} = ANY (:values) THEN NOT {STORED.not_finite} ELSE false END"
 )
 # what would go with the adopted column: no vector has come from these bytes, or the value has been changed on its way
 LOST = """
@@ -167,7 +167,7 @@ def run(ctx: VectorContext) -> Leftovers:
 
 def _names(db: Database, table: Table, fixed: int | None, most: int) -> list[str]:
     """Of rows that are still without a vector, though they have the length of one."""
-    octets = [4 * fixed] if fixed else [4 * size for size in _sizes(db)]
+    octets = [STORED.octets(size) for size in ([fixed] if fixed else _sizes(db))]
     with db.transaction():
         return keys_where(db, table, WITHOUT_VECTOR, octets, most=most)
 
@@ -274,18 +274,10 @@ def _refuse_loss(ctx: VectorContext) -> None:
 
 
 def _pending(db: Database, size: int) -> int:
-    return int(
-        db.value(
-            "SELECT count(*) FROM {table} WHERE {vector} IS NULL AND octet_length({source}) = :octets",
-            {"octets": 4 * size},
-        )
-    )
+    return int(db.value("SELECT count(*) FROM {table} WHERE " + STORED.pending(size)))
 
 
 def _sizes(db: Database) -> list[int]:
     """The dimensions that pending rows have, for a column without dimensions."""
     with db.transaction(snapshot=True):
-        rows = db.rows(
-            "SELECT DISTINCT octet_length({source}) FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL"
-        )
-    return sorted(octets // 4 for (octets,) in rows if dimensions.problem(octets, None) is None)
+        return dimensions.sizes(db, "FROM {table} WHERE {vector} IS NULL")

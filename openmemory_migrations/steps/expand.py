@@ -15,6 +15,7 @@ from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.sqlerrors import as_migration_error, sqlstate
 from ..encoding import dimensions, sync_trigger
+from ..encoding.stored import STORED
 from ..errors import ANEW, MigrationError
 from ..settings import Settings
 from ..target import SET_ASIDE, Target, literal, quote
@@ -230,10 +231,10 @@ def _refuse_loss(ctx: Context, column: Column, aside: Column | None) -> None:
     # vector_dims would fetch every value that is out of line; a column with dimensions needn't be asked
     size = str(column.dimensions) if column.dimensions else db.sql("{ext}.vector_dims({vector})", **names)
     kept = db.sql("{ext}.vector_send({adopted}) = {ext}.vector_send({vector})", **names) if aside else "false"
-    asked = {"other_length": db.sql(dimensions.OTHER_LENGTH, size=size), "kept": f"({kept})"}
+    asked = {"other_length": db.sql(STORED.without(size)), "kept": f"({kept})"}
     try:
         with db.attempt():
-            lost = db.value(COUNT_LOST, not_finite=db.sql(dimensions.NOT_FINITE_BYTES), **asked)
+            lost = db.value(COUNT_LOST, not_finite=db.sql(STORED.not_finite), **asked)
     except DBAPIError as error:
         if not is_a_rows(error):
             raise

@@ -18,6 +18,7 @@ from ..columns.properties import Attributes
 from ..db import catalog, locks, partitions
 from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database
+from ..encoding.stored import STORED
 from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger, tag
 from ..errors import ANEW, Changed, MigrationError
 from ..target import GIVEN, TYPED, literal, quote
@@ -98,7 +99,7 @@ def fill(ctx: VectorContext, size: int) -> None:
     with db.transaction():
         pace = Pace(db, ctx.settings)
         lock_timeout = locks.batch_timeout(db, ctx.settings)
-    most_rows = max(1, min(ctx.settings.backfill_batch, BATCH_BYTES // (4 * size)))
+    most_rows = STORED.batch(BATCH_BYTES, size, ctx.settings.backfill_batch)
     told: tuple[int, int] | None = None
 
     def once(obstacles: Obstacles) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from ..db.database import Database, Seen
 from ..db.keys import SHOWN_KEYS, keys_at
 from ..db.partitions import Part
 from ..encoding import codec, dimensions
+from ..encoding.stored import STORED
 from ..errors import MigrationError
 from ..target import quote
 from .stream import Batch, Groups, batches, has_bytes
@@ -37,14 +38,14 @@ LOOK_PAGES, MOST_WINDOWS = 64, 64  # to see how many rows a page has; places of 
 ROWS = "SELECT count(*) FROM ONLY {table} WHERE {inside}"
 
 # what the pass over both columns leaves out: the vector is missing, or of other dimensions than the bytes
-OTHERS = """
-SELECT octet_length({source}), {vector} IS NULL, count(*) FROM ONLY {table}
-WHERE {inside} AND (octet_length({source}) = 4 * {size} AND {vector} IS NOT NULL) IS NOT TRUE GROUP BY 1, 2
+OTHERS = f"""
+SELECT {STORED.length}, {{vector}} IS NULL, count(*) FROM ONLY {{table}}
+WHERE {{inside}} AND ({STORED.of("{size}")} AND {{vector}} IS NOT NULL) IS NOT TRUE GROUP BY 1, 2
 """
 TIDS = """
 SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {vector} IS NOT NULL AND {condition} LIMIT {most}
 """
-STALE, SOURCELESS = "octet_length({source}) <> 4 * {size}", "{source} IS NULL"
+STALE, SOURCELESS = STORED.not_of("{size}"), "{source} IS NULL"
 # values are read whole for their dimensions; NEXT finds the place of one without
 DIMS = """
 SELECT CAST(max(tid) AS text), count(*), count(dims) FROM (
@@ -179,11 +180,8 @@ class Comparing:
             return [self.fixed]
         found: set[int] = set()
         for window in self.windows:
-            rows = window.part.at(self.db).rows(
-                "SELECT DISTINCT octet_length({source}) FROM ONLY {table} WHERE {inside} AND {vector} IS NOT NULL",
-                inside=_inside(window),
-            )
-            found |= {octets // 4 for (octets,) in rows if octets and dimensions.problem(octets, None) is None}
+            rows = "FROM ONLY {table} WHERE {inside} AND {vector} IS NOT NULL"
+            found |= set(dimensions.sizes(window.part.at(self.db), rows, inside=_inside(window)))
         return sorted(found)
 
     def _others(self, window: Window) -> None:
@@ -197,10 +195,10 @@ class Comparing:
                 sourceless += rows
             elif not no_vector:
                 stale += rows
-            elif problem := dimensions.problem(octets, self.fixed):
+            elif problem := STORED.problem(octets, self.fixed):
                 self.found.skipped[problem] += rows
             else:
-                self._pending(window, octets // 4)
+                self._pending(window, STORED.dimensions(octets))
         kinds: list[tuple[Kind, int, str]] = [("stale", stale, STALE), ("sourceless", sourceless, SOURCELESS)]
         for kind, rows, condition in kinds:
             if rows:

@@ -18,6 +18,7 @@ from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.partitions import Part
 from ..encoding import codec
+from ..encoding.stored import STORED
 from ..target import Target, literal, quote
 
 BATCH_ROWS = 4000
@@ -76,7 +77,7 @@ def with_values(ctx: VectorContext, size: int) -> str:
     """SQL for the rows that have a vector of `size` dimensions, and bytes of as many where the table has any."""
     conditions = [ctx.db.sql("{vector} IS NOT NULL")]
     if has_bytes(ctx.table, ctx.target):
-        conditions.append(ctx.db.sql("octet_length({source}) = {octets}", octets=str(4 * size)))
+        conditions.append(ctx.db.sql(STORED.of(size)))
     if ctx.table.columns[ctx.target.vector].dimensions is None:
         conditions.append(ctx.db.sql("{ext}.vector_dims({vector}) = {size}", size=str(size), **ctx.extension.names()))
     return " AND ".join(conditions)

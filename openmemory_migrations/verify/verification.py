@@ -18,6 +18,7 @@ from ..db.catalog import Index
 from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Seen
 from ..db.signals import TimeUp
+from ..encoding import dimensions
 from ..errors import Changed, MigrationError
 from ..index import choice
 from ..target import quote
@@ -241,10 +242,13 @@ def _size(ctx: VectorContext, asking: Asking) -> tuple[int | None, str | None]:
         return None, "no queries were asked for"
     if fixed := ctx.table.columns[ctx.target.vector].dimensions:
         return fixed, None
+    rows = "FROM {table} WHERE {vector} IS NOT NULL"
     # the length of bytes is known without reading them
-    size = "octet_length({source}) / 4.0" if has_bytes(ctx.table, ctx.target) else "{ext}.vector_dims({vector})"
-    rows = ctx.db.rows(f"SELECT DISTINCT {size} FROM {{table}} WHERE {{vector}} IS NOT NULL", **ctx.extension.names())
-    sizes = [int(size) for (size,) in rows if size and size == int(size)]
+    if has_bytes(ctx.table, ctx.target):
+        sizes = dimensions.sizes(ctx.db, rows)
+    else:
+        found = ctx.db.rows("SELECT DISTINCT {ext}.vector_dims({vector}) " + rows, **ctx.extension.names())
+        sizes = [size for (size,) in found]
     if len(sizes) == 1:
         return sizes[0], None
     return None, "the vectors have different dimensions" if sizes else NO_VECTOR

@@ -14,6 +14,7 @@ from openmemory_migrations import log
 from openmemory_migrations.db.catalog import Extension, Index
 from openmemory_migrations.encoding import dimensions
 from openmemory_migrations.encoding.dimensions import Survey
+from openmemory_migrations.encoding.stored import STORED
 from openmemory_migrations.errors import MigrationError
 from openmemory_migrations.index import choice
 from openmemory_migrations.index.choice import NoIndex, Plan
@@ -144,7 +145,7 @@ def survey(octets: Mapping[int, int], sourceless: Mapping[int, int] | None = Non
     ],
 )
 def test_a_length_is_a_problem_by_its_first_reason(octets: int, size: int | None, reason: str | None) -> None:
-    assert dimensions.problem(octets, size) == reason
+    assert STORED.problem(octets, size) == reason
 
 
 @pytest.mark.parametrize(
