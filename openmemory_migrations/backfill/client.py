@@ -29,7 +29,7 @@ from ..db.threads import ahead, side_by_side
 from ..encoding import codec
 from .claims import Claims
 from .pace import Pace
-from .passes import UNCHANGED, Steps, kept_from
+from .passes import UNCHANGED, Steps
 from .progress import Progress
 from .reader import FORTH, Found, Reader, Way, by_tid
 from .stage import REWRITTEN, Stage
@@ -148,8 +148,7 @@ class _Writer:
             else:
                 rows, payload = end - first, found.some(first, end)
             written, kept = stage.write(payload) if rows else (0, [])
-            at = found.part.at(self.db)
-            names = kept_from(at, self.table, at.sql(self.way.written), kept) if kept else []
+            names = keys_at(found.part.at(self.db), self.table, kept) if kept else []
         if rows:
             stage.committed()
         if names:

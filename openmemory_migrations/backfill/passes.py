@@ -19,7 +19,7 @@ from .. import log
 from ..db import locks
 from ..db.catalog import Table
 from ..db.database import Database
-from ..db.keys import AT, NEWEST, SHOWN_KEYS, keys_at, keys_where
+from ..db.keys import SHOWN_KEYS, keys_where
 from ..db.sqlerrors import (
     DEADLOCK,
     DENIED,
@@ -42,11 +42,6 @@ UNCHANGED = "no error, by a trigger or rule of the table's that keeps a row as i
 # fails where a trigger sets it once more; not a constant, which would fail when it is planned
 OVERRULED = "sqrt(CAST(- pg_catalog.pg_column_size({tid}) AS float8)) IS NULL"
 OF_OVERRULED = "2201F"
-TAKE_BACK = f"UPDATE ONLY {{table}} SET {{column}} = NULL WHERE {AT} AND {{column}} IS NOT NULL"
-STAYS = f"""
-SELECT {OVERRULED.format(tid="t.ctid")} FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest
-WHERE t.{{column}} IS NOT NULL
-"""
 # classes of SQLSTATE: of connections, transactions, resources and the server; of rights and states, which are no row's
 # fault either, unless a function raises them; and of names, which a row may have in it, cast to regclass or jsonpath
 OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57")
@@ -63,7 +58,7 @@ def is_a_rows(error: DBAPIError) -> bool:
     if state is None or error.connection_invalidated:
         return False
     if state in PASSING or state.startswith(OF_THE_SERVER):
-        return _raised(error)
+        return raised(error)
     ours = state.startswith(NOT_A_ROWS) or (state.startswith(OF_NAMES) and in_statement(error))
     return not ours or bool(functions_of(error))
 
@@ -80,7 +75,7 @@ def reason_of(error: DBAPIError) -> str:
     return text
 
 
-def _raised(error: DBAPIError) -> bool:
+def raised(error: DBAPIError) -> bool:
     """Whether it is a function's own word, and not the server's: there another try says the same of the row."""
     innermost = (context_of(error) or "").split("\n", 1)[0]
     return "RAISE" in innermost and bool(functions_of(error))
@@ -151,17 +146,6 @@ def shown(names: Sequence[str], rows: int | None = None) -> str:
     rows = len(names) if rows is None else rows
     few = ", ".join(names[:SHOWN_KEYS])
     return f"{rows:,}" + (f" (such as {few})" if few else "")
-
-
-def kept_from(at: Database, table: Table, column: str, tids: Sequence[str]) -> list[str]:
-    """The rows at these places of one table, which a trigger has kept from their value, by name. One that it has given
-    another loses that: a row whose value isn't the right one has to stay pending, also for the next run. Where it has
-    one again the batch fails, and is halved down to that row."""
-    names, values = keys_at(at, table, tids), list(tids)
-    at.run(TAKE_BACK, {"values": values}, column=column)
-    at.run("SET CONSTRAINTS ALL IMMEDIATE")  # or a trigger that is deferred would fire after we have looked
-    at.run(STAYS, {"values": values, "table": at.names["table"]}, column=column)
-    return names
 
 
 class Steps:

@@ -30,14 +30,20 @@ BEFORE = """old AS MATERIALIZED (
   FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions)) AS s (tid, version)
        JOIN ONLY {table} AS o ON o.ctid = s.tid AND o.xmin = s.version),
 """
+# what is locked nobody else can move
+LOCK = """
+PERFORM FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions)) AS s (tid, version)
+             JOIN ONLY {table} AS o ON o.ctid = s.tid AND o.xmin = s.version
+WHERE pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode FOR NO KEY UPDATE OF o;
+GET DIAGNOSTICS chosen = ROW_COUNT;
+"""
 COMPARED = (
-    "WITH {before} done AS ("
+    "{lock}WITH {before} done AS ("
     + UPDATE
     + """
 RETURNING t.ctid AS tid, {ok} AS ok, s.tid AS was_at, t.{read} AS now)
-SELECT pg_catalog.count(*) FILTER (WHERE ok), pg_catalog.array_agg(tid) FILTER (WHERE ok IS NOT TRUE), {spoiled},
-       pg_catalog.array_agg(was_at), pg_catalog.array_agg(tid), {sums}
-  INTO written, kept, spoiled, were_at, are_at, sums FROM done {joined};
+SELECT pg_catalog.count(*), {spoiled}, pg_catalog.array_agg(was_at), pg_catalog.array_agg(tid), {sums}
+  INTO written, spoiled, were_at, are_at, sums FROM done {joined};
 -- what is deferred would fire after we have looked; only now, as it may be in order at the end only
 SET CONSTRAINTS ALL IMMEDIATE;
 IF (SELECT pg_catalog.count(*) FROM ONLY {table} AS t WHERE t.ctid = ANY (are_at)) < pg_catalog.cardinality(are_at) THEN
@@ -51,7 +57,7 @@ IF (SELECT pg_catalog.count(*) FROM ONLY {table} AS t WHERE t.ctid = ANY (are_at
           FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.elements)) AS s (tid, element)
                JOIN ROWS FROM (pg_catalog.unnest(were_at), pg_catalog.unnest(sums)) AS r (tid, sum) ON r.tid = s.tid
           OFFSET 0) AS w JOIN ONLY {table} AS t ON t.ctid = w.newest
-    WHERE pg_catalog.record_image_eq(ROW(t.{written}), ROW(w.element)) AND pg_catalog.md5(t.{read}::text) = w.sum);
+    WHERE pg_catalog.record_image_eq(ROW(t.{written}), ROW(w.element)) AND {sum} = w.sum);
 END IF;
 SET CONSTRAINTS ALL DEFERRED"""
 )
@@ -66,7 +72,7 @@ CREATE = (
       were_at tid[];
       are_at tid[];
       sums text[];
-      kept tid[];
+      chosen bigint;
       others tid[];
       spoiled boolean;
     BEGIN
@@ -80,8 +86,11 @@ CREATE = (
         FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions)) AS s (tid, version)
              JOIN ONLY {table} AS t ON t.ctid = s.tid AND t.xmin = s.version
         WHERE pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode;
+        IF chosen > written + coalesce(pg_catalog.cardinality(others), 0) THEN
+          RAISE 'a trigger deletes rows, or writes them in the place of an UPDATE' USING ERRCODE = {overruled};
+        END IF;
         PERFORM pg_catalog.set_config({kept}, pg_catalog.concat(pg_catalog.current_setting({kept}, true), ' ',
-          pg_catalog.translate(pg_catalog.array_to_string(kept || others, ' '), '"', '')), true);
+          pg_catalog.translate(pg_catalog.array_to_string(others, ' '), '"', '')), true);
       END IF;
       PERFORM pg_catalog.set_config({counter}, (coalesce(nullif(pg_catalog.current_setting({counter}, true), ''), '0')
                                                 ::bigint + written)::text, true);
@@ -135,16 +144,19 @@ class Stage:
         names |= {"counter": literal(COUNTER), "kept": literal(KEPT)}
         names |= {"read": way.value.format_map(names), "overruled": literal(OF_OVERRULED)}
         # a batch would take a quarter longer with them (measured)
-        names |= {"sums": "pg_catalog.array_agg(pg_catalog.md5(now::text))" if with_sums else "NULL"}
+        sum_ = "pg_catalog.encode(pg_catalog.sha256(pg_catalog.textsend({it}::text)), 'hex')"
+        names |= {"sums": f"pg_catalog.array_agg({sum_.format(it='now')})" if with_sums else "NULL"}
+        names |= {"sum": sum_.format(it="t." + names["read"])}
         names |= {"rewritten": literal(REWRITTEN)}
         others = beside(db, names["written"])
-        names |= {"before": "", "ok": "true", "spoiled": "false", "joined": ""}
+        names |= {"before": "", "ok": "true", "spoiled": "false", "lock": "", "joined": ""}
         if others.before:
             names |= {
                 "before": BEFORE.format_map(names),
                 # by bits: 0 is equal to -0
                 "ok": "pg_catalog.record_image_eq(ROW(t.{written}), ROW(s.element))".format_map(names),
-                "spoiled": "NOT pg_catalog.bool_and(pg_catalog.record_image_eq(ROW(was), ROW(now)))",
+                "spoiled": "NOT pg_catalog.bool_and(ok AND pg_catalog.record_image_eq(ROW(was), ROW(now)))",
+                "lock": LOCK.format_map(names),
                 "joined": "LEFT JOIN old USING (was_at)",
             }
         names["write"] = (COMPARED if others != Beside() else COUNTED).format_map(names)
@@ -154,8 +166,8 @@ class Stage:
     def write(self, payload: bytes) -> tuple[int, list[str]]:
         """Writes what codec.encode() has made of rows, inside the transaction that is open.
 
-        Returns how many rows have got their value, and the places of those that a trigger has kept from it or has given
-        another; a row that was changed or deleted since is neither.
+        Returns how many rows have got their value, and the places of those that a trigger has kept as they were; a row
+        that was changed or deleted since is neither.
         """
         if not self._made:
             self._run(CREATE)

@@ -6,7 +6,7 @@ the server.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from ..db.partitions import Part
 from ..target import unquote
 from .claims import Claims, space_of
 from .pace import Pace
-from .passes import OVERRULED, UNCHANGED, Steps, is_a_rows, kept_from
+from .passes import OVERRULED, UNCHANGED, Steps, is_a_rows
 from .progress import Progress
 from .reader import MOST_UNITS, UNIT, by_tid
 from .stage import Beside, beside
@@ -50,18 +50,25 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_index i ON 
                  AND d.refobjid = pg_catalog.to_regclass(:table) AND a.attname = :column)
 """
 FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING CAST(ctid AS text)"
-# beside triggers of others': with the bytes as they were, which none may change
+SUM = "pg_catalog.encode(pg_catalog.sha256({kept}), 'hex')"
+# beside triggers of others': with the bytes as they were, which none may change; the places of all that were chosen, as
+# nobody else can move those that are locked
 FILL_BESIDE = f"""
 WITH old AS MATERIALIZED (
-  SELECT ctid AS was_at, {{kept}} AS was FROM ONLY {{table}} WHERE {{which}} AND {{pending}}{{fit}} FOR NO KEY UPDATE)
-UPDATE ONLY {{table}} SET {{filled}} = {{value}} FROM old WHERE ctid = was_at
-RETURNING CAST(ctid AS text), pg_catalog.md5({{kept}}),
-          CASE WHEN NOT pg_catalog.record_image_eq(ROW({{kept}}), ROW(was)) THEN {OVERRULED.format(tid="ctid")} END
+  SELECT ctid AS om_at, {{kept}} AS om_was FROM ONLY {{table}} WHERE {{which}} AND {{pending}}{{fit}}
+  FOR NO KEY UPDATE),
+done AS (
+  UPDATE ONLY {{table}} SET {{filled}} = {{value}} FROM old WHERE ctid = old.om_at
+  RETURNING old.om_at, CAST(ctid AS text) AS tid, {SUM} AS sum,
+            CASE WHEN NOT pg_catalog.record_image_eq(ROW({{kept}}), ROW(old.om_was))
+                 THEN {OVERRULED.format(tid="ctid")} END)
+SELECT CAST(om_at AS text), tid, sum FROM done UNION ALL SELECT CAST(om_at AS text), NULL, NULL FROM old
 """
+STILL = f"SELECT count(*) FROM ONLY {{table}} WHERE {AT}"
 # what they have made of rows before their UPDATE, and of those that are elsewhere since, after it
 FILLED = f"SELECT CAST(ctid AS text), {{ok}} FROM ONLY {{table}} WHERE {AT}"
 ELSEWHERE = f"""
-SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {{ok}}, pg_catalog.md5({{kept}})
+SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {{ok}}, {SUM}
 FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest
 """
 FAIL = f"SELECT {OVERRULED.format(tid='true')}"
@@ -180,7 +187,7 @@ class Walk:
             names["inside"] = _inside(place, self.batch.end)
             with self.within(self.db, self.extension) if self.within else nullcontext():
                 filled, kept, bad = self._fill(at, names)
-            keys = kept_from(at, self.table, names["filled"], kept) if kept else []
+            keys = keys_at(at, self.table, kept) if kept else []
         if keys:
             self.progress.obstacles.refuse_for(UNCHANGED, keys)
         return filled, bad
@@ -214,7 +221,7 @@ class Walk:
             done = self._update(at, names, OURS, tids)
         else:
             done = self._update(at, names, "{inside}")
-        kept, bad = [tid for tid, ok in done.items() if not ok], 0
+        kept, bad = list[str](), 0
         if self.filling.unfit:
             left = [(tid, version, unfit) for tid, version, unfit in at.rows(LEFT, **names) if tid not in done]
             bad = sum(unfit for _, _, unfit in left)
@@ -223,33 +230,39 @@ class Walk:
                 done |= self._update(at, names, OTHERS, list(done))
                 again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
                 kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
-        return sum(done.values()), kept, bad
+        return len(done), kept, bad
 
-    def _update(
-        self, at: Database, names: dict[str, str], which: str, tids: list[str] | None = None
-    ) -> dict[str, bool]:
-        """The places of the rows when all triggers have fired, and whether they have got their value. One that was
-        written once more has to have it, and its bytes: the batch fails otherwise."""
+    def _update(self, at: Database, names: dict[str, str], which: str, tids: list[str] | None = None) -> Set[str]:
+        """The places of the rows when all triggers have fired. Each has to have its value, and its bytes, also where it
+        was written once more, and one that was not written has to be where it was: the batch fails otherwise."""
+        parameters = {} if tids is None else {"tids": tids}
         with_sums = self.beside.before or self.rewritten
-        fill = (FILL_BESIDE if with_sums else FILL).replace("{which}", which)
-        rows = at.rows(fill, {} if tids is None else {"tids": tids}, **names)
-        written = {row[0]: row[1] if with_sums else None for row in rows}
+        if with_sums:
+            rows = at.rows(FILL_BESIDE.replace("{which}", which), parameters, **names)
+            written = {tid: sum for _, tid, sum in rows if tid}
+            kept = {was_at for was_at, tid, _ in rows if not tid} - {was_at for was_at, tid, _ in rows if tid}
+            if kept and at.value(STILL, {"values": list(kept)}) < len(kept):
+                at.run(FAIL)
+        else:
+            written = {tid: None for (tid,) in at.rows(FILL.replace("{which}", which), parameters, **names)}
         if not written or self.beside == Beside():
-            return dict.fromkeys(written, True)
+            return written.keys()
         # what is deferred would fire after we have looked; only now, as it may be in order at the end only
         self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
         ok = names["ok"] if self.beside.before else "true"
         done = {tid: right is True for tid, right in at.rows(FILLED, {"values": list(written)}, **{**names, "ok": ok})}
+        if not all(done.values()):
+            at.run(FAIL)
         gone = [tid for tid in written if tid not in done]
         if not gone:
-            return done
+            return done.keys()
         if not with_sums:
             raise _Rewritten
         found = at.rows(ELSEWHERE, {"values": gone, "table": at.names["table"]}, **names)
-        right = {is_at: True for was_at, is_at, ok, kept in found if ok is True and kept == written[was_at]}
+        right = {is_at for was_at, is_at, ok, kept in found if ok is True and kept == written[was_at]}
         if len(right) < len(gone):
             at.run(FAIL)
-        return done | right
+        return done.keys() | right
 
     def _claimed(self, place: int) -> int | None:
         """How far the pages may be looked through: as many units as are ours; None where others are at the first."""

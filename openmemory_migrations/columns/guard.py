@@ -120,7 +120,6 @@ UNTYPED = Loss("typed", "source", "{ext}.vector_send(NEW.{typed}) IS DISTINCT FR
 @contextmanager
 def against(ctx: VectorContext, loss: Loss) -> Iterator[None]:
     """Refuses such writes from here on, until the change has dropped it; after an error it takes that back."""
-
     db = ctx.db
 
     def create() -> None:

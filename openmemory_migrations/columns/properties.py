@@ -6,7 +6,7 @@ whole table without keeping anybody from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..db import locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext
 from ..db.database import Database
+from ..db.partitions import Part
 from ..db.sqlerrors import sqlstate
 from ..errors import MigrationError
 from ..target import literal, quote
@@ -25,16 +26,18 @@ CHECK_VIOLATION = "23514"
 STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}
 
 ATTRIBUTES = """
-SELECT a.attnotnull, pg_catalog.pg_get_expr(d.adbin, d.adrelid), pg_catalog.col_description(a.attrelid, a.attnum),
-       CAST(a.attstorage AS text), CAST(a.attcompression AS text), a.attstattarget, a.attacl IS NOT NULL
+SELECT a.attrelid, a.attnotnull, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
+       pg_catalog.col_description(a.attrelid, a.attnum), CAST(a.attstorage AS text), CAST(a.attcompression AS text),
+       a.attstattarget, a.attacl IS NOT NULL
 FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = CAST(:table AS regclass) AND a.attname = :column AND NOT a.attisdropped
 """
 GRANTS = """
-SELECT CASE g.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(g.grantee) END, g.privilege_type, g.is_grantable
+SELECT a.attrelid, CASE g.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(g.grantee) END,
+       g.privilege_type, g.is_grantable
 FROM pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) g
-WHERE a.attrelid = CAST(:table AS regclass) AND a.attname = :column AND NOT a.attisdropped
-ORDER BY 1 NULLS FIRST, 2
+WHERE a.attrelid = ANY (:tables) AND a.attname = :column AND NOT a.attisdropped
+ORDER BY 2 NULLS FIRST, 3
 """
 # what would be left behind by a column that goes: deptype i and P are part of something else that is listed itself
 DEPENDENTS = """
@@ -107,9 +110,25 @@ def grants_of_data(data: Iterable[Iterable[Any]]) -> tuple[Grant, ...]:
 def attributes(db: Database, column: str) -> Attributes:
     """Those of a column of the table that `db` names."""
     where = {"table": db.names["table"], "column": column}
-    ((not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(ATTRIBUTES, where)
-    grants = tuple(Grant(*row) for row in db.rows(GRANTS, where)) if has_grants else ()
-    return Attributes(not_null, default, comment, storage, compression.strip("\0"), statistics, grants)
+    ((oid, not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(ATTRIBUTES, where)
+    if default is not None:
+        with db.local({"search_path": "pg_catalog, pg_temp"}):  # so that it has the schema of whatever it names
+            default = db.rows(ATTRIBUTES, where)[0][2]
+    own = _grants(db, [oid], column)[oid] if has_grants else ()
+    return Attributes(not_null, default, comment, storage, compression.strip("\0"), statistics, own)
+
+
+def grants(db: Database, parts: Sequence[Part], column: str) -> dict[str, tuple[Grant, ...]]:
+    """The privileges on the column that each of these tables has of its own, by their names; one query for all."""
+    found = _grants(db, [part.oid for part in parts], column)
+    return {part.sql_name: found[part.oid] for part in parts}
+
+
+def _grants(db: Database, tables: Sequence[int], column: str) -> dict[int, tuple[Grant, ...]]:
+    found: dict[int, tuple[Grant, ...]] = dict.fromkeys(tables, ())
+    for oid, *grant in db.rows(GRANTS, {"tables": list(tables), "column": column}):
+        found[oid] += (Grant(*grant),)
+    return found
 
 
 def dependents(db: Database, table: Table, column: str, *ours: str) -> list[str]:
@@ -181,15 +200,18 @@ def comment(db: Database, column: str, text: str | None) -> None:
     db.run("COMMENT ON COLUMN {table}.{column} IS {text}", column=quote(column), text=shown)
 
 
-def grant(db: Database, column: str, wanted: tuple[Grant, ...]) -> None:
-    """Leaves the column with these privileges of its own, and no others; those on the table aren't touched."""
-    present = attributes(db, column).grants
-    for one in present:
-        if one not in wanted:
-            _grant(db, "REVOKE", "FROM", column, one)
-    for one in wanted:
-        if one not in present and (one.role is None or _exists(db, one.role)):
-            _grant(db, "GRANT", "TO", column, one)
+def grant(db: Database, parts: Sequence[Part], column: str, wanted: Mapping[str, tuple[Grant, ...]]) -> None:
+    """Leaves the column of each of the tables that are named with these privileges of its own, and no others; those on
+    the table aren't touched."""
+    present = grants(db, parts, column)
+    for part in parts:
+        there, to_be = present[part.sql_name], wanted.get(part.sql_name, present[part.sql_name])
+        for one in there:
+            if one not in to_be:
+                _grant(part.at(db), "REVOKE", "FROM", column, one)
+        for one in to_be:
+            if one not in there and (one.role is None or _exists(db, one.role)):
+                _grant(part.at(db), "GRANT", "TO", column, one)
 
 
 def _exists(db: Database, role: str) -> bool:

@@ -86,9 +86,20 @@ SELECT CAST(ctid AS text) FROM ONLY {table} WHERE ctid >= '({first},0)' AND ctid
 """
 MOVE = """
 WITH gone AS (DELETE FROM {origin} WHERE {which} RETURNING {columns}),
-     come AS (INSERT INTO {to} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM gone RETURNING {columns})
+     come AS (INSERT INTO {to} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM gone
+              RETURNING {columns}, CAST(CAST(tableoid AS regclass) AS text) AS om_in, CAST(ctid AS text) AS om_at,
+                        pg_catalog.encode(pg_catalog.sha256({source}), 'hex') AS om_sum)
 SELECT (SELECT count(*) FROM gone),
-       EXISTS (SELECT CAST(ROW({columns}) AS text) FROM gone EXCEPT ALL SELECT CAST(ROW({columns}) AS text) FROM come)
+       EXISTS (SELECT CAST(ROW({columns}) AS text) FROM gone EXCEPT ALL SELECT CAST(ROW({columns}) AS text) FROM come),
+       array_agg(om_in), array_agg(om_at), array_agg(om_sum) FROM come
+"""
+# once their triggers have fired, which may have written a row again, the newest version of which has its bytes
+WHOLE = """
+SELECT count(*) FROM (
+  SELECT w.sum, pg_catalog.currtid2(CAST(:table AS text), w.tid) AS newest
+  FROM unnest(CAST(CAST(:places AS text[]) AS tid[]), CAST(:sums AS text[])) AS w (tid, sum) OFFSET 0) AS w
+  JOIN ONLY {it} AS t ON t.ctid = w.newest
+WHERE pg_catalog.encode(pg_catalog.sha256(t.{source}), 'hex') = w.sum
 """
 MOVE_THESE = MOVE.replace("{which}", "{which} AND " + AT)
 
@@ -205,7 +216,7 @@ def take_last(ctx: TableContext, left: int) -> None:
     # what is deferred would be pending, and no column can be renamed then
     db.run("SET CONSTRAINTS ALL IMMEDIATE")
     try:
-        ((gone, _),) = db.rows(MOVE, origin=db.names["table"], which=which, to=db.names["kept"], columns=columns)
+        ((gone, *_),) = db.rows(MOVE, origin=db.names["table"], which=which, to=db.names["kept"], columns=columns)
     except DBAPIError as error:
         if not is_a_rows(error):
             raise
@@ -330,10 +341,19 @@ class _Moving:
             steps.heed()
             self._require_same(at, len(tids))
             names = {"origin": f"ONLY {at.names['table']}", "which": self.which, "to": self.to, "columns": self.columns}
-            ((gone, lost),) = at.rows(MOVE_THESE, {"values": tids}, **names)
-            if lost:
+            ((gone, lost, *come),) = at.rows(MOVE_THESE, {"values": tids}, **names)
+            if lost or (gone and self.to != self.db.names["kept"] and not self._whole(*come)):
                 raise _NotWhole
         return int(gone)
+
+    def _whole(self, tables: list[str], places: list[str], sums: list[str]) -> bool:
+        """Whether each row that has come back still has its bytes."""
+        right = 0
+        for table in set(tables):
+            here = [number for number, name in enumerate(tables) if name == table]
+            of = {"table": table, "places": [places[i] for i in here], "sums": [sums[i] for i in here]}
+            right += self.db.value(WHOLE, of, it=table)
+        return right == len(places)
 
     def _require_same(self, at: Database, rows: int) -> None:
         """Raises MigrationError unless the tables are those that were meant, and the rows can leave; under locks that

@@ -24,6 +24,13 @@ from . import gate, kept
 
 # WHERE has but half of kept.LEFT: from 17 on the server leaves `v IS NOT NULL` out where the column is NOT NULL; an
 # index for both would be of no use to it then, and it would read the table
+FIND_LEFT = """
+SELECT n.nspname, c.relname
+FROM unnest(CAST(:tables AS oid[]), CAST(:names AS text[])) AS t (oid, name)
+     JOIN pg_catalog.pg_index i ON i.indrelid = t.oid JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = t.name
+"""
 LEFT_INDEX = "CREATE INDEX CONCURRENTLY {index} ON {table} (({source} IS NOT NULL)) WHERE {vector} IS NULL"
 CLEAN_UP_TIMEOUT = "5s"
 # what has kept its name when the table got another, and the line that gives it the one that it is looked for by
@@ -75,6 +82,14 @@ def drop_left(ctx: Context, leaves: list[Part], lock_timeout: str = PATIENT_LOCK
         name = gate.left_index(ctx.target, part)
         if _found_index(ctx.db, part, name):
             _drop_index(ctx.db, part, name, lock_timeout)
+
+
+def drop_left_at_once(ctx: Context, parts: list[Part]) -> None:
+    """The same inside the transaction of the switch, in one statement for all."""
+    names = {part.oid: gate.left_index(ctx.target, part) for part in parts if part.is_leaf}
+    found = ctx.db.rows(FIND_LEFT, {"tables": list(names), "names": list(names.values())})
+    if found:
+        ctx.db.run("DROP INDEX {them}", them=", ".join(f"{quote(schema)}.{quote(name)}" for schema, name in found))
 
 
 def left(ctx: TableContext) -> list[str]:
@@ -157,7 +172,6 @@ def unprove(ctx: TableContext) -> None:
 
 def clean_up(ctx: TableContext) -> None:
     """After a run that failed, not at the price of waiting for others: what is left is of use to the next."""
-
     db, target = ctx.db, ctx.target
 
     def unprove_at_once() -> None:
@@ -206,6 +220,7 @@ __all__ = [
     "LEFT_INDEX",
     "clean_up",
     "drop_left",
+    "drop_left_at_once",
     "index_left",
     "left",
     "require_names",

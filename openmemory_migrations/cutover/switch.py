@@ -147,28 +147,24 @@ def _switch(ctx: TableContext, mode: str, renamed: str | None, away: int) -> Mar
     source, vector = properties.attributes(db, target.source), properties.attributes(db, target.vector)
     dimensions = ctx.table.columns[target.vector].dimensions
     sync_trigger.drop_trigger(db)
-    for part in parts:
-        index = gate.left_index(target, part)
-        if part.is_leaf and index in catalog.indexes(db, part.schema, index):
-            db.run("DROP INDEX {in_schema}.{index}", in_schema=quote(part.schema), index=quote(index))
-    grants = [(part, properties.attributes(part.at(db), target.source).grants) for part in parts]
+    preparations.drop_left_at_once(ctx, parts)
+    grants = properties.grants(db, parts, target.source)
     if mode == "drop":
-        of_parts = {part.sql_name: theirs for part, theirs in grants if theirs and part.parent is not None}
+        of_parts = {name: theirs for name, theirs in grants.items() if theirs and name != db.names["table"]}
         found = Mark("drop", source, vector, parts=of_parts, dimensions=dimensions, kept=away + left)
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
         properties.comment(db, target.vector, found.text)
         return found
     found = Mark("swap", source, vector, renamed, dimensions=dimensions, kept=away + left)
-    of_vector = [properties.attributes(part.at(db), target.vector).grants for part in parts]
+    of_vector = properties.grants(db, parts, target.vector)
     if source.not_null:
         properties.require(db, target.source, not_null=False)
     if source.default is not None:
         properties.set_default(db, target.source, None)
     db.run("ALTER TABLE {table} RENAME COLUMN {source} TO {archive}")
     db.run("ALTER TABLE {table} RENAME COLUMN {vector} TO {source}")
-    for (part, theirs), ours in zip(grants, of_vector, strict=True):
-        properties.grant(part.at(db), target.source, theirs)
-        properties.grant(part.at(db), target.archive, ours)
+    properties.grant(db, parts, target.source, grants)
+    properties.grant(db, parts, target.archive, of_vector)
     if source.not_null:
         properties.require(db, target.source, not_null=True)
     properties.unprove_not_null(db)

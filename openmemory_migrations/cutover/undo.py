@@ -189,23 +189,20 @@ def _switch(ctx: VectorContext, at: Database, found: Mark) -> None:
     interference.require_none(interference.overriding(at, table, target.back, now.vector, now.source))
     guard.drop(at)
     back_trigger.drop(at)
+    parts = partitions.parts(db, table.oid)
     if found.mode == "swap":
-        parts = partitions.parts(db, table.oid)
-        of_vector = [properties.attributes(part.at(db), target.source).grants for part in parts]
-        of_bytes = [properties.attributes(part.at(db), target.archive).grants for part in parts]
+        of_vector = properties.grants(db, parts, target.source)
+        of_bytes = properties.grants(db, parts, target.archive)
         if properties.attributes(db, target.source).not_null and not found.vector.not_null:
             properties.require(db, target.source, not_null=False)
         db.run("ALTER TABLE {table} RENAME COLUMN {source} TO {vector}")
         db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
-        for part, theirs, ours in zip(parts, of_bytes, of_vector, strict=True):
-            properties.grant(part.at(db), target.vector, theirs)
-            properties.grant(part.at(db), target.source, ours)
+        properties.grant(db, parts, target.vector, of_bytes)
+        properties.grant(db, parts, target.source, of_vector)
     else:
         db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
-        properties.grant(db, target.source, found.source.grants)
-        for part in partitions.parts(db, table.oid):
-            if part.sql_name in found.parts:
-                properties.grant(part.at(db), target.source, found.parts[part.sql_name])
+        of_bytes = {db.names["table"]: found.source.grants, **found.parts}
+        properties.grant(db, parts, target.source, of_bytes)
     if found.source.not_null:
         properties.require(db, target.source, not_null=True)
     properties.unprove_not_null(db)

@@ -29,6 +29,8 @@ AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bund
 # swallows everything is a lost connection after a minute, whichever side is to speak next
 ARGUMENTS = {
     "application_name": APPLICATION_NAME,
+    # whatever the role or database has: all keys can be read then, of SQL_ASCII those that are UTF-8
+    "client_encoding": "utf8",
     "connect_timeout": "15",
     "keepalives_idle": "30",
     "keepalives_interval": "10",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
 
+from ..errors import MigrationError
 from ..target import quote
 from .database import Database
 from .sqlerrors import UNDEFINED_TABLE, functions_of, sqlstate
@@ -43,6 +44,27 @@ class Part:
     def at(self, db: Database) -> Database:
         """The same connection, with this part where SQL texts say `{table}`."""
         return db.at({"table": self.sql_name})
+
+
+BEING_DETACHED = """
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), pg_catalog.format('%I.%I', p.nspname, r.relname)
+FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN pg_catalog.pg_class r ON r.oid = i.inhparent
+     JOIN pg_catalog.pg_namespace p ON p.oid = r.relnamespace
+WHERE i.inhparent = ANY (:tables) AND i.inhdetachpending
+"""
+
+
+def require_whole(db: Database, table_oid: int) -> None:
+    """Raises MigrationError while a partition is being detached CONCURRENTLY, or was left so: no ALTER of the table
+    reaches it any more, and what it gets afterwards is not what the table has."""
+    for part, parent in db.rows(BEING_DETACHED, {"tables": [part.oid for part in parts(db, table_oid)]}):
+        raise MigrationError(
+            f"partition {part} is being detached from {parent}",
+            detail="A change of the table's columns would not reach it.",
+            hint="Wait until that has ended; or, if it was interrupted:"
+            f" ALTER TABLE {parent} DETACH PARTITION {part} FINALIZE;",
+        )
 
 
 def parts(db: Database, table_oid: int) -> list[Part]:

@@ -42,7 +42,9 @@ def _state(error: BaseException | None) -> str | None:
 def answered(error: BaseException | None) -> bool:
     """Whether the server has refused a statement and goes on: then the error's text says nothing of the connection."""
     state = _state(error)
-    return state is not None and not state.startswith(("08", "57P"))
+    # a function of others' may raise whatever it likes, and the session goes on
+    severity = _of(error, "severity_nonlocalized") or _of(error, "severity_en")
+    return state is not None and (severity == "ERROR" or not state.startswith(("08", "57P")))
 
 
 def constraint_of(error: DBAPIError) -> str | None:
@@ -67,9 +69,13 @@ def in_statement(error: DBAPIError) -> bool:
 
 
 def _diagnostic(error: DBAPIError, name: str) -> str | None:
+    return _of(error.orig, name)
+
+
+def _of(error: BaseException | None, name: str) -> str | None:
     # psycopg keeps the server's message in parts as `diag`; asyncpg's error has them itself, behind SQLAlchemy's
-    own = error.orig if hasattr(error.orig, "detail") else getattr(error.orig, "__cause__", None)
-    return getattr(getattr(error.orig, "diag", None), name, None) or getattr(own, name, None)
+    own = error if hasattr(error, "detail") else getattr(error, "__cause__", None)
+    return getattr(getattr(error, "diag", None), name, None) or getattr(own, name, None)
 
 
 def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:

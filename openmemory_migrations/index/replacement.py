@@ -149,7 +149,6 @@ def _build(ctx: VectorContext, tree: Tree) -> None:
 
 def _swap(ctx: TableContext) -> None:
     """Renames, which takes no lock that a search or a write would wait for."""
-
     db, target, table = ctx.db, ctx.target, ctx.table
 
     def change() -> None:

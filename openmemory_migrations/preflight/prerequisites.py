@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ..backfill import engines, pace
-from ..db import catalog
+from ..db import catalog, partitions
 from ..db.catalog import Extension
 from ..db.context import TableContext
 from ..db.database import Database
@@ -65,6 +65,7 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
     yield from _refused("rights", lambda: checks.require_version_table(ctx.db, target.schema, VERSION_TABLE))
     if ctx.settings.backfill_max_lag is not None:
         yield from _refused("rights", lambda: pace.require_sight(ctx.db))
+    yield from _refused("partitions", lambda: partitions.require_whole(ctx.db, ctx.table.oid))
     yield from _engine(ctx)
     column = ctx.table.columns.get(target.vector)
     if stamped:

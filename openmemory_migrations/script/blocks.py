@@ -52,7 +52,8 @@ BEGIN = """{next}
       DETAIL = 'Rows that others commit while a statement waits for a lock would be missed.',
       HINT = 'Begin it with BEGIN ISOLATION LEVEL READ COMMITTED, or set default_transaction_isolation before.';
   END IF;
-  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);"""
+  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
+  PERFORM set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';"""
 STAMP = """
 DO {tag}
 DECLARE
@@ -174,15 +175,14 @@ DECLARE
   same tid[];
   more bigint;
   unchanged tid[];
-  is_back boolean;
-  is_kept boolean;
+  is_right boolean;
   remaining text;
   conversion text;
   same_bytes text := 'true';
   beside boolean;
+  is_free boolean;
   filled tid[];
-  sums text[];
-  others tid[];
+  sums bytea[];
   is_native boolean := false;
   convertible bigint;
   before bigint;
@@ -251,29 +251,29 @@ BEGIN
               set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
               set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
               set_config('max_parallel_workers_per_gather', '0', true);
+      is_free := false;
       BEGIN
+        LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE;
+        is_free := true;
         moved := 0;
         -- a row that others have changed before it was locked is missed by that UPDATE, and found by the next
         FOR look IN 1..3 LOOP
           EXECUTE replace(replace(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END,
                                   '@value@', conversion), '@same_bytes@', same_bytes)
-            INTO more, filled, sums, others, same, is_kept USING {tid_of_place}, {tid_of_end}, beside;{immediate}
+            INTO more, filled, sums, same, is_right USING {tid_of_place}, {tid_of_end}, beside;{immediate}
           moved := moved + more;
-          is_back := true;
+          -- nobody else can have moved what is locked
+          IF (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (same)) < cardinality(same) THEN
+            is_right := false;
+          END IF;
           IF beside AND (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (filled)) < cardinality(filled) THEN
             -- written once more, by a trigger AFTER it: each has to have its value, and its bytes, all the same
             EXECUTE replace(CASE WHEN adopted THEN {count_right_adopted} ELSE {count_right} END, '@value@', conversion)
               INTO more USING filled, sums;
-            is_back := more = cardinality(filled);
-          ELSIF others IS NOT NULL THEN
-            -- one that a trigger has given another value stays without one
-            EXECUTE {take_back} USING others;
-            EXECUTE {find_back} INTO others, is_back USING others;
-            moved := moved - cardinality(others);
-            same := same || others;
+            is_right := is_right AND more = cardinality(filled);
           END IF;
-          IF NOT is_back OR NOT is_kept THEN
-            -- a trigger sets the vector, or changes the row, whatever is written
+          IF NOT is_right THEN
+            -- a trigger sets another vector, or changes the row, whatever is written
             RAISE EXCEPTION USING ERRCODE = 'OM001';
           END IF;
           EXIT WHEN same IS NULL;
@@ -286,11 +286,17 @@ BEGIN
                        ELSE least(places * 2, {pages} * {places}) END;
       EXCEPTION
         WHEN {lock_failed} THEN
-          IF attempt = {tries} THEN
+          IF NOT is_free AND attempt = {tries} THEN
             RAISE;
+          ELSIF is_free AND places > 1 THEN
+            places := places / 2;  -- of what a trigger wants for one of the rows
+          ELSIF is_free AND attempt >= 3 THEN
+            place := place + 1;  -- it is found again when all others are done
+            attempt := 0;
+          ELSE
+            attempt := attempt + 1;
+            {rest}
           END IF;
-          attempt := attempt + 1;
-          {rest}
         WHEN OTHERS THEN
           GET STACKED DIAGNOSTICS line = PG_EXCEPTION_CONTEXT;
           IF left(SQLSTATE, 2) IN ('0A', '25', '42', '53', '55', '57', '58')
@@ -443,20 +449,12 @@ DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN pr
 PENDING = STORED.pending("{size}")
 PENDING_ADOPTED = f"""{{vector}} IS NULL
   AND CASE WHEN {{source}} IS NULL THEN {{adopted}} IS NOT NULL ELSE {STORED.of("{size}")} END"""
-TAKE_BACK = """
-UPDATE ONLY {table} SET {vector} = NULL WHERE ctid = ANY ($1) AND {vector} IS NOT NULL
-"""
-# the newest versions of rows that this transaction has written
-FIND_BACK = """
-SELECT array_agg(t.ctid), coalesce(bool_and({vector} IS NULL), true) FROM (
-  SELECT currtid2({table_text}, tid) AS newest FROM unnest($1) AS tid OFFSET 0) AS w
-  JOIN ONLY {table} AS t ON t.ctid = w.newest
-"""
+# by the newest versions of rows that this transaction has written
 COUNT_RIGHT = """
 SELECT count(*) FROM (
   SELECT currtid2({table_text}, tid) AS newest, sum FROM unnest($1, $2) AS filled (tid, sum) OFFSET 0) AS w
   JOIN ONLY {table} AS t ON t.ctid = w.newest
-WHERE record_image_eq(ROW({vector}), ROW({value})) AND md5({source}) IS NOT DISTINCT FROM w.sum
+WHERE record_image_eq(ROW({vector}), ROW({value})) AND sha256({source}) IS NOT DISTINCT FROM w.sum
 """
 COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
 # what makes the vector is known when the script runs
@@ -464,8 +462,8 @@ VALUE = "@value@"
 VALUE_ADOPTED = "CASE WHEN {source} IS NULL THEN {adopted} ELSE @value@ END"
 PORTABLE = "{convert}({source}, {size})"
 # locked, a row doesn't change between its conversion and its update; xmin: nor before the lock. Of those
-# that were taken, how many were updated and where they are, those that a trigger has given another value, and those
-# that one has kept as they were
+# that were taken, how many were updated and where they are, those that a trigger has kept as they were, and whether
+# the others have their value and their bytes
 CONVERT_PAGES = """
 WITH batch AS MATERIALIZED (
   SELECT ctid AS tid, xmin AS version, {value} AS vector, {source} AS source FROM ONLY {table}
@@ -473,11 +471,11 @@ WITH batch AS MATERIALIZED (
 done AS (
   UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
   WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
-  RETURNING batch.tid, t.ctid AS place, record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AS ok,
-            @same_bytes@ AS kept, CASE WHEN $3 THEN md5(t.{source}) END AS sum)
+  RETURNING batch.tid, t.ctid AS place,
+            record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AND @same_bytes@ AS ok,
+            CASE WHEN $3 THEN sha256(t.{source}) END AS sum)
 SELECT count(place), array_agg(place) FILTER (WHERE place IS NOT NULL),
-       array_agg(sum) FILTER (WHERE place IS NOT NULL), array_agg(place) FILTER (WHERE NOT ok),
-       array_agg(tid) FILTER (WHERE place IS NULL), bool_and(kept)
+       array_agg(sum) FILTER (WHERE place IS NOT NULL), array_agg(tid) FILTER (WHERE place IS NULL), bool_and(ok)
 FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 """
 # without those that the server has refused: $1

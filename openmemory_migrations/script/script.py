@@ -54,7 +54,6 @@ from .blocks import (
     EACH,
     EXPAND,
     EXT,
-    FIND_BACK,
     FIND_COLUMN,
     FIND_EXTENSION,
     GEXEC,
@@ -88,7 +87,6 @@ from .blocks import (
     SIZES,
     STAMP,
     TAG,
-    TAKE_BACK,
     TID,
     TIMED,
     TOGETHER,
@@ -478,7 +476,6 @@ class Script:
                 ("remaining", REMAINING),
             ):
                 names[name + which] = sql(text.replace("{pending}", pending).replace("{value}", value))
-        names |= {"take_back": sql(TAKE_BACK), "find_back": sql(FIND_BACK)}
         names["same_bytes"] = sql("t.{source} IS NOT DISTINCT FROM batch.source")
         names |= {
             "portable": sql(PORTABLE),

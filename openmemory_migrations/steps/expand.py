@@ -179,8 +179,11 @@ def _create_extension(db: Database) -> Extension:
     schema = home(db)
     statement = create_extension(schema)
     try:
-        db.run(statement)
+        with db.attempt():
+            db.run(statement)
     except DBAPIError as error:
+        if found := catalog.extension(db):
+            return found  # somebody else's, beside us
         problem = as_migration_error(error, 'extension "vector" can\'t be created')
         raise MigrationError(
             problem.message, detail=problem.detail, hint=f"Have an administrator run: {statement};"

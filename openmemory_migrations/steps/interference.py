@@ -13,7 +13,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
-from ..backfill.passes import reason_of
+from ..backfill.passes import raised, reason_of
 from ..db import locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext
@@ -71,10 +71,12 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
                WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
                  AND NOT t.tgname = ANY (CAST(:ours AS name[])))
 """
-# a few that hold rows, as far as that is known without reading them, first those with triggers of their own; rows of
-# others may hang on theirs
+# a few that hold rows, as far as that is known without reading them, first those with triggers of their own. No row is
+# deleted to be inserted again where rows of others hang on it, or a trigger (8) might do what no rollback takes back
 TRIED = """
 SELECT c.oid, EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f' AND f.confrelid = ANY (:tables))
+              OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY (:tables) AND t.tgtype & 8 <> 0
+                         AND NOT t.tgisinternal AND t.tgenabled <> 'D')
 FROM pg_catalog.pg_class c
 WHERE c.oid = ANY (:tables) AND c.relkind = 'r' AND pg_catalog.pg_relation_size(c.oid) > 0
 ORDER BY NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
@@ -198,6 +200,7 @@ def tried(ctx: Context, change: Callable[[], T]) -> T:
     """
     db, target = ctx.db, ctx.target
     oid = db.value("SELECT CAST(CAST(:table AS regclass) AS oid)", {"table": db.names["table"]})
+    partitions.require_whole(db, oid)
     parts = partitions.parts(db, oid)
     ours = [target.sync, target.guard, target.back, target.typing]
     if not db.value(OTHERS, {"tables": [part.oid for part in parts], "ours": ours}):
@@ -242,7 +245,7 @@ def _failures(
     settings = dict(TRIAL)
     if db.value("SELECT current_setting('session_replication_role')") == "replica":
         settings["session_replication_role"] = "origin"  # as the application has it
-    for oid, referenced in list(db.rows(TRIED, {"tables": [part.oid for part in parts]})):
+    for oid, stays in list(db.rows(TRIED, {"tables": [part.oid for part in parts]})):
         leaf = next(part for part in parts if part.oid == oid)
         of_row = list(db.rows(GIVEN, {"table": oid}))
         names = {
@@ -251,7 +254,7 @@ def _failures(
             "same": ", ".join(f"{quote(name)} = {quote(name)}" for name, always in of_row if not always),
             "columns": ", ".join(quote(name) for name, _ in of_row),
         }
-        writes = {"UPDATE": UPDATE_ONE} if referenced else {"UPDATE": UPDATE_ONE, "INSERT": INSERT_ONE}
+        writes = {"UPDATE": UPDATE_ONE} if stays else {"UPDATE": UPDATE_ONE, "INSERT": INSERT_ONE}
         for write, statement in writes.items():
             for row in range(ROWS_TRIED):
                 this = (write, oid, row)
@@ -272,9 +275,13 @@ def _outcome(db: Database, settings: dict[str, str], statement: str, **names: st
             written = db.run(statement, **names).rowcount
             db.run("SET CONSTRAINTS ALL IMMEDIATE")
     except DBAPIError as error:
-        if error.connection_invalidated or sqlstate(error) == LOCK_NOT_AVAILABLE:
+        if error.connection_invalidated:
             raise
-        return None if sqlstate(error) in PASSING else reason_of(error)
+        if sqlstate(error) in PASSING and not raised(error):
+            if sqlstate(error) == LOCK_NOT_AVAILABLE:
+                raise
+            return None
+        return reason_of(error)
     return "" if written else None
 
 

@@ -162,16 +162,15 @@ def take_place(ctx: VectorContext) -> None:
         was = properties.attributes(db, target.source)
         if was.not_null != not_null:
             raise Changed(f"{target} was changed just now")  # and its rows would have to be read
-        parts = [part.at(db) for part in partitions.parts(db, table.oid)]
-        grants = [properties.attributes(part, target.source).grants for part in parts]
+        parts = partitions.parts(db, table.oid)
+        grants = properties.grants(db, parts, target.source)
         drop_trigger(db)
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
         db.run("ALTER TABLE {table} RENAME COLUMN {typed} TO {source}")
         properties.require(db, target.source, was.not_null)
         properties.unprove_not_null(db)
         properties.set_default(db, target.source, was.default)
-        for part, theirs in zip(parts, grants, strict=True):
-            properties.grant(part, target.source, theirs)
+        properties.grant(db, parts, target.source, grants)
         properties.store(db, target.source, was)
         mark(ctx, was)
 

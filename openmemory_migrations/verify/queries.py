@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..db.context import VectorContext
-from ..target import literal, quote
+from ..target import quote
 from .neighbours import Exact, Query
 from .search import text_of
 from .stream import Batch, Groups, has_bytes, with_values
@@ -31,9 +31,9 @@ GROUP BY 1 HAVING count(*) > {least} ORDER BY {order} LIMIT {most}
 # large group only the hashes below a bound are sorted: a few times as many as are wanted
 CHOSEN = """
 WITH om_chosen AS (
-  SELECT tableoid AS om_part, ctid AS om_place, md5({key}) COLLATE "C" AS om_hash,
-         row_number() OVER (PARTITION BY {group} ORDER BY md5({key}) COLLATE "C") AS om_number
-  FROM {table} WHERE {eligible} AND md5({key}) COLLATE "C" < {bound})
+  SELECT tableoid AS om_part, ctid AS om_place, {hash} AS om_hash,
+         row_number() OVER (PARTITION BY {group} ORDER BY {hash}) AS om_number
+  FROM {table} WHERE {eligible} AND {hash} <= {bound})
 SELECT {value}, {sector_number}, {user_number}
 FROM om_chosen JOIN {table} AS t ON t.ctid = om_place AND t.tableoid = om_part
 WHERE om_number <= :each ORDER BY om_number, om_hash
@@ -88,7 +88,11 @@ class Choice:
             else ctx.db.sql("{ext}.vector_send(t.{vector})", **ctx.extension.names())
         )
         eligible = with_values(ctx, size)
-        self.names = {"key": f"concat_ws('|', {key})", "eligible": eligible, "value": value}
+        self.names = {
+            "hash": f"pg_catalog.hashtextextended(concat_ws('|', {key}) COLLATE \"C\", 0)",
+            "eligible": eligible,
+            "value": value,
+        }
 
     def ask(self, number: int, k: int, *, of_users: bool = True) -> Asked:
         """About `number` queries, as many of each sector, and besides some of the largest and the smallest users."""
@@ -126,7 +130,7 @@ class Choice:
             number = groups.sector_number if column == groups.sector_column else groups.user_number
             bounds = ", ".join(_bound(each, rows) for rows in among.values())
             # NULL, and so no row, where the group is none of these
-            names |= {"group": quote(column), "bound": f"(CAST(ARRAY[{bounds}] AS text[]))[{number}]"}
+            names |= {"group": quote(column), "bound": f"(CAST(ARRAY[{bounds}] AS bigint[]))[{number}]"}
         found = self.db.rows(CHOSEN, {"each": each}, **names, **self.names)
         # what vector_send() gives begins with int16 dimensions and int16 zero
         at, kind = (0, "<f4") if self.bytes else (4, ">f4")
@@ -141,4 +145,4 @@ class Choice:
 def _bound(wanted: int, rows: int) -> str:
     """Below it are about `SPARE` times as many hashes, of `rows`, as are wanted; all where there are no more."""
     share = SPARE * (wanted + 1) / max(1, rows)
-    return literal("g" if share >= 1 else f"{int(share * 16**8):08x}")
+    return f"CAST('{min(int(share * 2**64), 2**64 - 1) - 2**63}' AS bigint)"

@@ -136,16 +136,19 @@ def _prove(ctx: VectorContext, asking: Asking, see: See, proof: Proof) -> None:
             found.rows, found.sampled, found.seen = proof.rows, chosen != everything, seen
         proof.unsearched = "the time is up"
         size, reason = _size(ctx, asking)
-        asked = None
+        asked, failed = None, None
         try:
             with ctx.db.attempt():
                 asked = Choice(ctx, size).ask(asking.queries, asking.k) if size else None
         except DBAPIError as error:
             if not found or not is_a_rows(error):
-                raise  # else the comparison comes upon it, too, and names it
+                raise
+            failed = error
         gathering = asked if found and not found.sampled else None
         if found:
             _compare(ctx, chosen, found, gathering, see)
+        if failed and found and "unreadable" not in found.wrong:
+            raise failed  # else the comparison has come upon it, too, and names it
         if found and "unreadable" in found.wrong:
             reason = "there are rows that the server can't read"
         elif asked and size:

@@ -325,6 +325,33 @@ def test_rows_that_a_trigger_swallows_or_changes_stay(table: Database) -> None:
     assert not changed(before, whole(table))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["", "DEFERRABLE INITIALLY DEFERRED"])
+def test_rows_stay_that_a_trigger_would_delete_or_clear_once_they_are_back(table: Database, when: str) -> None:
+    """One that only touches them is the host's own business."""
+    before = whole(table)
+    cut_over(table, "drop", ACCEPTED)
+    for number, (name, statement) in enumerate(
+        {
+            "touches": f"UPDATE {TABLE} SET user_id = 'touched'",
+            "clears": f"UPDATE {TABLE} SET v = NULL",
+            "deletes": f"DELETE FROM {TABLE}",
+        }.items()
+    ):
+        table.run(
+            f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement} WHERE id = NEW.id;"
+            f" RETURN NULL; END $$; CREATE CONSTRAINT TRIGGER {name} AFTER INSERT ON {TABLE} {when} FOR EACH ROW"
+            f" WHEN (NEW.{where(BAD[number])}) EXECUTE FUNCTION {name}()"
+        )
+    done = alembic(table, *DOWN, check=False)
+    assert "refused with no error, by a trigger or a rule that keeps rows out or changes them" in done.log
+    assert (count(table), count(table, KEPT)) == (len(ROWS) + len(BAD) - 2, 2)
+    table.run("DROP FUNCTION clears() CASCADE; DROP FUNCTION deletes() CASCADE; DROP FUNCTION touches() CASCADE")
+    undo(table)
+    table.run(f"UPDATE {TABLE} SET user_id = %s WHERE {where(BAD[0])}", BAD[0].user_id)
+    assert not changed(before, whole(table))
+
+
 def test_nothing_under_the_lock_of_the_switch_grows_with_what_was_accepted(table: Database) -> None:
     table.run(f"INSERT INTO {TABLE} SELECT gen_random_uuid(), 's', 'u', '\\x02', 1 FROM generate_series(1, 2500)")
     cut_over(table, "drop", {**ACCEPTED, "OM_ACCEPT_LOSS": str(len(BAD) + 2500)})

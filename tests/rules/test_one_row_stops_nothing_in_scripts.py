@@ -75,10 +75,25 @@ def test_a_script_names_rows_whose_value_can_not_be_read(server: Server, databas
     assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == 19
 
 
-def test_a_script_comes_back_to_rows_that_were_locked(server: Server, table: Database) -> None:
+WAITS = f"""
+CREATE TABLE other (id integer); INSERT INTO other VALUES (1);
+CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM FROM other FOR UPDATE; RETURN NEW; END $$;
+CREATE TRIGGER waits BEFORE UPDATE ON {TABLE} FOR EACH ROW WHEN (NEW.user_id = 'user7') EXECUTE FUNCTION waits()
+"""
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["themselves", "what a trigger wants for them"],
+)
+def test_a_script_comes_back_to_rows_that_were_locked(server: Server, table: Database, elsewhere: bool) -> None:
+    if elsewhere:
+        table.run(WAITS)
     with closing(table.connect()) as holder, holder.cursor() as cursor:
         holder.autocommit = False
-        cursor.execute(f"SELECT FROM {TABLE} WHERE user_id = 'user7' FOR UPDATE")
+        locked = "other" if elsewhere else f"{TABLE} WHERE user_id = 'user7'"
+        cursor.execute(f"SELECT FROM {locked} FOR UPDATE")
         process = start_psql(server, table, script("upgrade", REST, env=DIM8))
         try:
             eventually(lambda: table.value(f"SELECT count(v_vector) FROM {TABLE}") == 57)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 
+import psycopg2
 import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.steps.interference import leaves_alone
-from tests.support.commands import alembic
+from tests.support.commands import alembic, om
 from tests.support.cutover import cut_over, undo
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_database, create_table, load, mismatches, random_rows
@@ -406,5 +408,74 @@ def test_what_could_not_be_tried_is_said(database: Database) -> None:
     )
     done = alembic(database, "upgrade", "head", env=NO_INDEX)
     assert "bear the change could not be tried with INSERT" in done.stderr
-    assert "INSERT fails already: SQLSTATE P0001, in function keep()" in done.stderr
+    assert mismatches(database) == []
+
+
+def test_no_row_is_deleted_to_try_a_write_where_a_trigger_would_hear_of_it(database: Database) -> None:
+    """It may do what no rollback takes back, as a sequence does."""
+    create_table(database)
+    load(database, ROWS)
+    database.run(
+        f"""CREATE SEQUENCE deleted; CREATE FUNCTION mirror() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM nextval('deleted'); RETURN NULL; END $$;
+        CREATE TRIGGER mirror AFTER DELETE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION mirror()"""
+    )
+    alembic(database, "upgrade", "head", env=NO_INDEX)
+    assert database.value("SELECT is_called FROM deleted") is False
+
+
+def test_what_a_trigger_raises_is_not_a_lock_that_is_waited_for(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(
+        f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE 'SECRET of %', NEW.user_id USING ERRCODE = '55P03'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON {TABLE} FOR EACH ROW WHEN (NEW.id = '{ROWS[0].id}')
+        EXECUTE FUNCTION refuse()"""
+    )
+    done = alembic(database, "upgrade", "head", env=NO_INDEX, check=False)
+    assert "SECRET" not in done.log
+    assert "1 rows" in done.log
+    assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == len(ROWS) - 1
+
+
+@pytest.mark.parametrize("engine", ["client", "native"])
+def test_what_a_trigger_raises_is_no_connection_that_was_lost(database: Database, engine: str) -> None:
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", EXPAND)
+    database.run(
+        f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE 'server closed the connection unexpectedly' USING ERRCODE = '08006'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON {TABLE} FOR EACH ROW WHEN (NEW.id = '{ROWS[0].id}')
+        EXECUTE FUNCTION refuse()"""
+    )
+    done = alembic(database, "upgrade", "head", env=NO_INDEX | {"OM_BACKFILL_ENGINE": engine}, check=False)
+    assert "lost" not in done.log
+    assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == len(ROWS) - 1
+
+
+def test_a_partition_that_is_left_half_detached_is_named(database: Database) -> None:
+    create_table(database)
+    database.run(
+        f"ALTER TABLE {TABLE} RENAME TO plain; CREATE TABLE {TABLE} (LIKE plain) PARTITION BY HASH (id);"
+        f" CREATE TABLE one PARTITION OF {TABLE} FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+        f" CREATE TABLE two PARTITION OF {TABLE} FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
+    )
+    load(database, ROWS)
+    with transaction(database, f"SELECT FROM {TABLE}"), closing(database.connect()) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute("SET lock_timeout = '200ms'")
+        with pytest.raises(psycopg2.errors.LockNotAvailable):
+            cursor.execute(f"ALTER TABLE {TABLE} DETACH PARTITION two CONCURRENTLY")
+
+    finalize = f"ALTER TABLE public.{TABLE} DETACH PARTITION public.two FINALIZE;"
+    checked = om(database, "check")
+    assert (checked.returncode, finalize in checked.stdout) == (1, True)
+    refused = alembic(database, "upgrade", "head", check=False)
+    assert finalize in refused.log
+    assert column_type(database) is None
+    database.run(finalize)
+    alembic(database, "upgrade", "head", env=NO_INDEX)
     assert mismatches(database) == []

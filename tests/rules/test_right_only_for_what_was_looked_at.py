@@ -23,7 +23,7 @@ from openmemory_migrations.encoding import codec, dimensions
 from openmemory_migrations.errors import ANEW
 from openmemory_migrations.preflight import state
 from openmemory_migrations.settings import Settings
-from openmemory_migrations.verify import stream, verification
+from openmemory_migrations.verify import queries, stream, verification
 from tests.support.commands import NOTHING, alembic, om
 from tests.support.cutover import DOWN, UP
 from tests.support.interruption import holding, killed
@@ -308,6 +308,19 @@ def test_a_statement_of_a_search_is_ended_when_the_time_is_up(
 
 
 @pytest.mark.parametrize("command", ["verify", "report"])
+def test_queries_that_can_not_be_chosen_are_no_reason_to_search_nothing(
+    table: Database, here: Here, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Unless the comparison comes upon the same row."""
+    monkeypatch.setattr(queries, "SIZES", "SELECT sector, 1 / (dim - dim) FROM {table}")
+
+    done = here(table, command=command)
+
+    assert (done.code, done.found) == (1, {})
+    assert "division by zero (SQLSTATE 22012)" in done.log
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
 def test_a_lock_is_waited_for_no_longer_than_so_many_seconds(table: Database, here: Here, command: str) -> None:
     began = time.monotonic()
 
@@ -571,6 +584,17 @@ SPOILS = TO_UNIT.replace("NEW.v_vector := public.l2_normalize(NEW.v_vector)", "N
 HERE = "id = NEW.id AND sector = NEW.sector"
 
 
+def instead(statement: str) -> str:
+    """BEFORE, of rows that get a vector, in the place of the UPDATE."""
+    return f"""
+    CREATE FUNCTION instead() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      IF NEW.sector = 'semantic' AND OLD.v_vector IS NULL AND NEW.v_vector IS NOT NULL THEN
+        {statement}; return NULL; END IF;
+      return NEW; END $$;
+    CREATE TRIGGER instead BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION instead()
+    """
+
+
 def afterwards(statement: str) -> str:
     return f"""
     CREATE FUNCTION rewrites() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN NULL; END $$;
@@ -605,6 +629,16 @@ TRIGGERS = {
         " VALUES (NEW.id, NEW.sector, NEW.user_id, NEW.v, NEW.dim, '[1,0,0,0,0,0,0,0]')"
     ),
     "in a chain": CHAIN,
+    "deletes instead": instead(f"DELETE FROM {TABLE} WHERE {HERE}"),
+    "scales instead": instead(f"UPDATE {TABLE} SET v = set_byte(v, 0, 7) WHERE {HERE}"),
+    "sets another instead": instead(f"UPDATE {TABLE} SET v_vector = '[1,0,0,0,0,0,0,0]' WHERE {HERE}"),
+    "takes what is taken back": f"""
+    CREATE FUNCTION unit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      IF NEW.sector = 'semantic' AND NEW.v_vector IS NULL THEN NEW.v := NULL;
+      ELSIF NEW.sector = 'semantic' THEN NEW.v_vector := '[1,0,0,0,0,0,0,0]'; END IF;
+      return NEW; END $$;
+    CREATE TRIGGER unit BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION unit()
+    """,
     "spoils, and another touches": SPOILS
     + f""";
     CREATE FUNCTION touched() RETURNS trigger LANGUAGE plpgsql AS
@@ -621,10 +655,13 @@ TRIGGERS = {
 }
 
 
+OFF = ("clears", "scales", "deletes instead", "takes what is taken back")
+
+
 @pytest.mark.parametrize(
     ("trigger", "sync"),
-    [*((trigger, "on") for trigger in TRIGGERS.values()), *((TRIGGERS[name], "off") for name in ("clears", "scales"))],
-    ids=[*TRIGGERS, "clears, and ours is off", "scales, and ours is off"],
+    [*((trigger, "on") for trigger in TRIGGERS.values()), *((TRIGGERS[name], "off") for name in OFF)],
+    ids=[*TRIGGERS, *(f"{name}, and ours is off" for name in OFF)],
 )
 @pytest.mark.parametrize("engine", ["client", "server", "native", "script"])
 def test_what_a_trigger_writes_in_spite_of_us_is_not_kept(

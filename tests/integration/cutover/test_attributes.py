@@ -151,3 +151,25 @@ def test_a_column_of_a_hosts_goes_over_by_ops(tmp_path: Path, database: Database
     host.alembic("upgrade", "head")
     host.alembic("downgrade", "base")
     assert not changed(beginning, _but_versions(without_extension(whole(database))))
+
+
+def test_a_default_keeps_the_function_that_it_calls(database: Database) -> None:
+    """Whichever else of that name is nearer, when the cutover runs or when it is undone."""
+    create_table(database)
+    load(database, ROWS)
+    for schema in ("app", "public"):
+        database.run(
+            f"CREATE SCHEMA IF NOT EXISTS {schema};"
+            f" CREATE FUNCTION {schema}.dv() RETURNS bytea LANGUAGE sql AS $$ SELECT '\\x00'::bytea $$"
+        )
+    database.run(
+        f"ALTER TABLE {TABLE} ALTER v SET DEFAULT app.dv(); ALTER DATABASE {database.name} SET search_path = app"
+    )
+    alembic(database, "upgrade", "head", env={"OM_INDEX": "none"})
+    cut_over(database, "drop", {"OM_INDEX": "none"})
+    database.run(f"ALTER DATABASE {database.name} RESET search_path")
+    undo(database)
+    assert (
+        database.value(f"SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = 'public.{TABLE}'::regclass")
+        == "app.dv()"
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from demo.openmemory import TABLE
+from demo.openmemory import TABLE, drop_database
+from openmemory_migrations import embedded
 from tests.support.commands import om
 from tests.support.openmemory import SECTORS, Database, Row, create_table, load, pack, random_rows
 from tests.support.states import HEAD
@@ -124,6 +126,35 @@ def test_sectors_and_users_with_odd_names_or_none(database: Database) -> None:
         "smallest users",
     }
     assert found["search"]["session"]["recall"] == 1
+
+
+@pytest.mark.parametrize("kind", ["client_encoding", "SQL_ASCII"])
+def test_names_that_the_databases_own_encoding_could_not_show(
+    server: embedded.Server, database: Database, kind: str
+) -> None:
+    """Of rows that are named, too: bad ones."""
+    if kind == "SQL_ASCII":
+        drop_database(server, database.name)
+        options = "TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'"
+        Database("postgres", server.url()).run(f"CREATE DATABASE {database.name} {options}")
+    else:
+        database.run(f"ALTER DATABASE {database.name} SET client_encoding = 'LATIN1'")
+    rows = [row._replace(sector="中文", user_id="Müller") for row in random_rows(60, DIM)]
+    rows[7] = rows[7]._replace(v=b"\1")
+    with closing(database.connect()) as connection:
+        connection.set_client_encoding("UTF8")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"CREATE TABLE {TABLE} (id uuid, sector text, user_id text, v bytea, dim int, PRIMARY KEY (id, sector))"
+            )
+            for row in rows:
+                cursor.execute(f"INSERT INTO {TABLE} VALUES (%s, %s, %s, %s, %s)", tuple(row))
+        connection.commit()
+
+    done = om(database, "upgrade", env=ENV | {"OM_INDEX": "none"})
+    assert (done.returncode, "sector=中文" in done.log) == (0, True)
+    found = verify(database, 0, *GATE)
+    assert set(found["search"]["session"]["groups"]) >= {"sector 中文"}
 
 
 def test_a_table_without_a_sector_in_any_row_is_searched_as_a_whole(database: Database) -> None:
