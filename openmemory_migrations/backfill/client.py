@@ -19,7 +19,6 @@ import numpy.typing as npt
 from sqlalchemy.exc import DBAPIError
 
 from ..db import catalog, locks, partitions
-from ..db.catalog import Extension, Table
 from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.keys import keys_at
@@ -44,51 +43,41 @@ class ClientEngine:
     """Works on the leaves of a partitioned table, which it finds anew for each pass."""
 
     def __init__(self, ctx: VectorContext, way: Way = FORTH) -> None:
-        db = ctx.db
-        self.db, self.target, self.settings, self.table, self.extension = (
-            db,
-            ctx.target,
-            ctx.settings,
-            ctx.table,
-            ctx.extension,
-        )
-        self.way = way
-        with db.transaction():
-            self.element_oid = catalog.vector_oid(db) if way is FORTH else codec.BYTEA
-            self.lock_timeout = locks.batch_timeout(db, ctx.settings)
+        self.ctx, self.way = ctx, way
+        with ctx.db.transaction():
+            self.element_oid = catalog.vector_oid(ctx.db) if way is FORTH else codec.BYTEA
+            self.lock_timeout = locks.batch_timeout(ctx.db, ctx.settings)
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
-        with self.db.transaction():
-            leaves = partitions.leaves(self.db, self.table.oid)
+        with self.ctx.db.transaction():
+            leaves = partitions.leaves(self.ctx.db, self.ctx.table.oid)
 
         def convert(db: Database, claims: Claims) -> None:
             reader = Reader(
                 what=progress.what,
                 parts=leaves,
                 way=self.way,
-                column=self.target.vector,
+                column=self.ctx.target.vector,
                 dimensions=dimensions,
-                most_rows=self.settings.backfill_batch,
+                most_rows=self.ctx.settings.backfill_batch,
                 element_oid=self.element_oid,
                 lock_timeout=self.lock_timeout,
                 claims=claims,
-                table=self.table,
+                table=self.ctx.table,
                 obstacles=progress.obstacles,
             )
-            _Writer(db, self.table, self.lock_timeout, self.extension, self.way, progress).take(reader, pace.on(db))
+            _Writer(self.ctx.by(db), self.lock_timeout, self.way, progress).take(reader, pace.on(db))
 
-        side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])
+        side_by_side(self.ctx.db, [partial(convert, claims=claims) for claims in workers])
 
 
 class _Writer:
     """Writes batch after batch, each in a transaction of its own, in smaller parts while something is in the way."""
 
-    def __init__(
-        self, db: Database, table: Table, lock_timeout: str, extension: Extension, way: Way, progress: Progress
-    ) -> None:
-        self.db, self.table, self.lock_timeout, self.extension = db, table, lock_timeout, extension
+    def __init__(self, ctx: VectorContext, lock_timeout: str, way: Way, progress: Progress) -> None:
+        self.ctx, self.db, self.lock_timeout = ctx, ctx.db, lock_timeout
         self.way, self.progress = way, progress
-        self.steps = Steps(db, progress.what, sys.maxsize)
+        self.steps = Steps(ctx.db, progress.what, sys.maxsize)
         self.part: Part | None = None
         self.stage: Stage | None = None
 
@@ -106,7 +95,7 @@ class _Writer:
         if self.stage is None or part != self.part or with_sums:
             self._drop()
             with self.db.transaction():
-                self.stage = Stage(part.at(self.db), self.extension.names(), self.way, with_sums=with_sums)
+                self.stage = Stage(part.at(self.db), self.ctx.extension.names(), self.way, with_sums=with_sums)
             self.part = part
         return self.stage
 
@@ -131,7 +120,7 @@ class _Writer:
                 outcome = self.steps.failed(error, end - first, can_care=True)
                 if outcome != "again":
                     with self.db.transaction():
-                        names = keys_at(found.part.at(self.db), self.table, tids_of(found.rows[first:end]))
+                        names = keys_at(found.part.at(self.db), self.ctx.table, tids_of(found.rows[first:end]))
                     self.progress.obstacles.pass_by(outcome, error, names)
                     first = end
             else:
@@ -148,7 +137,7 @@ class _Writer:
             else:
                 rows, payload = end - first, found.some(first, end)
             written, kept = stage.write(payload) if rows else (0, [])
-            names = keys_at(found.part.at(self.db), self.table, kept) if kept else []
+            names = keys_at(found.part.at(self.db), self.ctx.table, kept) if kept else []
         if rows:
             stage.committed()
         if names:

@@ -32,24 +32,16 @@ class ServerEngine:
     """`native`: by the server's own code, of which nothing stays."""
 
     def __init__(self, ctx: VectorContext, *, native: bool) -> None:
-        db = ctx.db
-        self.native = native
-        self.db, self.target, self.settings, self.table, self.extension = (
-            db,
-            ctx.target,
-            ctx.settings,
-            ctx.table,
-            ctx.extension,
-        )
-        with db.transaction():
-            self.lock_timeout = locks.batch_timeout(db, ctx.settings)
-            self.spread = bool(citus.shards(db, ctx.table.oid))
+        self.ctx, self.native = ctx, native
+        with ctx.db.transaction():
+            self.lock_timeout = locks.batch_timeout(ctx.db, ctx.settings)
+            self.spread = bool(citus.shards(ctx.db, ctx.table.oid))
         if not native:
-            sync_trigger.ensure_convert(db, **ctx.extension.names())
+            sync_trigger.ensure_convert(ctx.db, **ctx.extension.names())
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
-        with self.db.transaction():
-            leaves = partitions.leaves(self.db, self.table.oid)
+        with self.ctx.db.transaction():
+            leaves = partitions.leaves(self.ctx.db, self.ctx.table.oid)
         filling = Filling(
             "{vector}",
             native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
@@ -60,28 +52,26 @@ class ServerEngine:
         )
 
         def convert(db: Database, claims: Claims) -> None:
-            with native.there(db, self.extension) if self.native else nullcontext():
+            with native.there(db, self.ctx.extension) if self.native else nullcontext():
                 for part in leaves:
                     try:
                         with db.transaction():
-                            pages = citus.pages(db, self.table.oid) if self.spread else pages_of(part.at(db))
+                            pages = citus.pages(db, self.ctx.table.oid) if self.spread else pages_of(part.at(db))
                     except DBAPIError as error:
                         if part.gone(error):
                             continue
                         raise
                     Walk(
-                        db,
-                        self.table,
-                        self.extension,
+                        self.ctx.by(db),
                         part,
                         filling,
                         self.lock_timeout,
-                        STORED.batch(MOST_BYTES, dimensions, self.settings.backfill_batch),
+                        STORED.batch(MOST_BYTES, dimensions, self.ctx.settings.backfill_batch),
                         progress,
                         pace.on(db),
-                        (claims, self.target.vector),
+                        (claims, self.ctx.target.vector),
                         self.spread,
                         native.here if self.native else None,
                     ).take(pages)
 
-        side_by_side(self.db, [partial(convert, claims=claims) for claims in workers])
+        side_by_side(self.ctx.db, [partial(convert, claims=claims) for claims in workers])

@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..db import locks
-from ..db.catalog import Extension, Table
+from ..db.catalog import Extension
+from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.keys import AT, NEWEST, keys_at
 from ..db.partitions import Part
@@ -41,13 +42,17 @@ FILL_ALL = """
 WITH done AS (UPDATE ONLY {table} SET {filled} = {value} WHERE {inside} AND {pending} RETURNING {misfit} AS misfit)
 SELECT count(*), coalesce(bool_or(misfit), false) FROM done
 """
-# a value that is not to be may do harm there, though it is taken back
+# a value that is not to be does harm there, though it is taken back; a generated column may have an index, too
 INDEXED = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_index i ON i.indexrelid = d.objid
-                    JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-               WHERE d.classid = CAST('pg_catalog.pg_class' AS regclass)
-                 AND d.refclassid = CAST('pg_catalog.pg_class' AS regclass)
-                 AND d.refobjid = pg_catalog.to_regclass(:table) AND a.attname = :column)
+SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute
+               WHERE attrelid = pg_catalog.to_regclass(:table) AND attgenerated <> '' AND NOT attisdropped)
+    OR EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid
+               WHERE i.indrelid = pg_catalog.to_regclass(:table) AND a.attname = :column
+                 AND (a.attnum = ANY (CAST(i.indkey AS int2[]))
+                      OR EXISTS (SELECT FROM pg_catalog.pg_depend d
+                                 WHERE d.classid = CAST('pg_catalog.pg_class' AS regclass) AND d.objid = i.indexrelid
+                                   AND d.refclassid = d.classid AND d.refobjid = a.attrelid
+                                   AND d.refobjsubid = a.attnum)))
 """
 FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING CAST(ctid AS text)"
 SUM = "pg_catalog.encode(pg_catalog.sha256({kept}), 'hex')"
@@ -116,12 +121,11 @@ class _Misfit(Exception):
 
 @dataclass
 class Walk:
-    """Over one table that holds rows. With `claims` others walk there as well, each at other pages; `spread` over nodes
-    it has a row of each place in each of its shards, and none can be left out while it is locked."""
+    """Over one table that holds rows, on the context's connection. With `claims` others walk there as well, each at
+    other pages; `spread` over nodes it has a row of each place in each of its shards, and none can be left out while it
+    is locked."""
 
-    db: Database
-    table: Table
-    extension: Extension
+    ctx: VectorContext
     part: Part
     filling: Filling
     lock_timeout: str
@@ -132,18 +136,20 @@ class Walk:
     spread: bool = False
     within: Callable[[Database, Extension], AbstractContextManager[None]] | None = None  # around what a batch does
 
+    @property
+    def db(self) -> Database:
+        return self.ctx.db
+
     def take(self, last_page: int) -> None:
         place = 0  # a page and a row's place in it, as one number
         self.steps = Steps(self.db, self.progress.what, self.most_rows)
         self.reach = 1  # units that a batch is looked for in
         at, self.beside, self.rewritten = self.part.at(self.db), Beside(), False
-        self.at_once = False  # whole batches, without a look at the values beforehand
         if not self.spread:
             with self.db.transaction():
-                column = at.sql(self.filling.filled)
-                self.beside = beside(at, column)
-                indexed = {"table": at.names["table"], "column": unquote(column)}
-                self.at_once = self.beside == Beside() and not at.value(INDEXED, indexed)
+                self.beside = beside(at, at.sql(self.filling.filled))
+        # whole batches, without a look at the values beforehand
+        self.at_once = not self.spread and self.beside == Beside()
         while place < last_page * PLACES:
             try:
                 filled, bad = self._batch(place)
@@ -174,7 +180,7 @@ class Walk:
 
     def _batch(self, place: int) -> tuple[int, int]:
         """How many rows have got their value, and how many are unfit."""
-        names = self.filling.names(self.db, **self.extension.names())
+        names = self.filling.names(self.db, **self.ctx.extension.names())
         at = self.part.at(self.db)
         self.batch = Batch(place, self.steps.size, place)
         with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
@@ -185,9 +191,9 @@ class Walk:
             if not self.batch.rows:
                 return 0, 0
             names["inside"] = _inside(place, self.batch.end)
-            with self.within(self.db, self.extension) if self.within else nullcontext():
+            with self.within(self.db, self.ctx.extension) if self.within else nullcontext():
                 filled, kept, bad = self._fill(at, names)
-            keys = keys_at(at, self.table, kept) if kept else []
+            keys = keys_at(at, self.ctx.table, kept) if kept else []
         if keys:
             self.progress.obstacles.refuse_for(UNCHANGED, keys)
         return filled, bad
@@ -210,6 +216,10 @@ class Walk:
 
     def _fill(self, at: Database, names: dict[str, str]) -> tuple[int, list[str], int]:
         """How many rows have got their value; the places of those that a trigger keeps from it; how many are unfit."""
+        if self.at_once and not self.steps.careful:
+            # or another could begin to build an index between our look and our UPDATE
+            at.run("LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE")
+            self.at_once = not at.value(INDEXED, {"table": at.names["table"], "column": unquote(names["filled"])})
         if self.at_once and not self.steps.careful:
             ((filled, misfit),) = at.rows(FILL_ALL, **names)
             if misfit:
@@ -277,7 +287,7 @@ class Walk:
 
     def _keys(self, tids: list[str]) -> list[str]:
         with self.db.transaction():
-            return keys_at(self.part.at(self.db), self.table, tids)
+            return keys_at(self.part.at(self.db), self.ctx.table, tids)
 
 
 def _tid(place: int) -> str:

@@ -23,6 +23,7 @@ from ..errors import MigrationError
 from ..target import literal, quote
 
 CHECK_VIOLATION = "23514"
+QUALIFIED = {"search_path": "pg_catalog, pg_temp"}  # so that a default has the schema of whatever it names
 STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}
 
 ATTRIBUTES = """
@@ -112,7 +113,7 @@ def attributes(db: Database, column: str) -> Attributes:
     where = {"table": db.names["table"], "column": column}
     ((oid, not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(ATTRIBUTES, where)
     if default is not None:
-        with db.local({"search_path": "pg_catalog, pg_temp"}):  # so that it has the schema of whatever it names
+        with db.local(QUALIFIED):
             default = db.rows(ATTRIBUTES, where)[0][2]
     own = _grants(db, [oid], column)[oid] if has_grants else ()
     return Attributes(not_null, default, comment, storage, compression.strip("\0"), statistics, own)
@@ -138,7 +139,8 @@ def dependents(db: Database, table: Table, column: str, *ours: str) -> list[str]
     if tables[1:]:
         root = attributes(db, column)
         own = {"tables": tables[1:], "column": column, "not_null": root.not_null, "default": root.default}
-        found += db.rows(OF_PARTS, own)
+        with db.local(QUALIFIED):  # as the default of the root was read
+            found += db.rows(OF_PARTS, own)
     return [text for (text,) in found]
 
 

@@ -99,7 +99,7 @@ SELECT count(*) FROM (
   SELECT w.sum, pg_catalog.currtid2(CAST(:table AS text), w.tid) AS newest
   FROM unnest(CAST(CAST(:places AS text[]) AS tid[]), CAST(:sums AS text[])) AS w (tid, sum) OFFSET 0) AS w
   JOIN ONLY {it} AS t ON t.ctid = w.newest
-WHERE pg_catalog.encode(pg_catalog.sha256(t.{source}), 'hex') = w.sum
+WHERE pg_catalog.encode(pg_catalog.sha256(t.{source}), 'hex') IS NOT DISTINCT FROM w.sum
 """
 MOVE_THESE = MOVE.replace("{which}", "{which} AND " + AT)
 

@@ -115,13 +115,13 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
         yield Finding("warning", "no-dimensions", message, hint=hint)
     if found.pending and not found.empty:
         beside = replace(target, vector=target.typed)
-        type_name = expand.vector_type(found.extension, found.pending)
+        type_name = expand.vector_type(found.ctx.extension, found.pending)
         yield from replication.of_the_table(step.of(beside).with_table(table), type_name)
     facts.dimensions = has
     facts.leaves = len(partitions.leaves(step.db, table.oid))
     rows = step.db.value("SELECT count(*) FROM {table} WHERE {source} IS NOT NULL") // (facts.leaves or 1)
     facts.memory_kb = build.most_memory(step.db, settings)
-    facts.index = choice.plan(target.native, settings.native, found.extension, found.size, rows, facts.memory_kb)
+    facts.index = choice.plan(target.native, settings.native, found.ctx.extension, found.size, rows, facts.memory_kb)
     yield from _scarce(facts)
 
 

@@ -16,13 +16,11 @@ from .. import console
 from ..backfill.leftovers import DIFFERS, LOOK_ROWS, NOT_FINITE, Found, first_keys, has_dim, read
 from ..backfill.reader import Scan, by_tid, pages_of
 from ..db import locks, partitions
-from ..db.catalog import Table
 from ..db.context import TableContext
 from ..db.database import Database
 from ..encoding import dimensions
 from ..encoding.stored import STORED
 from ..settings import Settings
-from ..target import Target
 
 LEAST_PAGES = 50  # of a sample: TABLESAMPLE SYSTEM takes each page or not, and of a few pages perhaps none
 RUNS = 16  # places in each table that holds rows at which the values of a sample are read
@@ -97,10 +95,7 @@ def looking(db: Database, settings: Settings) -> Iterator[None]:
 class Look:
     """How to look at one table; `sample` is about how many rows to look at, None for all of them."""
 
-    db: Database
-    target: Target
-    settings: Settings
-    table: Table
+    ctx: TableContext
     sample: int | None
 
     @classmethod
@@ -108,18 +103,18 @@ class Look:
         column = ctx.table.columns.get(ctx.target.vector)
         # where no row has a vector of ours, {vector} IS NULL has to be true of all
         ours = column is not None and column.ours
-        return cls(ctx.db if ours else ctx.db.at({"vector": "NULL"}), ctx.target, ctx.settings, ctx.table, sample)
+        return cls(ctx if ours else ctx.by(ctx.db.at({"vector": "NULL"})), sample)
 
     def _looking(self) -> AbstractContextManager[None]:
-        return looking(self.db, self.settings)
+        return looking(self.ctx.db, self.ctx.settings)
 
     def sizes(self) -> Sizes:
         with self._looking():
-            tables = [part.oid for part in partitions.leaves(self.db, self.table.oid)]
-            return Sizes(*self.db.rows(SIZES, {"tables": tables})[0])
+            tables = [part.oid for part in partitions.leaves(self.ctx.db, self.ctx.table.oid)]
+            return Sizes(*self.ctx.db.rows(SIZES, {"tables": tables})[0])
 
     def lengths(self, sizes: Sizes) -> Lengths:
-        differs = self.db.sql(DIFFERS) if has_dim(self.target, self.table) else "false"
+        differs = self.ctx.db.sql(DIFFERS) if has_dim(self.ctx.target, self.ctx.table) else "false"
         with self._looking():
             share, planned = self._share(sizes)
             found = self._sampled(share).rows(LENGTHS, differs=differs)
@@ -150,7 +145,7 @@ class Look:
         for reason, values in by_reason.items():
             with self._looking():
                 sampled = self._sampled(lengths.share)
-                bad.keys[reason] = first_keys(sampled, self.table, f"{STORED.length} = ANY (:values)", values)
+                bad.keys[reason] = first_keys(sampled, self.ctx.table, f"{STORED.length} = ANY (:values)", values)
         good = Counter(
             {octets: rows for octets, rows in sorted(lengths.pending.items()) if not STORED.problem(octets, size)}
         )
@@ -172,15 +167,15 @@ class Look:
         with self._looking():
             sampled = self._sampled(lengths.share)
             rows = int(sampled.value("SELECT count(*) FROM {table} WHERE " + condition))
-            return rows, first_keys(sampled, self.table, condition, []) if rows else []
+            return rows, first_keys(sampled, self.ctx.table, condition, []) if rows else []
 
     def _read(self, size: int, share: float) -> Found:
         found = Found(0, 0, [])
         with self._looking():
-            leaves = [part.at(self.db) for part in partitions.leaves(self.db, self.table.oid)]
+            leaves = [part.at(self.ctx.db) for part in partitions.leaves(self.ctx.db, self.ctx.table.oid)]
             runs = [(at, first, end) for at in leaves for first, end in runs_of(pages_of(at), share)]
         total, done = sum(end - first for _, first, end in runs), 0
-        with console.shown(f"checking {self.target.table}", total, "pages") as shown:
+        with console.shown(f"checking {self.ctx.target.table}", total, "pages") as shown:
             for at, first, end in runs:
                 scan = Scan(size, LOOK_ROWS, first, end)
 
@@ -188,11 +183,11 @@ class Look:
                 def batch(before: int = done - first, scan: Scan = scan) -> Iterator[None]:
                     shown.to(before + scan.position[0])
                     with self._looking():
-                        timeout = self.db.value("SELECT current_setting('lock_timeout')")
-                        self.db.set_local(by_tid("looking at the rows", timeout))
+                        timeout = self.ctx.db.value("SELECT current_setting('lock_timeout')")
+                        self.ctx.db.set_local(by_tid("looking at the rows", timeout))
                         yield
 
-                found = read(at, self.table, scan, found, batch)
+                found = read(at, self.ctx.table, scan, found, batch)
                 done += end - first
         return found
 
@@ -200,15 +195,17 @@ class Look:
         """Of the pages that are to be looked at, and the rows that the planner expects in all of them."""
         if self.sample is None:
             return 1.0, 0
-        planned = self.db.value(PLANNED)[0]["Plan"]["Plan Rows"]
-        pages = sizes.table // self.db.value("SELECT CAST(current_setting('block_size') AS integer)")
+        planned = self.ctx.db.value(PLANNED)[0]["Plan"]["Plan Rows"]
+        pages = sizes.table // self.ctx.db.value("SELECT CAST(current_setting('block_size') AS integer)")
         return min(1.0, max(self.sample / max(1, planned), LEAST_PAGES / max(1, pages))), planned
 
     def _sampled(self, share: float) -> Database:
         """With the same pages each time."""
         if share == 1:
-            return self.db
-        return self.db.at({"table": f"{self.db.names['table']} TABLESAMPLE SYSTEM ({100 * share:.9f}) REPEATABLE (1)"})
+            return self.ctx.db
+        return self.ctx.db.at(
+            {"table": f"{self.ctx.db.names['table']} TABLESAMPLE SYSTEM ({100 * share:.9f}) REPEATABLE (1)"}
+        )
 
 
 def runs_of(pages: int, share: float) -> list[tuple[int, int]]:

@@ -157,6 +157,7 @@ END
 BACKFILL = """
 DO {tag}
 #variable_conflict use_column
+<<om>>
 DECLARE
   extension text;
   found record;
@@ -263,10 +264,10 @@ BEGIN
             INTO more, filled, sums, same, is_right USING {tid_of_place}, {tid_of_end}, beside;{immediate}
           moved := moved + more;
           -- nobody else can have moved what is locked
-          IF (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (same)) < cardinality(same) THEN
+          IF (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (om.same)) < cardinality(same) THEN
             is_right := false;
           END IF;
-          IF beside AND (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (filled)) < cardinality(filled) THEN
+          IF beside AND (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (om.filled)) < cardinality(filled) THEN
             -- written once more, by a trigger AFTER it: each has to have its value, and its bytes, all the same
             EXECUTE replace(CASE WHEN adopted THEN {count_right_adopted} ELSE {count_right} END, '@value@', conversion)
               INTO more USING filled, sums;
@@ -307,7 +308,7 @@ BEGIN
             RAISE;  -- of the statement, the transaction or the server, not of a row
           ELSIF places > 1 THEN
             places := places / 2;
-          ELSIF NOT EXISTS (SELECT FROM ONLY {table} WHERE ctid = {tid_of_place}) THEN
+          ELSIF NOT EXISTS (SELECT FROM ONLY {table} WHERE ctid = {tid_of_om_place}) THEN
             RAISE;  -- of no row: by a trigger FOR EACH STATEMENT
           ELSE
             IF SQLSTATE = 'OM001' THEN
@@ -331,7 +332,7 @@ BEGIN
     done := done + changed;
     PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
     -- a row may have been moved by each of several batches
-    unchanged := ARRAY(SELECT ctid FROM {table} WHERE ctid = ANY (unchanged));
+    unchanged := ARRAY(SELECT ctid FROM {table} WHERE ctid = ANY (om.unchanged));
     refused := refused || unchanged;
     remaining := replace(CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END, '@value@', conversion);
     EXECUTE 'SELECT array_agg(tid) FROM (' || remaining || ') AS rows' INTO locked USING refused;

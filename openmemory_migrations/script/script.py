@@ -360,6 +360,7 @@ class Script:
             "pages": PAGES,
             "places": PLACES,
             "tid_of_place": TID.format(place="place", places=PLACES),
+            "tid_of_om_place": TID.format(place="om.place", places=PLACES),
             "tid_of_end": TID.format(place="(place + places)", places=PLACES),
             "extensions": EXTENSIONS_SCHEMA,
             "ext": literal(EXT),

@@ -218,7 +218,7 @@ def _carry_over(ctx: VectorContext) -> None:
         elif pending:
             for part, last_page in walks:
                 filling = Filling("{vector}", "{adopted}", ADOPTED_ONLY, "{ext}.vector_send({adopted})")
-                Walk(db, table, ctx.extension, part, filling, lock_timeout, MOST_CARRIED, progress).take(last_page)
+                Walk(ctx, part, filling, lock_timeout, MOST_CARRIED, progress).take(last_page)
         moved += progress.converted
         return progress.converted, pending
 

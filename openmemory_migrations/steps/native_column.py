@@ -112,9 +112,7 @@ def fill(ctx: VectorContext, size: int) -> None:
             with progress.shown():
                 for part, last_page in walks:
                     Walk(
-                        db,
-                        ctx.table,
-                        ctx.extension,
+                        ctx,
                         part,
                         Filling("{typed}", "{source}", PENDING, "{ext}.vector_send({source})"),
                         lock_timeout,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .. import log
 from ..columns import guard, properties
 from ..db import catalog, citus, locks, partitions
-from ..db.catalog import Column, Extension, Table
+from ..db.catalog import Column
 from ..db.context import Context, TableContext, VectorContext
 from ..encoding import dimensions
 from ..errors import ANEW, MigrationError
@@ -26,8 +26,7 @@ from . import checks, finalize, interference, native_column
 class Look:
     """`size` is what `v` has or is to have, None where nothing says it; `typed` is the column of ours beside it."""
 
-    table: Table
-    extension: Extension
+    ctx: VectorContext
     source: Column
     typed: Column | None
     size: int | None
@@ -52,8 +51,8 @@ def upgrade_expand(ctx: Context) -> Look:
     with ctx.db.reading():
         found = look(ctx)
     ctx.db.take_over()
-    while found.pending and not _begun(ctx, found):
-        (_at_once if found.empty and not found.typed else _beside)(ctx, found, found.pending)
+    while found.pending and not _begun(found):
+        (_at_once if found.empty and not found.typed else _beside)(found, found.pending)
         with ctx.db.transaction(snapshot=True):
             found = look(ctx)
     if found.size is None:
@@ -74,9 +73,8 @@ def upgrade_backfill(ctx: Context) -> None:
         return
 
     def fill_and_put() -> None:
-        ready = ctx.with_table(found.table).with_extension(found.extension)
-        native_column.fill(ready, size)
-        native_column.take_place(ready)
+        native_column.fill(found.ctx, size)
+        native_column.take_place(found.ctx)
 
     locks.decided(fill_and_put)
 
@@ -163,28 +161,29 @@ def look(ctx: Context) -> Look:
     for _, problem in problems:
         raise problem
     if found.pending:
-        for _, problem in interference.of_the_table(ctx.with_table(found.table), ctx.settings.lock_timeout_ms):
+        for _, problem in interference.of_the_table(found.ctx, ctx.settings.lock_timeout_ms):
             raise problem
     return found
 
 
 def examine(ctx: TableContext) -> tuple[Look, list[tuple[str, MigrationError]]]:
     """What there is, and each reason why it can't be brought any further, with a code for programs."""
-    extension = catalog.require_extension(ctx.db)
     typed = ctx.table.columns.get(ctx.target.typed)
     ours = typed if typed is not None and typed.typed else None
     empty = not ctx.db.value("SELECT EXISTS (SELECT FROM {table})")
-    found = Look(ctx.table, extension, ctx.table.columns[ctx.target.source], ours, None, empty)
+    found = Look(
+        ctx.with_extension(catalog.require_extension(ctx.db)), ctx.table.columns[ctx.target.source], ours, None, empty
+    )
     try:
-        found = replace(found, size=_size(ctx, found))
+        found = replace(found, size=_size(found))
     except MigrationError as error:
         return found, [("dimensions", error)]
-    return found, list(_problems(ctx, found)) if found.pending else []
+    return found, list(_problems(found)) if found.pending else []
 
 
-def _problems(ctx: Context, found: Look) -> Iterator[tuple[str, MigrationError]]:
-    target = ctx.target
-    if not found.empty and found.typed is None and target.typed in found.table.columns:
+def _problems(found: Look) -> Iterator[tuple[str, MigrationError]]:
+    ctx, target = found.ctx, found.ctx.target
+    if not found.empty and found.typed is None and target.typed in ctx.table.columns:
         yield (
             "column-taken",
             MigrationError(
@@ -193,7 +192,7 @@ def _problems(ctx: Context, found: Look) -> Iterator[tuple[str, MigrationError]]
                 f" {quote(target.source)}, with dimensions.",
             ),
         )
-    if not found.empty and citus.shards(ctx.db, found.table.oid):
+    if not found.empty and citus.shards(ctx.db, ctx.table.oid):
         yield (
             "engine",
             MigrationError(
@@ -201,14 +200,12 @@ def _problems(ctx: Context, found: Look) -> Iterator[tuple[str, MigrationError]]
                 hint="Create the table anew with dimensions, and copy the rows.",
             ),
         )
-    for missing in checks.missing_rights(
-        replace(ctx, settings=replace(ctx.settings, sync_trigger=not found.empty)).with_table(found.table)
-    ):
+    for missing in checks.missing_rights(replace(ctx, settings=replace(ctx.settings, sync_trigger=not found.empty))):
         yield "rights", missing
     if not found.empty:
-        for problem in native_column.interfering(ctx.with_table(found.table)):
+        for problem in native_column.interfering(ctx):
             yield "interference", problem
-    for hanging in native_column.dependents(ctx.with_table(found.table)):
+    for hanging in native_column.dependents(ctx):
         yield "dependents", hanging
 
 
@@ -220,11 +217,12 @@ def no_dimensions(target: Target) -> tuple[str, str]:
     )
 
 
-def _size(ctx: Context, found: Look) -> int | None:
+def _size(found: Look) -> int | None:
+    ctx = found.ctx
     column = found.source if found.source.dimensions or found.typed is None else found.typed
     if column.dimensions is None:
         return dimensions.resolve_vectors(
-            ctx.target, ctx.settings.dimensions, dimensions.vectors(ctx.db, **found.extension.names())
+            ctx.target, ctx.settings.dimensions, dimensions.vectors(ctx.db, **ctx.extension.names())
         )
     if ctx.settings.dimensions not in (None, column.dimensions):
         raise MigrationError(
@@ -236,46 +234,47 @@ def _size(ctx: Context, found: Look) -> int | None:
     return column.dimensions
 
 
-def _begun(ctx: Context, found: Look) -> bool:
+def _begun(found: Look) -> bool:
+    ctx = found.ctx
     if found.typed is None:
         return False
     with ctx.db.transaction():
-        return catalog.trigger_enabled(ctx.db, found.table.oid, ctx.target.typing)
+        return catalog.trigger_enabled(ctx.db, ctx.table.oid, ctx.target.typing)
 
 
-def _at_once(ctx: Context, found: Look, size: int) -> None:
-    db, target = ctx.db, ctx.target
+def _at_once(found: Look, size: int) -> None:
+    ctx, db, target = found.ctx, found.ctx.db, found.ctx.target
 
     def change() -> bool:
-        checks.lock(ctx.with_table(found.table))
+        checks.lock(ctx)
         if db.value("SELECT EXISTS (SELECT FROM {table})"):
             return False
         was = properties.attributes(db, target.source)
         db.run(
             "ALTER TABLE {table} ALTER COLUMN {source} TYPE {ext}.vector({size})",
             size=str(size),
-            **found.extension.names(),
+            **ctx.extension.names(),
         )
         properties.store(db, target.source, was)
         native_column.mark(ctx, was)
         return True
 
     what = f"giving {quote(target.source)} of {target} its dimensions"
-    if locks.retried(db, ctx.settings.lock_timeout_ms, found.table.oid, what, change):
+    if locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, change):
         log.notice(f"column {quote(target.source)} of {target}, which is empty, is of type vector({size}) now")
 
 
-def _beside(ctx: Context, found: Look, size: int) -> None:
-    target = ctx.target
+def _beside(found: Look, size: int) -> None:
+    ctx, target = found.ctx, found.ctx.target
 
     def change() -> None:
-        checks.lock(ctx.with_table(found.table))
+        checks.lock(ctx)
         if found.typed:  # whose trigger somebody has disabled or dropped
             native_column.drop_trigger(ctx.db)
-        native_column.create(ctx, size, **found.extension.names())
+        native_column.create(ctx, size, **ctx.extension.names())
 
     what = f"adding {quote(target.typed)} to {target}"
-    locks.retried(ctx.db, ctx.settings.lock_timeout_ms, found.table.oid, what, lambda: interference.tried(ctx, change))
+    locks.retried(ctx.db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, lambda: interference.tried(ctx, change))
     log.notice(
         f"column {quote(target.typed)} of {target} is in place: vector({size}), dimensions"
         f" {'as configured' if ctx.settings.dimensions else 'as the rows have them'}",

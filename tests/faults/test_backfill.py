@@ -8,7 +8,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
-from tests.support.engines import by_each, only_client
+from tests.support.engines import FILLS, by_each, only_client
 from tests.support.interruption import (
     DATA,
     DIM,
@@ -96,7 +96,7 @@ def test_the_network_fails_in_the_middle(server: embedded.Server, table: Databas
 
     def watch(statement: str) -> Verdict:
         nonlocal batches
-        batch = statement.startswith(("COPY pg_temp", "UPDATE ONLY"))
+        batch = statement.lstrip().startswith(("COPY pg_temp", *FILLS))
         batches += batch
         return "after" if batch and batches == 100 else None
 

@@ -20,6 +20,7 @@ from openmemory_migrations import embedded
 from openmemory_migrations.db.database import Database as PackageDatabase
 from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
+from tests.support.engines import FILLS
 from tests.support.host_styles import create
 from tests.support.interruption import (
     DIM,
@@ -238,7 +239,7 @@ class Beginning(PackageDatabase):
     begun: list[bool]
 
     def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
-        if template.startswith("UPDATE ONLY {table}") and not self.begun:
+        if template.lstrip().startswith(FILLS) and not self.begun:
             self.begun.append(True)
             self.before()
         return super().run(template, parameters, **names)

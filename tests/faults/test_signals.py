@@ -16,7 +16,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.db import locks
 from tests.support.commands import Process, alembic, result, start_alembic
-from tests.support.engines import by_each
+from tests.support.engines import FILLS, by_each
 from tests.support.openmemory import Database, Row, checksum, mismatches, random_rows
 from tests.support.proxy import Verdict, proxy
 from tests.support.running import (
@@ -82,7 +82,7 @@ def test_a_run_that_is_told_to_stop_does_not_connect_again(server: embedded.Serv
     process: Process | None = None
 
     def watch(statement: str) -> Verdict:
-        if not statement.startswith(("CREATE TEMPORARY TABLE", "UPDATE ONLY")):
+        if not statement.lstrip().startswith(("CREATE TEMPORARY TABLE", *FILLS)):
             return None
         assert process
         process.send_signal(SIGNALS[0])

@@ -325,6 +325,16 @@ def test_rows_that_a_trigger_swallows_or_changes_stay(table: Database) -> None:
     assert not changed(before, whole(table))
 
 
+def test_a_row_comes_back_whose_bytes_somebody_has_taken_away(table: Database) -> None:
+    before = whole(table)
+    cut_over(table, "drop", ACCEPTED)
+    table.run(f"UPDATE {KEPT} SET v = NULL WHERE {where(BAD[0])}")
+    undo(table)
+    assert (count(table), table.value(f"SELECT to_regclass('{KEPT}')")) == (len(ROWS) + len(BAD), None)
+    table.run(f"UPDATE {TABLE} SET v = %s WHERE {where(BAD[0])}", BAD[0].v)
+    assert not changed(before, whole(table))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["", "DEFERRABLE INITIALLY DEFERRED"])
 def test_rows_stay_that_a_trigger_would_delete_or_clear_once_they_are_back(table: Database, when: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+FILLS = ("UPDATE ONLY", "WITH done AS (UPDATE ONLY")  # what a batch inside the server begins with
 CHOSEN: dict[str, str] = {}  # for every command and backfill of a test
 
 

@@ -190,6 +190,27 @@ def test_a_value_that_can_not_be_a_vector_is_no_row_that_a_check_refuses(
     assert mismatches(database) == []
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        "ALTER TABLE {table} ADD UNIQUE (v_vector)",
+        "ALTER TABLE {table} ADD g vector(8) GENERATED ALWAYS AS (v_vector) STORED",
+        "CREATE INDEX ON {table} (vector_norm(v_vector)) WHERE dim = 8",
+    ],
+)
+def test_nor_is_that_of_a_constraint_or_of_an_expression(database: Database, index: str) -> None:
+    create_table(database)
+    load(database, [*random_rows(300, DIM), *with_v(pack([float("nan")] * DIM), 3, 1)])
+    alembic(database, "upgrade", EXPAND)
+    database.run(index.format(table=TABLE))
+
+    with logged_statements(database) as statements:
+        alembic(database, "upgrade", "head", env=NATIVE | {"OM_INDEX": "none"})
+
+    assert not [text for _, text in statements if "misfit" in text]
+    assert mismatches(database) == []
+
+
 def test_no_index_is_given_a_value_that_is_none(database: Database) -> None:
     """It would keep it after the batch was taken back."""
     create_table(database)

@@ -153,6 +153,20 @@ def test_a_column_of_a_hosts_goes_over_by_ops(tmp_path: Path, database: Database
     assert not changed(beginning, _but_versions(without_extension(whole(database))))
 
 
+def test_a_default_that_names_a_function_is_that_of_the_partitions_too(database: Database) -> None:
+    create_table(database)
+    database.run(
+        "CREATE FUNCTION dv() RETURNS bytea LANGUAGE sql AS $$ SELECT '\\x00'::bytea $$;"
+        f"ALTER TABLE {TABLE} ALTER v SET DEFAULT dv(); ALTER TABLE {TABLE} RENAME TO plain;"
+        f" CREATE TABLE {TABLE} (LIKE plain INCLUDING DEFAULTS) PARTITION BY HASH (id);"
+        f" CREATE TABLE one PARTITION OF {TABLE} FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+    )
+    load(database, ROWS)
+    alembic(database, "upgrade", "head", env={"OM_INDEX": "none"})
+    cut_over(database, "swap", {"OM_INDEX": "none"})
+    undo(database)
+
+
 def test_a_default_keeps_the_function_that_it_calls(database: Database) -> None:
     """Whichever else of that name is nearer, when the cutover runs or when it is undone."""
     create_table(database)

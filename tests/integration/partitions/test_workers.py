@@ -19,6 +19,7 @@ from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.steps import backfill
 from tests.support.commands import alembic
+from tests.support.engines import FILLS
 from tests.support.openmemory import Database, checksum, mismatches
 from tests.support.package import TARGET, package
 from tests.support.partitions import LEAVES, ROWS, engines, tree
@@ -42,7 +43,7 @@ class Counting(PackageDatabase):
         super().copy_in(table, data)
 
     def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
-        self.written[self.driver.pid] += template.startswith("UPDATE ONLY {table}")
+        self.written[self.driver.pid] += template.lstrip().startswith(FILLS)
         return super().run(template, parameters, **names)
 
 

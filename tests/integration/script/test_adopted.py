@@ -16,6 +16,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
+from openmemory_migrations.script import blocks
 from tests.support import host_init
 from tests.support.adopted import EXPAND_SQL, FILL, FINALIZE_SQL, OWN, SCRIPTS, by_hand, with_sourceless
 from tests.support.cases import exhaustive, pairwise
@@ -327,10 +328,13 @@ def downgrade(**kw): ops.downgrade_{2}(**OPTIONS)
 def test_a_hosts_own_table_may_call_its_columns_as_the_script_calls_its_variables(
     server: Server, databases: Databases, tmp_path: Path
 ) -> None:
-    variables = "extension lost done moved page last_page pages convertible said passes skipped line attempt aside"
+    declared = "".join(
+        re.findall("^DECLARE$(.*?)^BEGIN$", blocks.EXPAND + blocks.BACKFILL + blocks.DROP_EXPAND, re.M | re.S)
+    )
+    variables = sorted({*re.findall(r"^  (\w+) ", declared, re.MULTILINE), "attempt"} - {"found", "total"})
 
     def prepare(database: Database) -> None:
-        columns = "".join(f", {name} text" for name in variables.split())
+        columns = "".join(f", {name} text" for name in variables)
         database.run(f"CREATE TABLE chunks (id bigint PRIMARY KEY, total bytea{columns})")
         for i, row in enumerate(random_rows(30, DIM)):
             database.run("INSERT INTO chunks (id, total) VALUES (%s, %s)", i, row.v)
@@ -350,6 +354,19 @@ def test_a_hosts_own_table_may_call_its_columns_as_the_script_calls_its_variable
         psql(server, by_script, host.alembic("downgrade", "head:base", "--sql").stdout)
         by_script.run("DROP TABLE alembic_version")
         assert_same(before | {"extensions": state["extensions"]}, snapshot(by_script))
+
+
+def test_a_row_that_is_refused_is_passed_by_in_such_a_table(server: Server, database: Database) -> None:
+    create_table(database)
+    load(database, random_rows(30, DIM))
+    offline(server, database, "upgrade", EXPAND)
+    database.run(
+        f"ALTER TABLE {TABLE} ADD place integer; UPDATE {TABLE} SET place = 1 WHERE ctid = '(0,3)';"
+        f" ALTER TABLE {TABLE} ADD CHECK (place IS NULL) NOT VALID"
+    )
+    done = offline(server, database, "upgrade", f"{EXPAND}:head", check=False)
+    assert "1 rows can't be updated or read" in done.stderr
+    assert database.value(f"SELECT count(v_vector) FROM {TABLE}") == 29
 
 
 def converted(database: Database) -> dict[str, str]:
