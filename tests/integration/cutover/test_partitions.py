@@ -119,7 +119,9 @@ def test_what_a_partition_has_of_its_own_is_named_before_any_change(tree: Databa
     tree.run("ALTER TABLE semantic ALTER v SET NOT NULL; ALTER TABLE nothing ALTER v SET DEFAULT '\\x01'")
     alembic(tree, "upgrade", "head", env=ENV)
     # after a swap the first would refuse every row that newer OpenMemory writes
-    refuses(tree, "NOT NULL of column v of table public.semantic; the default of column v of table public.nothing", env=ENV)
+    refuses(
+        tree, "NOT NULL of column v of table public.semantic; the default of column v of table public.nothing", env=ENV
+    )
 
 
 def test_privileges_on_a_v_of_a_partition_s_own_go_over(database: Database) -> None:
