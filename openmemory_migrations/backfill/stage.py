@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..db.database import Database
+from ..db.keys import SUM
 from ..encoding.sync_trigger import tag
 from ..target import literal, quote, unquote
 from .passes import OF_OVERRULED
@@ -144,7 +145,7 @@ class Stage:
         names |= {"counter": literal(COUNTER), "kept": literal(KEPT)}
         names |= {"read": way.value.format_map(names), "overruled": literal(OF_OVERRULED)}
         # a batch would take a quarter longer with them (measured)
-        sum_ = "pg_catalog.encode(pg_catalog.sha256(pg_catalog.textsend({it}::text)), 'hex')"
+        sum_ = SUM.format(it="pg_catalog.textsend({it}::text)")
         names |= {"sums": f"pg_catalog.array_agg({sum_.format(it='now')})" if with_sums else "NULL"}
         names |= {"sum": sum_.format(it="t." + names["read"])}
         names |= {"rewritten": literal(REWRITTEN)}

@@ -17,7 +17,7 @@ from ..db import locks
 from ..db.catalog import Extension
 from ..db.context import VectorContext
 from ..db.database import Database
-from ..db.keys import AT, NEWEST, keys_at
+from ..db.keys import AT, NEWEST, SUM, keys_at
 from ..db.partitions import Part
 from ..target import unquote
 from .claims import Claims, space_of
@@ -55,7 +55,7 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute
                                    AND d.refobjsubid = a.attnum)))
 """
 FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING CAST(ctid AS text)"
-SUM = "pg_catalog.encode(pg_catalog.sha256({kept}), 'hex')"
+KEPT_SUM = SUM.format(it="{kept}")
 # beside triggers of others': with the bytes as they were, which none may change; the places of all that were chosen, as
 # nobody else can move those that are locked
 FILL_BESIDE = f"""
@@ -64,7 +64,7 @@ WITH old AS MATERIALIZED (
   FOR NO KEY UPDATE),
 done AS (
   UPDATE ONLY {{table}} SET {{filled}} = {{value}} FROM old WHERE ctid = old.om_at
-  RETURNING old.om_at, CAST(ctid AS text) AS tid, {SUM} AS sum,
+  RETURNING old.om_at, CAST(ctid AS text) AS tid, {KEPT_SUM} AS sum,
             CASE WHEN NOT pg_catalog.record_image_eq(ROW({{kept}}), ROW(old.om_was))
                  THEN {OVERRULED.format(tid="ctid")} END)
 SELECT CAST(om_at AS text), tid, sum FROM done UNION ALL SELECT CAST(om_at AS text), NULL, NULL FROM old
@@ -73,7 +73,7 @@ STILL = f"SELECT count(*) FROM ONLY {{table}} WHERE {AT}"
 # what they have made of rows before their UPDATE, and of those that are elsewhere since, after it
 FILLED = f"SELECT CAST(ctid AS text), {{ok}} FROM ONLY {{table}} WHERE {AT}"
 ELSEWHERE = f"""
-SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {{ok}}, {SUM}
+SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {{ok}}, {KEPT_SUM}
 FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest
 """
 FAIL = f"SELECT {OVERRULED.format(tid='true')}"

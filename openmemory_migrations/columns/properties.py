@@ -111,10 +111,8 @@ def grants_of_data(data: Iterable[Iterable[Any]]) -> tuple[Grant, ...]:
 def attributes(db: Database, column: str) -> Attributes:
     """Those of a column of the table that `db` names."""
     where = {"table": db.names["table"], "column": column}
-    ((oid, not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(ATTRIBUTES, where)
-    if default is not None:
-        with db.local(QUALIFIED):
-            default = db.rows(ATTRIBUTES, where)[0][2]
+    with db.local(QUALIFIED):
+        ((oid, not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(ATTRIBUTES, where)
     own = _grants(db, [oid], column)[oid] if has_grants else ()
     return Attributes(not_null, default, comment, storage, compression.strip("\0"), statistics, own)
 

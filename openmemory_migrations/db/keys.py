@@ -14,6 +14,8 @@ AT = "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))"
 NEWEST = """(SELECT w.tid, pg_catalog.currtid2(CAST(:table AS text), w.tid) AS newest
  FROM unnest(CAST(CAST(:values AS text[]) AS tid[])) AS w (tid) OFFSET 0) AS w"""
 
+SUM = "pg_catalog.encode(pg_catalog.sha256({it}), 'hex')"  # of bytes, to be compared with those of another version
+
 
 def keys_where(
     db: Database,
