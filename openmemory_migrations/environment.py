@@ -23,9 +23,10 @@ from .encoding import back_trigger
 from .errors import MigrationError
 from .script.script import Stamps, opening
 from .settings import Settings, refuse_unknown
+from .sql import quote
 from .steps import checks
 from .steps.step import Step
-from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target, quote
+from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
 
 CUTOVER = "cutover"  # the section of alembic.ini, or what the console script calls so
 
@@ -58,7 +59,7 @@ def run() -> None:
 
 def _print(settings: Settings) -> None:
     """Prints the script for --sql, which needs no database: all of it, or nothing where a step has none."""
-    versions = f"{quote(settings.pg_schema)}.{quote(version_table())}"
+    versions = quote(settings.pg_schema, version_table())
     printed = Stamps(versions, settings)
     context.configure(
         output_buffer=printed,

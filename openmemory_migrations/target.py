@@ -5,12 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-from sqlalchemy.dialects import postgresql
-
 from .settings import Settings
-
-# a paramstyle without percent signs, or the preparer would double those of an identifier
-_preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
+from .sql import SQL, literal, quote
 
 OWN_COMMENT = "openmemory_migrations: kept equal to "  # on a column of ours; what has it not is adopted
 SET_ASIDE = "openmemory_migrations: set aside; "  # on an adopted column, before the comment that it had
@@ -20,20 +16,6 @@ GIVEN = "openmemory_migrations: dimensions given; "  # on a vector that had none
 # Alembic's own, in OM_PG_SCHEMA: of the chain, and of the cutover
 VERSION_TABLE, CUTOVER_VERSION_TABLE = "openmemory_alembic_version", "openmemory_cutover_version"
 NEWER_INDEX = "openmemory_vectors_hnsw_idx"  # which newer OpenMemory looks for, whatever the table is called
-
-
-def quote(identifier: str) -> str:
-    return _preparer.quote_identifier(identifier)
-
-
-def unquote(name: str) -> str:
-    """What `quote` has made of a name."""
-    return name[1:-1].replace('""', '"')
-
-
-def literal(text: str) -> str:
-    """A string constant, for the few statements that take no parameters (COMMENT ON, a function's body)."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def derived(name: str, suffix: str) -> str:
@@ -171,27 +153,31 @@ class Target:
             f"{column} = {literal(name)}" for column, name in where.items()
         )
 
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, SQL]:
         """Quoted names for the `{…}` of every SQL text."""
+
+        def within(name: str) -> SQL:
+            return quote(self.schema, name)
+
         return {
             "schema": quote(self.schema),
-            "table": f"{quote(self.schema)}.{quote(self.table)}",
+            "table": within(self.table),
             "source": quote(self.source),
             "vector": quote(self.vector),
             "adopted": quote(self.adopted),
             "sync": quote(self.sync),
-            "sync_function": f"{quote(self.schema)}.{quote(self.sync)}",
+            "sync_function": within(self.sync),
             "archive": quote(self.archive),
             "typed": quote(self.typed),
             "typing": quote(self.typing),
-            "typing_function": f"{quote(self.schema)}.{quote(self.typing)}",
+            "typing_function": within(self.typing),
             "back": quote(self.back),
-            "back_function": f"{quote(self.schema)}.{quote(self.back)}",
-            "unconvert": f"{quote(self.schema)}.{quote('openmemory_vector_to_bytea')}",
+            "back_function": within(self.back),
+            "unconvert": within("openmemory_vector_to_bytea"),
             "left": quote(self.left),
             "guard": quote(self.guard),
-            "guard_function": f"{quote(self.schema)}.{quote(self.guard)}",
-            "kept": f"{quote(self.schema)}.{quote(self.kept)}",
-            "convert": f"{quote(self.schema)}.{quote('openmemory_bytea_to_vector')}",
+            "guard_function": within(self.guard),
+            "kept": within(self.kept),
+            "convert": within("openmemory_bytea_to_vector"),
             "comment": literal(self.comment),
         }

@@ -11,18 +11,11 @@ from dataclasses import dataclass, field
 
 from ..db import locks
 from ..db.database import Database
+from ..sql import blocks
+
+BLOCKS = blocks("backfill")
 
 Claim = tuple[int, int]  # both halves of the lock's key as pg_locks shows them, unsigned
-
-CLAIM = """
-SELECT number FROM unnest(CAST(:numbers AS integer[])) AS number
-WHERE pg_try_advisory_xact_lock(CAST(:space AS integer), number)
-"""
-CLAIMED = """
-SELECT CAST(classid AS bigint), CAST(objid AS bigint) FROM pg_catalog.pg_locks
-WHERE locktype = 'advisory' AND objsubid = 2 AND granted
-  AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-"""
 
 
 @dataclass
@@ -37,7 +30,7 @@ class Claims:
         """Those of the parts `numbers` that are nobody else's, ours until the end of the transaction."""
         if not self.heeded:
             return list(numbers)
-        found = db.rows(CLAIM, {"numbers": list(numbers), "space": space})
+        found = db.rows(BLOCKS.claim, {"numbers": list(numbers), "space": space})
         taken = [row[0] for row in found]
         self.got.update(_claims(space, taken))
         self.refused.update(_claims(space, set(numbers) - set(taken)))
@@ -52,7 +45,7 @@ def of_others(workers: Sequence[Claims]) -> set[Claim]:
 
 def held(db: Database) -> set[Claim]:
     """All that anybody has claimed in this database."""
-    return {(space, number) for space, number in db.rows(CLAIMED)}
+    return {(space, number) for space, number in db.rows(BLOCKS.claimed)}
 
 
 def space_of(*parts: str) -> int:

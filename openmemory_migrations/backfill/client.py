@@ -26,6 +26,7 @@ from ..db.partitions import Part
 from ..db.sqlerrors import sqlstate
 from ..db.threads import ahead, side_by_side
 from ..encoding import codec
+from ..sql import blocks
 from .claims import Claims
 from .pace import Pace
 from .passes import UNCHANGED, Steps
@@ -33,10 +34,7 @@ from .progress import Progress
 from .reader import FORTH, Found, Reader, Way, by_tid
 from .stage import REWRITTEN, Stage
 
-UNLOCKED = """
-SELECT CAST(ctid AS text) FROM ONLY {table} WHERE ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))
-FOR NO KEY UPDATE SKIP LOCKED
-"""
+BLOCKS = blocks("backfill")
 
 
 class ClientEngine:
@@ -148,7 +146,7 @@ class _Writer:
         """Those rows that nobody else has locked, which are ours now."""
         some = found.rows[first:end]
         tids = tids_of(some)
-        ours = {tid for (tid,) in found.part.at(self.db).rows(UNLOCKED, {"tids": tids})}
+        ours = {tid for (tid,) in found.part.at(self.db).rows(BLOCKS.unlocked_rows, {"tids": tids})}
         chosen = some[[tid in ours for tid in tids]]
         return len(chosen), codec.encode(chosen, found.element_oid, found.filenode)
 

@@ -9,7 +9,7 @@ from ..db.catalog import Extension
 from ..db.context import TableContext
 from ..encoding import native
 from ..errors import MigrationError
-from ..target import quote
+from ..sql import quote
 
 DOES = {"native": "the server's own code converts", "client": "the client converts", "server": "the server converts"}
 

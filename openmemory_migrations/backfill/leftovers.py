@@ -16,17 +16,16 @@ from ..db.context import TableContext
 from ..db.database import Database
 from ..db.keys import AT, SHOWN_KEYS, keys_at, keys_where
 from ..encoding.stored import STORED
+from ..sql import Fragment, blocks
 from ..target import Target
 from .passes import is_a_rows
 from .reader import Scan, by_tid, pages_of
 
+BLOCKS = blocks("backfill")
+
 LOOK_ROWS = 1000  # at once, where nothing is written
 NOT_FINITE = "NaN or infinite values"
 
-COUNT = f"""
-SELECT CASE WHEN {{vector}} IS NULL THEN {STORED.length} END, count(*), count(*) FILTER (WHERE {{differs}})
-FROM {{table}} WHERE {{source}} IS NOT NULL GROUP BY 1
-"""
 DIFFERS = STORED.not_of("CAST(dim AS bigint)")
 NOT_CONVERTED = f"{STORED.of('{size}')} AND {STORED.not_finite}"
 
@@ -79,7 +78,11 @@ def leftovers(ctx: TableContext) -> Leftovers:
     with db.transaction(snapshot=True):
         lengths: dict[str, list[int]] = {}
         # one pass over the table for all that can be counted: it may be larger than the server's memory
-        found = db.rows(COUNT, differs=db.sql(DIFFERS) if has_dim(ctx.target, table) else "false")
+        found = db.rows(
+            BLOCKS.count_without,
+            length=db.sql(STORED.length),
+            differs=db.sql(DIFFERS) if has_dim(ctx.target, table) else False,
+        )
         differs = sum(other for _, _, other in found)
         pending = sorted((octets, number) for octets, number, _ in found if octets is not None)
         for octets, number in pending:
@@ -137,7 +140,7 @@ def read(
 
 def _looked_at(db: Database, table: Table, size: int) -> Found:
     """The values are looked at by the server: only numbers and keys travel."""
-    names = {"size": str(size)}
+    names = {"size": size}
     try:
         with db.attempt():
             ((all_rows, bad),) = db.rows(
@@ -157,6 +160,8 @@ def has_dim(target: Target, table: Table) -> bool:
     return target.source == "v" and dim is not None and dim.type in ("smallint", "integer", "bigint")
 
 
-def first_keys(db: Database, table: Table, condition: str, values: list[int] | list[str], **names: str) -> list[str]:
+def first_keys(
+    db: Database, table: Table, condition: str, values: list[int] | list[str], **names: Fragment
+) -> list[str]:
     """The first few pending rows that meet `condition`."""
     return keys_where(db, table, "{vector} IS NULL AND " + condition, values, SHOWN_KEYS, **names)

@@ -17,7 +17,9 @@ from ..db import catalog
 from ..db.database import Database
 from ..errors import MigrationError
 from ..settings import Settings
-from ..target import quote
+from ..sql import blocks, quote
+
+BLOCKS = blocks("backfill")
 
 LOOK = 0.5  # seconds between two looks at the replicas
 REMIND = 30.0  # seconds between two lines while the backfill is held
@@ -86,13 +88,7 @@ class Pace:
     def _look(self) -> tuple[int, float]:
         """How many replicas stream, and the lag of the slowest in seconds."""
         self.looked = time.monotonic()
-        replicas, current, replayed = self.db.rows(
-            """
-            SELECT count(*), CAST(pg_current_wal_lsn() - '0/0' AS bigint),
-                   CAST(min(coalesce(replay_lsn, '0/0')) - '0/0' AS bigint)
-            FROM pg_catalog.pg_stat_replication WHERE state IN ('streaming', 'catchup')
-            """
-        )[0]
+        replicas, current, replayed = self.db.rows(BLOCKS.look)[0]
         self.written.append((self.looked, current))
         while self.written and (replayed is None or self.written[0][1] <= replayed):
             self.written.popleft()

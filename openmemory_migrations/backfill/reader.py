@@ -25,8 +25,11 @@ from ..encoding import codec
 from ..encoding.codec import Rows
 from ..encoding.stored import STORED
 from ..errors import MigrationError
+from ..sql import Fragment, blocks
 from .claims import Claims, space_of
 from .passes import Obstacles, is_a_rows
+
+BLOCKS = blocks("backfill")
 
 BATCH_BYTES = 8 * 1024**2
 UNIT = 64  # pages of heap
@@ -99,11 +102,10 @@ class Scan:
         return min(self.position[0] + UNIT * MOST_UNITS, self.end_page)
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, int]:
         """What the next read is to give, for the `{…}` of its SQL."""
         page, item = self.position
-        bounds = {"page": page, "item": item, "end": self._end, "size": self.dimensions, "rows": self.rows}
-        return {name: str(value) for name, value in bounds.items()}
+        return {"page": page, "item": item, "end": self._end, "size": self.dimensions, "rows": self.rows}
 
     def take(self, db: Database) -> tuple[Rows, Unreadable]:
         """The next rows, and the places of those before them that the server can't read."""
@@ -115,7 +117,7 @@ class Scan:
         return self.take_by(db, read, self.way.place)
 
     def take_by(
-        self, db: Database, read: Callable[[], tuple[T, int, Tid | None]], place: str, **names: str
+        self, db: Database, read: Callable[[], tuple[T, int, Tid | None]], place: str, **names: Fragment
     ) -> tuple[T, Unreadable]:
         """The same with what `read` gives: rows, how many, the last one's tid; `place` is SQL for the first's."""
         unreadable: Unreadable = []
@@ -142,7 +144,7 @@ class Scan:
         self.position = last_tid if full and last_tid else (self._end, 0)
         self.rows = min(2 * self.rows, self.most_rows)
 
-    def pass_by(self, db: Database, sql: str, **names: str) -> str:
+    def pass_by(self, db: Database, sql: str, **names: Fragment) -> str:
         """Goes past the next row, which can't be read; returns its place, which takes no look at its value."""
         place = str(db.value(sql, **self.names, **names))
         page, item = place.strip("()").split(",")
@@ -295,10 +297,7 @@ def planned(db: Database, doing: str) -> Iterator[None]:
 def pages_of(db: Database) -> int:
     return int(
         db.value(
-            """
-            SELECT pg_catalog.pg_relation_size(CAST(:table AS regclass))
-                   / CAST(current_setting('block_size') AS integer)
-            """,
+            BLOCKS.pages_of,
             {"table": db.names["table"]},
         )
     )

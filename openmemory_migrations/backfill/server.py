@@ -25,7 +25,7 @@ from .reader import pages_of
 from .walk import Filling, Walk
 
 MOST_BYTES = 32 * 1024**2  # in a batch: a tenth of a second or two, for as long as its rows are locked
-VALUE = "{{convert}}({{source}}, {dimensions})"
+VALUE = "{convert}({source}, {dimensions})"
 
 
 class ServerEngine:
@@ -44,11 +44,11 @@ class ServerEngine:
             leaves = partitions.leaves(self.ctx.db, self.ctx.table.oid)
         filling = Filling(
             "{vector}",
-            native.value(dimensions) if self.native else VALUE.format(dimensions=dimensions),
+            native.value(dimensions) if self.native else VALUE.replace("{dimensions}", str(dimensions)),
             STORED.pending(dimensions),
             "{source}",
             unfit=native.unfit(dimensions) if self.native else STORED.not_finite,
-            misfit=native.UNFIT.format(value="{vector}") if self.native else "{vector} IS NULL",
+            misfit=native.UNFIT.replace("{value}", "{vector}") if self.native else "{vector} IS NULL",
         )
 
         def convert(db: Database, claims: Claims) -> None:

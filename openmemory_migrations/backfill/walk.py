@@ -17,9 +17,9 @@ from ..db import locks
 from ..db.catalog import Extension
 from ..db.context import VectorContext
 from ..db.database import Database
-from ..db.keys import AT, NEWEST, SUM, keys_at
+from ..db.keys import AT, SUM, keys_at
 from ..db.partitions import Part
-from ..target import unquote
+from ..sql import SQL, blocks, unquote
 from .claims import Claims, space_of
 from .pace import Pace
 from .passes import OVERRULED, UNCHANGED, Steps, is_a_rows
@@ -27,55 +27,16 @@ from .progress import Progress
 from .reader import MOST_UNITS, UNIT, by_tid
 from .stage import Beside, beside
 
+BLOCKS = blocks("backfill")
+
 PLACES = 2048  # counted for a page: more than any page, of whatever size, has rows
-# the last of so many: physical order is that in which ranges of places are read
-NEXT = """
-SELECT CAST(max(tid) AS text), count(*)
-FROM (SELECT ctid AS tid FROM ONLY {table} WHERE {inside} AND {pending}{order} LIMIT {most}) AS next
-"""
 UNLOCKED = "SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {pending} FOR NO KEY UPDATE SKIP LOCKED"
 OURS = "ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
 OTHERS = "{inside} AND ctid <> ALL (CAST(CAST(:tids AS text[]) AS tid[]))"
-# all of a batch, and whether that was right of each row: the new value is at hand then, the old one would be fetched
-# from out of line a second time to be looked at beforehand (an eighth of the time at 1,536 dimensions, measured)
-FILL_ALL = """
-WITH done AS (UPDATE ONLY {table} SET {filled} = {value} WHERE {inside} AND {pending} RETURNING {misfit} AS misfit)
-SELECT count(*), coalesce(bool_or(misfit), false) FROM done
-"""
-# a value that is not to be does harm there, though it is taken back; a generated column may have an index, too
-INDEXED = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute
-               WHERE attrelid = pg_catalog.to_regclass(:table) AND attgenerated <> '' AND NOT attisdropped)
-    OR EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid
-               WHERE i.indrelid = pg_catalog.to_regclass(:table) AND a.attname = :column
-                 AND (a.attnum = ANY (CAST(i.indkey AS int2[]))
-                      OR EXISTS (SELECT FROM pg_catalog.pg_depend d
-                                 WHERE d.classid = CAST('pg_catalog.pg_class' AS regclass) AND d.objid = i.indexrelid
-                                   AND d.refclassid = d.classid AND d.refobjid = a.attrelid
-                                   AND d.refobjsubid = a.attnum)))
-"""
 FILL = "UPDATE ONLY {table} SET {filled} = {value} WHERE {which} AND {pending}{fit} RETURNING CAST(ctid AS text)"
-KEPT_SUM = SUM.format(it="{kept}")
-# beside triggers of others': with the bytes as they were, which none may change; the places of all that were chosen, as
-# nobody else can move those that are locked
-FILL_BESIDE = f"""
-WITH old AS MATERIALIZED (
-  SELECT ctid AS om_at, {{kept}} AS om_was FROM ONLY {{table}} WHERE {{which}} AND {{pending}}{{fit}}
-  FOR NO KEY UPDATE),
-done AS (
-  UPDATE ONLY {{table}} SET {{filled}} = {{value}} FROM old WHERE ctid = old.om_at
-  RETURNING old.om_at, CAST(ctid AS text) AS tid, {KEPT_SUM} AS sum,
-            CASE WHEN NOT pg_catalog.record_image_eq(ROW({{kept}}), ROW(old.om_was))
-                 THEN {OVERRULED.format(tid="ctid")} END)
-SELECT CAST(om_at AS text), tid, sum FROM done UNION ALL SELECT CAST(om_at AS text), NULL, NULL FROM old
-"""
 STILL = f"SELECT count(*) FROM ONLY {{table}} WHERE {AT}"
-# what they have made of rows before their UPDATE, and of those that are elsewhere since, after it
+# what triggers have made of rows before their UPDATE
 FILLED = f"SELECT CAST(ctid AS text), {{ok}} FROM ONLY {{table}} WHERE {AT}"
-ELSEWHERE = f"""
-SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {{ok}}, {KEPT_SUM}
-FROM {NEWEST} JOIN ONLY {{table}} AS t ON t.ctid = w.newest
-"""
 FAIL = f"SELECT {OVERRULED.format(tid='true')}"
 LEFT = "SELECT CAST(ctid AS text), CAST(xmin AS text), {unfit} FROM ONLY {table} WHERE {inside} AND {pending}"
 
@@ -93,12 +54,14 @@ class Filling:
     unfit: str | None = None
     misfit: str = "false"
 
-    def names(self, db: Database, **ext: str) -> dict[str, str]:
+    def names(self, db: Database, **ext: SQL) -> dict[str, SQL]:
         own = {"filled": self.filled, "value": self.value, "pending": self.pending, "kept": self.kept}
         own |= {"unfit": self.unfit or "false", "misfit": self.misfit}
         names = {name: db.sql(text, **ext) for name, text in own.items()}
         names["ok"] = db.sql("{ext}.vector_send({filled}) = {ext}.vector_send({value})", **ext, **names)
-        names["fit"] = f" AND NOT ({names['unfit']})" if self.unfit else ""
+        names["fit"] = db.sql(" AND NOT ({unfit})" if self.unfit else "", **names)
+        names["kept_sum"] = db.sql(SUM.format(it="{kept}"), **names)
+        names["overruled"] = db.sql(OVERRULED.format(tid="ctid"))
         return names
 
 
@@ -198,15 +161,15 @@ class Walk:
             self.progress.obstacles.refuse_for(UNCHANGED, keys)
         return filled, bad
 
-    def _chosen(self, at: Database, place: int, names: dict[str, str]) -> Batch:
+    def _chosen(self, at: Database, place: int, names: dict[str, SQL]) -> Batch:
         """The next pending rows in as many units as are ours, none where others are at the first."""
         end = self._claimed(place)
         if not end:
             return Batch((place // (UNIT * PLACES) + 1) * UNIT * PLACES, 0)
         most = self.steps.size
         # each shard is read by its places, one after the other
-        order = " ORDER BY ctid" if self.spread else ""
-        ((tid, rows),) = at.rows(NEXT, **{**names, "inside": _inside(place, end), "most": str(most), "order": order})
+        order = SQL(" ORDER BY ctid" if self.spread else "")
+        ((tid, rows),) = at.rows(BLOCKS.next, inside=_inside(place, end), most=most, order=order, **names)
         last = _place(tid) if rows else 0
         if rows < most:
             self.reach = min(2 * self.reach, MOST_UNITS)
@@ -214,14 +177,16 @@ class Walk:
         self.reach = (last - place) // (UNIT * PLACES) + 2  # the first of them may be half done
         return Batch(last + 1, rows, last)
 
-    def _fill(self, at: Database, names: dict[str, str]) -> tuple[int, list[str], int]:
+    def _fill(self, at: Database, names: dict[str, SQL]) -> tuple[int, list[str], int]:
         """How many rows have got their value; the places of those that a trigger keeps from it; how many are unfit."""
         if self.at_once and not self.steps.careful:
             # or another could begin to build an index between our look and our UPDATE
             at.run("LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE")
-            self.at_once = not at.value(INDEXED, {"table": at.names["table"], "column": unquote(names["filled"])})
+            self.at_once = not at.value(
+                BLOCKS.indexed, {"table": at.names["table"], "column": unquote(names["filled"])}
+            )
         if self.at_once and not self.steps.careful:
-            ((filled, misfit),) = at.rows(FILL_ALL, **names)
+            ((filled, misfit),) = at.rows(BLOCKS.fill_all, **names)
             if misfit:
                 raise _Misfit
             return filled, [], 0
@@ -242,13 +207,13 @@ class Walk:
                 kept += [tid for tid, version, unfit in left if not unfit and (tid, version) in again]
         return len(done), kept, bad
 
-    def _update(self, at: Database, names: dict[str, str], which: str, tids: list[str] | None = None) -> Set[str]:
+    def _update(self, at: Database, names: dict[str, SQL], which: str, tids: list[str] | None = None) -> Set[str]:
         """The places of the rows when all triggers have fired. Each has to have its value, and its bytes, also where it
         was written once more, and one that was not written has to be where it was: the batch fails otherwise."""
         parameters = {} if tids is None else {"tids": tids}
         with_sums = self.beside.before or self.rewritten
         if with_sums:
-            rows = at.rows(FILL_BESIDE.replace("{which}", which), parameters, **names)
+            rows = at.rows(BLOCKS.fill_beside.replace("{which}", which), parameters, **names)
             written = {tid: sum for _, tid, sum in rows if tid}
             kept = {was_at for was_at, tid, _ in rows if not tid} - {was_at for was_at, tid, _ in rows if tid}
             if kept and at.value(STILL, {"values": list(kept)}) < len(kept):
@@ -259,7 +224,7 @@ class Walk:
             return written.keys()
         # what is deferred would fire after we have looked; only now, as it may be in order at the end only
         self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
-        ok = names["ok"] if self.beside.before else "true"
+        ok = names["ok"] if self.beside.before else True
         done = {tid: right is True for tid, right in at.rows(FILLED, {"values": list(written)}, **{**names, "ok": ok})}
         if not all(done.values()):
             at.run(FAIL)
@@ -268,7 +233,7 @@ class Walk:
             return done.keys()
         if not with_sums:
             raise _Rewritten
-        found = at.rows(ELSEWHERE, {"values": gone, "table": at.names["table"]}, **names)
+        found = at.rows(BLOCKS.filled_elsewhere, {"values": gone, "table": at.names["table"]}, **names)
         right = {is_at for was_at, is_at, ok, kept in found if ok is True and kept == written[was_at]}
         if len(right) < len(gone):
             at.run(FAIL)
@@ -299,5 +264,5 @@ def _place(tid: str) -> int:
     return page * PLACES + item
 
 
-def _inside(place: int, end: int) -> str:
-    return f"ctid >= '{_tid(place)}' AND ctid < '{_tid(end)}'"
+def _inside(place: int, end: int) -> SQL:
+    return SQL(f"ctid >= '{_tid(place)}' AND ctid < '{_tid(end)}'")

@@ -21,8 +21,9 @@ from ..preflight.results import Facts
 from ..preflight.rows import Lengths
 from ..preflight.trial import SLOWER
 from ..settings import Settings
+from ..sql import quote
 from ..steps.step import Step
-from ..target import Target, quote
+from ..target import Target
 from . import output, running
 
 MOST_LENGTHS = 8  # of the histogram, on lines for people

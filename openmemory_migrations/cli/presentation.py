@@ -8,7 +8,7 @@ from typing import Any
 
 from ..db.catalog import Index, Table
 from ..finding import Finding
-from ..target import quote
+from ..sql import quote
 from ..verify.equality import MEANING, Comparison, shown
 from ..verify.recall import Found, Quality, Tried
 from ..verify.verification import Proof

@@ -19,8 +19,9 @@ from ..index.choice import NoIndex, Plan, plan
 from ..preflight import state
 from ..preflight.state import CutOver, State
 from ..settings import Settings
+from ..sql import quote
 from ..steps.step import Step
-from ..target import Target, quote
+from ..target import Target
 from . import output, running
 
 

@@ -24,48 +24,14 @@ from ..db.context import VectorContext
 from ..db.database import HELD, Database
 from ..db.sqlerrors import as_migration_error
 from ..encoding import sync_trigger
-from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger, tag
+from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..errors import MigrationError
-from ..target import literal, quote
+from ..sql import SQL, blocks, dollar_quote, fill, joined, literal, quote
+
+BLOCKS = blocks("columns")
 
 CLEAN_UP_TIMEOUT = "100ms"
 COMMENT = "openmemory_migrations: refuses, while a step is at work, what that step would lose"
-
-# SECURITY DEFINER: the writer may lack rights on the extension's schema. A run that was killed may have left it, and a
-# schema of these functions have got another name since: then it refuses nothing and fails nothing. Images are compared,
-# as the operator of vectors takes 0 and -0 for equal
-CREATE_FUNCTION = """
-CREATE OR REPLACE FUNCTION {guard_function}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {tag}
-BEGIN
-  IF TG_OP = 'UPDATE' AND {unchanged}
-     OR EXISTS (SELECT FROM unnest({calls}) AS its (name) WHERE to_regprocedure(its.name) IS NULL) THEN
-    RETURN NULL;
-  END IF;
-  IF ({lost}) AND {at_work} THEN
-    RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = {message}, HINT = {hint};
-  END IF;
-  RETURN NULL;
-END
-{tag}
-"""
-# the condition makes it depend on the columns: whoever drops one while it is there is told so, and writes go on
-CREATE_TRIGGER = """
-CREATE OR REPLACE TRIGGER {guard} AFTER INSERT OR UPDATE ON {table}
-FOR EACH ROW WHEN (NEW.{one} IS NOT NULL OR NEW.{other} IS NOT NULL) EXECUTE FUNCTION {guard_function}()
-"""
-AT_WORK = """
-EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
-                               AND (pid, (classid::bigint << 32) + objid::bigint) IN ({held}))
-"""
-# by what it says of itself: the table, the trigger or its schema may have got other names since
-OURS = """
-SELECT t.tgname, CAST(CAST(t.tgfoid AS regprocedure) AS text)
-FROM pg_catalog.pg_trigger t
-WHERE t.tgrelid = pg_catalog.to_regclass(:table) AND t.tgparentid = 0
-  AND pg_catalog.obj_description(t.oid, 'pg_trigger') = :comment
-ORDER BY 1
-"""
 
 
 @dataclass(frozen=True)
@@ -154,17 +120,17 @@ def take_back(db: Database) -> None:
 
 def there(db: Database) -> list[str]:
     """Triggers that a run has left, quoted."""
-    return [quote(name) for name, _ in db.rows(OURS, {"table": db.names["table"], "comment": COMMENT})]
+    return [quote(name) for name, _ in db.rows(BLOCKS.guards, {"table": db.names["table"], "comment": COMMENT})]
 
 
 def drop(db: Database, but: str | None = None) -> None:
     """Trigger and function, if they are there, inside the caller's transaction; `but` one that is to be replaced, which
     need not wait for readers."""
-    for trigger, function in db.rows(OURS, {"table": db.names["table"], "comment": COMMENT}):
+    for trigger, function in db.rows(BLOCKS.guards, {"table": db.names["table"], "comment": COMMENT}):
         if quote(trigger) == but:
             continue
         of_a_trigger(db, "DROP TRIGGER {trigger} ON {table}", trigger=quote(trigger))
-        db.run("DROP FUNCTION {function}", function=function)
+        db.run("DROP FUNCTION {function}", function=SQL(function))
 
 
 def _calls(db: Database, loss: Loss, extension: Extension) -> list[str]:
@@ -179,22 +145,21 @@ def _create(ctx: VectorContext, loss: Loss) -> None:
     db = ctx.db
     names = ctx.extension.names()
     vector = ctx.table.columns.get(ctx.target.vector)
-    dimensions = str(vector.dimensions) if vector and vector.dimensions else "NULL"
+    dimensions = vector.dimensions if vector and vector.dimensions else SQL("NULL")
+    held = joined(", ", [SQL(f"({pid}, {key})") for _, key, pid in HELD.get()])
     db.run(
-        CREATE_FUNCTION,
+        BLOCKS.create_guard_function,
         unchanged=db.sql(loss.unchanged),
-        calls=f"ARRAY[{', '.join(map(literal, _calls(db, loss, ctx.extension)))}]",
+        calls=joined(", ", map(literal, _calls(db, loss, ctx.extension))),
         lost=db.sql(loss.lost, dimensions=dimensions, **names),
         message=literal(f"{db.names[loss.column]} of {ctx.target} can't have a value of its own now"),
         hint=literal(
             "openmemory-migrations is about to change this table: write the other column alone, or retry later."
         ),
-        at_work=AT_WORK.format(held=held)
-        if (held := ", ".join(f"({pid}, {key})" for _, key, pid in HELD.get()))
-        else "true",
-        tag=tag([*db.names.values(), *names.values()]),
+        at_work=fill(BLOCKS.at_work, {"held": held}) if held else True,
+        tag=dollar_quote([*db.names.values(), *names.values()]),
     )
     db.run("REVOKE ALL ON FUNCTION {guard_function}() FROM PUBLIC")
-    of_a_trigger(db, CREATE_TRIGGER, one=db.names[loss.column], other=db.names[loss.other])
+    of_a_trigger(db, BLOCKS.create_guard_trigger, one=db.names[loss.column], other=db.names[loss.other])
     of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["guard"])
     db.run("COMMENT ON TRIGGER {guard} ON {table} IS {comment}", comment=literal(COMMENT))

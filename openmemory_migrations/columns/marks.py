@@ -9,7 +9,8 @@ from typing import Literal
 
 from ..db.catalog import Table
 from ..errors import MigrationError
-from ..target import CUT_OVER, Target, quote
+from ..sql import SQL, quote
+from ..target import CUT_OVER, Target
 from . import properties
 from .properties import Attributes, Grant
 
@@ -133,6 +134,6 @@ def said(target: Target, mode: Mode) -> str:
     return f"{target} was cut over: {quote(target.source)} was dropped, {quote(target.vector)} is what there is"
 
 
-def names(target: Target) -> dict[str, str]:
+def names(target: Target) -> dict[str, SQL]:
     """For SQL texts that work on the columns of another `target`, whose other objects have the names that they had."""
     return {"source": quote(target.source), "vector": quote(target.vector)}

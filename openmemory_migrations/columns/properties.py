@@ -20,56 +20,13 @@ from ..db.database import Database
 from ..db.partitions import Part
 from ..db.sqlerrors import sqlstate
 from ..errors import MigrationError
-from ..target import literal, quote
+from ..sql import SQL, blocks, literal, quote
+
+BLOCKS = blocks("columns")
 
 CHECK_VIOLATION = "23514"
 QUALIFIED = {"search_path": "pg_catalog, pg_temp"}  # so that a default has the schema of whatever it names
 STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}
-
-ATTRIBUTES = """
-SELECT a.attrelid, a.attnotnull, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
-       pg_catalog.col_description(a.attrelid, a.attnum), CAST(a.attstorage AS text), CAST(a.attcompression AS text),
-       a.attstattarget, a.attacl IS NOT NULL
-FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attrelid = CAST(:table AS regclass) AND a.attname = :column AND NOT a.attisdropped
-"""
-GRANTS = """
-SELECT a.attrelid, CASE g.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(g.grantee) END,
-       g.privilege_type, g.is_grantable
-FROM pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) g
-WHERE a.attrelid = ANY (:tables) AND a.attname = :column AND NOT a.attisdropped
-ORDER BY 2 NULLS FIRST, 3
-"""
-# what would be left behind by a column that goes: deptype i and P are part of something else that is listed itself
-DEPENDENTS = """
-SELECT DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
-FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-WHERE d.refclassid = CAST('pg_class' AS regclass) AND d.refobjid = ANY (:tables) AND a.attname = :column
-  AND d.deptype IN ('n', 'a')
-  AND NOT (d.classid = CAST('pg_attrdef' AS regclass)
-           AND EXISTS (SELECT FROM pg_catalog.pg_attrdef f WHERE f.oid = d.objid AND f.adnum = d.refobjsubid))
-  AND NOT (d.classid = CAST('pg_trigger' AS regclass)
-           AND EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.oid = d.objid AND t.tgname = ANY (:ours)))
-  AND NOT (d.classid = CAST('pg_class' AS regclass)
-           AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = d.objid AND c.relname = ANY (:ours)))
-  AND NOT (d.classid = CAST('pg_constraint' AS regclass)
-           AND EXISTS (SELECT FROM pg_catalog.pg_constraint c WHERE c.oid = d.objid
-                       AND (c.contype = 'n' OR c.conname = ANY (:ours))))
-ORDER BY 1
-"""
-
-# a partition may have what its parent hasn't: that neither goes over nor comes back
-OF_PARTS = """
-SELECT own.what || ' of ' || pg_catalog.pg_describe_object(CAST('pg_class' AS regclass), a.attrelid, a.attnum)
-FROM unnest(CAST(:tables AS oid[])) AS t (oid)
-     JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attname = :column
-     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
-     LATERAL (VALUES ('NOT NULL', a.attnotnull AND NOT CAST(:not_null AS boolean)),
-                     ('the default', pg_catalog.pg_get_expr(d.adbin, d.adrelid) <> coalesce(:default, ''))
-             ) AS own (what, here)
-WHERE own.here
-ORDER BY 1
-"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +69,9 @@ def attributes(db: Database, column: str) -> Attributes:
     """Those of a column of the table that `db` names."""
     where = {"table": db.names["table"], "column": column}
     with db.local(QUALIFIED):
-        ((oid, not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(ATTRIBUTES, where)
+        ((oid, not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(
+            BLOCKS.attributes, where
+        )
     own = _grants(db, [oid], column)[oid] if has_grants else ()
     return Attributes(not_null, default, comment, storage, compression.strip("\0"), statistics, own)
 
@@ -125,7 +84,7 @@ def grants(db: Database, parts: Sequence[Part], column: str) -> dict[str, tuple[
 
 def _grants(db: Database, tables: Sequence[int], column: str) -> dict[int, tuple[Grant, ...]]:
     found: dict[int, tuple[Grant, ...]] = dict.fromkeys(tables, ())
-    for oid, *grant in db.rows(GRANTS, {"tables": list(tables), "column": column}):
+    for oid, *grant in db.rows(BLOCKS.grants, {"tables": list(tables), "column": column}):
         found[oid] += (Grant(*grant),)
     return found
 
@@ -133,12 +92,12 @@ def _grants(db: Database, tables: Sequence[int], column: str) -> dict[int, tuple
 def dependents(db: Database, table: Table, column: str, *ours: str) -> list[str]:
     """What hangs on a column and would not go over to another: views, indexes, generated columns, others' triggers."""
     tables = [part.oid for part in partitions.parts(db, table.oid)]
-    found = list(db.rows(DEPENDENTS, {"tables": tables, "column": column, "ours": list(ours)}))
+    found = list(db.rows(BLOCKS.dependents, {"tables": tables, "column": column, "ours": list(ours)}))
     if tables[1:]:
         root = attributes(db, column)
         own = {"tables": tables[1:], "column": column, "not_null": root.not_null, "default": root.default}
         with db.local(QUALIFIED):  # as the default of the root was read
-            found += db.rows(OF_PARTS, own)
+            found += db.rows(BLOCKS.of_parts, own)
     return [text for (text,) in found]
 
 
@@ -186,17 +145,17 @@ def unprove_not_null(db: Database) -> None:
 
 def require(db: Database, column: str, not_null: bool) -> None:
     """Sets or takes NOT NULL; to set it without reading the table, `prove_not_null` comes before."""
-    action = "SET" if not_null else "DROP"
+    action = SQL("SET" if not_null else "DROP")
     db.run("ALTER TABLE {table} ALTER COLUMN {column} {action} NOT NULL", column=quote(column), action=action)
 
 
 def set_default(db: Database, column: str, default: str | None) -> None:
-    action = "DROP DEFAULT" if default is None else f"SET DEFAULT {default}"
+    action = SQL("DROP DEFAULT" if default is None else f"SET DEFAULT {default}")  # as the server has printed it
     db.run("ALTER TABLE {table} ALTER COLUMN {column} {action}", column=quote(column), action=action)
 
 
 def comment(db: Database, column: str, text: str | None) -> None:
-    shown = literal(text) if text else "NULL"
+    shown = literal(text) if text else SQL("NULL")
     db.run("COMMENT ON COLUMN {table}.{column} IS {text}", column=quote(column), text=shown)
 
 
@@ -208,10 +167,10 @@ def grant(db: Database, parts: Sequence[Part], column: str, wanted: Mapping[str,
         there, to_be = present[part.sql_name], wanted.get(part.sql_name, present[part.sql_name])
         for one in there:
             if one not in to_be:
-                _grant(part.at(db), "REVOKE", "FROM", column, one)
+                _grant(part.at(db), SQL("REVOKE"), SQL("FROM"), column, one)
         for one in to_be:
             if one not in there and (one.role is None or _exists(db, one.role)):
-                _grant(part.at(db), "GRANT", "TO", column, one)
+                _grant(part.at(db), SQL("GRANT"), SQL("TO"), column, one)
 
 
 def _exists(db: Database, role: str) -> bool:
@@ -222,15 +181,15 @@ def _exists(db: Database, role: str) -> bool:
     return False
 
 
-def _grant(db: Database, action: str, direction: str, column: str, one: Grant) -> None:
+def _grant(db: Database, action: SQL, direction: SQL, column: str, one: Grant) -> None:
     db.run(
         "{action} {privilege} ({column}) ON TABLE {table} {direction} {role}{option}",
         action=action,
-        privilege=one.privilege,
+        privilege=SQL(one.privilege),
         column=quote(column),
         direction=direction,
-        role="PUBLIC" if one.role is None else quote(one.role),
-        option=" WITH GRANT OPTION" if one.grantable and action == "GRANT" else " CASCADE" * (action == "REVOKE"),
+        role=SQL("PUBLIC") if one.role is None else quote(one.role),
+        option=SQL(" WITH GRANT OPTION" if one.grantable and action == "GRANT" else " CASCADE" * (action == "REVOKE")),
     )
 
 
@@ -238,9 +197,9 @@ def store(db: Database, column: str, wanted: Attributes) -> None:
     """How values are stored and looked at, of a column of the same type."""
     alter = "ALTER TABLE {table} ALTER COLUMN {column} "
     name = {"column": quote(column)}
-    db.run(alter + "SET STORAGE {storage}", storage=STORAGE[wanted.storage], **name)
+    db.run(alter + "SET STORAGE {storage}", storage=SQL(STORAGE[wanted.storage]), **name)
     if wanted.compression:
-        method = {"p": "pglz", "l": "lz4"}[wanted.compression]
+        method = SQL({"p": "pglz", "l": "lz4"}[wanted.compression])
         db.run(alter + "SET COMPRESSION {method}", method=method, **name)
     if wanted.statistics is not None and wanted.statistics >= 0:
-        db.run(alter + "SET STATISTICS {number}", number=str(wanted.statistics), **name)
+        db.run(alter + "SET STATISTICS {number}", number=wanted.statistics, **name)

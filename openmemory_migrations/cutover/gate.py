@@ -16,8 +16,9 @@ from ..errors import ANEW, INDEX_ANEW, MigrationError
 from ..index import choice
 from ..index.choice import NoIndex
 from ..settings import Settings
+from ..sql import quote
 from ..steps import checks, interference
-from ..target import Target, quote
+from ..target import Target
 from ..verify import verification
 from ..verify.equality import Comparison
 from . import kept
@@ -140,7 +141,7 @@ def require_dependents(ctx: TableContext) -> None:
 def warn(ctx: TableContext) -> None:
     """Of those who hear of the table's columns, and can't be asked."""
     tables = [part.oid for part in partitions.parts(ctx.db, ctx.table.oid)]
-    for (name,) in ctx.db.rows(replication.PUBLICATIONS, {"tables": tables}):
+    for (name,) in ctx.db.rows(replication.BLOCKS.publications, {"tables": tables}):
         log.warning(
             f"publication {quote(name)} sends {ctx.target} to its subscribers",
             detail="One whose table has still the columns of before stops with an error at the first row after that.",

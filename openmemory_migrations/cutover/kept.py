@@ -23,91 +23,29 @@ from ..db.keys import AT, SUM, keys_at, keys_where
 from ..db.partitions import Part
 from ..db.sqlerrors import DENIED, sqlstate
 from ..errors import Changed, MigrationError
-from ..target import Target, literal, quote
+from ..sql import SQL, Fragment, blocks, joined, literal, quote
+from ..target import Target
+
+BLOCKS = blocks("cutover")
 
 COMMENT = "openmemory_migrations: rows that no vector can hold, of "
 LEFT = "{source} IS NOT NULL AND {vector} IS NULL"
 # as the trigger has it: a row that could have its vector, and hasn't yet, stays
 UNFIT = LEFT + " AND {convert}({source}, {size}) IS NULL"
-# by its name and the oid of its table: either may have been renamed, and another table be in its place. No table has
-# that oid any more where both come from a dump
-OURS = """
-SELECT CAST(c.oid AS bigint)
-FROM pg_catalog.pg_class c, pg_catalog.obj_description(c.oid, 'pg_class') AS said (comment),
-     substring(said.comment FROM ', oid ([0-9]+)$') AS its (oid)
-WHERE c.oid = pg_catalog.to_regclass(:name) AND starts_with(said.comment, :comment)
-  AND (CAST(its.oid AS oid) = pg_catalog.to_regclass(:table)
-       OR NOT EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid = CAST(its.oid AS oid) AND t.relkind IN ('r', 'p')))
-"""
-# what would be deleted or changed along with a row, or would keep it; 8 is DELETE of a trigger, 4 of a rule, and a
-# partition's have parents
-FOLLOWING = """
-SELECT 'foreign key ' || quote_ident(c.conname) || ' of ' || CAST(CAST(c.conrelid AS regclass) AS text)
-FROM pg_catalog.pg_constraint c
-WHERE c.contype = 'f' AND c.confrelid = ANY (:tables) AND c.confdeltype IN ('c', 'n', 'd') AND c.conparentid = 0
-UNION ALL
-SELECT 'trigger ' || quote_ident(t.tgname) || ' on ' || CAST(CAST(t.tgrelid AS regclass) AS text)
-FROM pg_catalog.pg_trigger t
-WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
-  AND t.tgtype & 8 <> 0
-UNION ALL
-SELECT 'rule ' || quote_ident(r.rulename) || ' on ' || CAST(CAST(r.ev_class AS regclass) AS text)
-FROM pg_catalog.pg_rewrite r
-WHERE r.ev_class = ANY (:tables) AND r.ev_type = '4' AND r.ev_enabled IN ('O', 'A')
-ORDER BY 1
-"""
-RIGHTS = """
-SELECT pg_catalog.has_table_privilege(k.oid, 'SELECT') AND NOT pg_catalog.row_security_active(k.oid),
-       pg_catalog.pg_has_role(k.relowner, 'USAGE'), pg_catalog.pg_get_userbyid(k.relowner),
-       pg_catalog.pg_get_userbyid(t.relowner), current_user
-FROM pg_catalog.pg_class k, pg_catalog.pg_class t WHERE k.oid = :kept AND t.oid = pg_catalog.to_regclass(:table)
-"""
 BATCH = 1000  # rows
 FEW = 100  # rows that may have come since the batches, and leave under the lock of the switch
 NOT_WHOLE = "no error, by a trigger or a rule that keeps rows out or changes them"
 
-COLUMNS = """
-SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
-WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-ORDER BY a.attnum
-"""
 CREATE = "CREATE TABLE {kept} AS SELECT {columns} FROM {table} WITH NO DATA"
 # default privileges may give roles this table whom policies keep from rows of the other
 HIDE = "ALTER TABLE {kept} ENABLE ROW LEVEL SECURITY"
 # it has no key, and in a publication FOR ALL TABLES no row could be deleted without
 IDENTIFY = "ALTER TABLE {kept} REPLICA IDENTITY FULL"
 OWN = "ALTER TABLE {kept} OWNER TO {owner}"
-UNITS = """
-SELECT DISTINCT CAST((CAST(CAST(ctid AS text) AS point))[0] AS bigint) / {unit} * {unit} FROM ONLY {table}
-WHERE {which} ORDER BY 1
-"""
 ROWS = """
 SELECT CAST(ctid AS text) FROM ONLY {table} WHERE ctid >= '({first},0)' AND ctid < '({end},0)' AND {which}
 """
-MOVE = """
-WITH gone AS (DELETE FROM {origin} WHERE {which} RETURNING {columns}),
-     come AS (INSERT INTO {to} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM gone
-              RETURNING {columns}, CAST(CAST(tableoid AS regclass) AS text) AS om_in, CAST(ctid AS text) AS om_at,
-                        {sum} AS om_sum)
-SELECT (SELECT count(*) FROM gone),
-       EXISTS (SELECT CAST(ROW({columns}) AS text) FROM gone EXCEPT ALL SELECT CAST(ROW({columns}) AS text) FROM come),
-       array_agg(om_in), array_agg(om_at), array_agg(om_sum) FROM come
-""".replace("{sum}", SUM.format(it="{source}"))
-# once their triggers have fired, which may have written a row again, the newest version of which has its bytes
-WHOLE = """
-SELECT count(*) FROM (
-  SELECT w.sum, pg_catalog.currtid2(CAST(:table AS text), w.tid) AS newest
-  FROM unnest(CAST(CAST(:places AS text[]) AS tid[]), CAST(:sums AS text[])) AS w (tid, sum) OFFSET 0) AS w
-  JOIN ONLY {it} AS t ON t.ctid = w.newest
-WHERE {sum} IS NOT DISTINCT FROM w.sum
-""".replace("{sum}", SUM.format(it="t.{source}"))
-MOVE_THESE = MOVE.replace("{which}", "{which} AND " + AT)
-
-
-NAMED = """
-SELECT name FROM unnest(CAST(:names AS text[]), CAST(:oids AS oid[])) AS t (name, oid)
-WHERE pg_catalog.to_regclass(name) IS DISTINCT FROM t.oid
-"""
+MOVE_THESE = BLOCKS.move.replace("{which}", "{which} AND " + AT)
 
 
 class _NotWhole(Exception):
@@ -118,7 +56,7 @@ def count_left(db: Database) -> int:
     """Rows that a vector can't be made of, or not yet, up to one more than the switch takes: with an index, at once."""
     db.run("SET LOCAL enable_seqscan = off")
     return int(
-        db.value("SELECT count(*) FROM (SELECT FROM {table} WHERE " + LEFT + " LIMIT {most}) AS l", most=str(FEW + 1))
+        db.value("SELECT count(*) FROM (SELECT FROM {table} WHERE " + LEFT + " LIMIT {most}) AS l", most=FEW + 1)
     )
 
 
@@ -162,7 +100,7 @@ def require_owned(db: Database) -> None:
 
 def require_none_follows(ctx: Context, parts: Iterable[Part], rows: int) -> None:
     """Raises MigrationError where others' rows would go or change with the rows that leave, or keep them."""
-    if found := [text for (text,) in ctx.db.rows(FOLLOWING, {"tables": [part.oid for part in parts]})]:
+    if found := [text for (text,) in ctx.db.rows(BLOCKS.following, {"tables": [part.oid for part in parts]})]:
         raise MigrationError(
             f"{rows:,} rows have to leave {ctx.target}, but something would follow or keep them: {'; '.join(found)}",
             detail="To leave, a row is deleted here, and undoing the cutover inserts it again.",
@@ -171,7 +109,7 @@ def require_none_follows(ctx: Context, parts: Iterable[Part], rows: int) -> None
 
 
 def _require_right(db: Database, kept: int, *, to_read: bool) -> None:
-    ((reads, owns, owner, of_table, role),) = db.rows(RIGHTS, {"kept": kept, "table": db.names["table"]})
+    ((reads, owns, owner, of_table, role),) = db.rows(BLOCKS.rights, {"kept": kept, "table": db.names["table"]})
     if owns or (reads and to_read):
         return
     name = db.names["kept"]
@@ -197,7 +135,7 @@ def move_out(ctx: TableContext) -> None:
             leaves = [part.at(db) for part in partitions.leaves(db, ctx.table.oid)]
         for at in leaves:
             with db.transaction():
-                found = at.rows(UNITS, unit=str(UNIT), which=moving.which)
+                found = at.rows(BLOCKS.units, unit=UNIT, which=moving.which)
             yield from ((at, first) for (first,) in found)
 
     obstacles, left = moving.run(units)
@@ -216,7 +154,14 @@ def take_last(ctx: TableContext, left: int) -> None:
     # what is deferred would be pending, and no column can be renamed then
     db.run("SET CONSTRAINTS ALL IMMEDIATE")
     try:
-        ((gone, *_),) = db.rows(MOVE, origin=db.names["table"], which=which, to=db.names["kept"], columns=columns)
+        ((gone, *_),) = db.rows(
+            BLOCKS.move,
+            sum=_sum(db, "{source}"),
+            origin=db.names["table"],
+            which=which,
+            to=db.names["kept"],
+            columns=columns,
+        )
     except DBAPIError as error:
         if not is_a_rows(error):
             raise
@@ -241,7 +186,7 @@ def put_back(ctx: TableContext) -> None:
     if columns:
         known = replace(ctx.table, key=tuple(name for name in ctx.table.key if name in columns))
         what = f"putting rows back into {target}"
-        moving = _Moving(ctx.with_table(known), what, db.names["table"], _sql(columns), "true")
+        moving = _Moving(ctx.with_table(known), what, db.names["table"], _sql(columns), SQL("true"))
         obstacles, _ = moving.run(lambda: ((at, first) for first in range(0, pages, UNIT)))
         if moving.moved:
             log.notice(f"{moving.moved:,} rows that no vector can hold are back in {target}")
@@ -280,7 +225,7 @@ def drop(db: Database) -> bool:
 def _oid(db: Database) -> int | None:
     """Of the table, where it is ours."""
     names = {"name": db.names["kept"], "table": db.names["table"], "comment": COMMENT}
-    found: int | None = db.value(OURS, names)
+    found: int | None = db.value(BLOCKS.kept_tables, names)
     return found
 
 
@@ -291,7 +236,7 @@ def _comment(target: Target, table: Table) -> str:
 class _Moving:
     """Moves rows from one table to another, in smaller batches where something is in the way."""
 
-    def __init__(self, ctx: TableContext, what: str, to: str, columns: str, which: str) -> None:
+    def __init__(self, ctx: TableContext, what: str, to: SQL, columns: SQL, which: SQL) -> None:
         db = ctx.db
         self.ctx, self.db, self.table, self.what = ctx, db, ctx.table, what
         self.to, self.columns, self.which = to, columns, which
@@ -308,7 +253,7 @@ class _Moving:
             for at, first in units():
                 with self.db.transaction():
                     self._settle()
-                    rows = at.rows(ROWS, first=str(first), end=str(first + UNIT), which=self.which)
+                    rows = at.rows(ROWS, first=first, end=first + UNIT, which=self.which)
                 found += len(rows)
                 self._move(at, [tid for (tid,) in rows], obstacles)
             return self.moved - before, found
@@ -340,7 +285,8 @@ class _Moving:
             self._settle()
             steps.heed()
             self._require_same(at, len(tids))
-            names = {"origin": f"ONLY {at.names['table']}", "which": self.which, "to": self.to, "columns": self.columns}
+            names = {"origin": at.sql("ONLY {table}"), "which": self.which, "to": self.to, "columns": self.columns}
+            names["sum"] = _sum(at, "{source}")
             ((gone, lost, *come),) = at.rows(MOVE_THESE, {"values": tids}, **names)
             if lost or (gone and self.to != self.db.names["kept"] and not self._whole(*come)):
                 raise _NotWhole
@@ -352,7 +298,7 @@ class _Moving:
         for table in set(tables):
             here = [number for number, name in enumerate(tables) if name == table]
             of = {"table": table, "places": [places[i] for i in here], "sums": [sums[i] for i in here]}
-            right += self.db.value(WHOLE, of, it=table)
+            right += self.db.value(BLOCKS.whole, of, it=SQL(table), sum=_sum(self.db, "t.{source}"))
         return right == len(places)
 
     def _require_same(self, at: Database, rows: int) -> None:
@@ -360,7 +306,7 @@ class _Moving:
         keep it so: who adds a foreign key, a trigger or a partition, or renames a table, waits for the batch."""
         db, tables = self.db, {self.db.names["table"]: self.table.oid, self.db.names["kept"]: self.kept}
         db.run("LOCK TABLE {table}, {kept} IN ROW EXCLUSIVE MODE")
-        for (name,) in db.rows(NAMED, {"names": list(tables), "oids": list(tables.values())}):
+        for (name,) in db.rows(BLOCKS.named, {"names": list(tables), "oids": list(tables.values())}):
             raise Changed(f"another table has got the name {name}")
         if self.to == db.names["kept"]:
             parts = partitions.parts(db, self.table.oid)
@@ -380,7 +326,7 @@ class _Moving:
         self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-def _ready(ctx: TableContext) -> str:
+def _ready(ctx: TableContext) -> SQL:
     """Makes the table if need be, inside a transaction; returns the columns of a whole row."""
     db = ctx.db
     if drop(db):
@@ -416,15 +362,19 @@ def _columns(ctx: Context, origin: str, to: str) -> dict[str, str]:
 
 def _types(ctx: Context, table: str) -> dict[str, str]:
     """Of the columns that a row is made of: neither its vector, of which it has none, nor what the server computes."""
-    return {name: type_ for name, type_ in ctx.db.rows(COLUMNS, {"table": table}) if name != ctx.target.vector}
+    return {name: type_ for name, type_ in ctx.db.rows(BLOCKS.columns, {"table": table}) if name != ctx.target.vector}
 
 
-def _sql(columns: Iterable[str]) -> str:
-    return ", ".join(map(quote, columns))
+def _sql(columns: Iterable[str]) -> SQL:
+    return joined(", ", map(quote, columns))
 
 
-def _size(target: Target, table: Table) -> str:
-    return str(table.columns[target.vector].dimensions)
+def _sum(db: Database, value: str) -> SQL:
+    return db.sql(SUM.format(it=value))
+
+
+def _size(target: Target, table: Table) -> Fragment:
+    return table.columns[target.vector].dimensions or SQL("NULL")
 
 
 def _stay(ctx: TableContext, rows: int, refused: str) -> MigrationError:

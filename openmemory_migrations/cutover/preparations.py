@@ -19,48 +19,13 @@ from ..db.partitions import Part
 from ..db.sqlerrors import as_migration_error
 from ..errors import MigrationError
 from ..index import build, replacement
-from ..target import quote
+from ..sql import blocks, joined, quote
 from . import gate, kept
 
-# WHERE has but half of kept.LEFT: from 17 on the server leaves `v IS NOT NULL` out where the column is NOT NULL; an
-# index for both would be of no use to it then, and it would read the table
-FIND_LEFT = """
-SELECT n.nspname, c.relname
-FROM unnest(CAST(:tables AS oid[]), CAST(:names AS text[])) AS t (oid, name)
-     JOIN pg_catalog.pg_index i ON i.indrelid = t.oid JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relname = t.name
-"""
+BLOCKS = blocks("cutover")
+
 LEFT_INDEX = "CREATE INDEX CONCURRENTLY {index} ON {table} (({source} IS NOT NULL)) WHERE {vector} IS NULL"
 CLEAN_UP_TIMEOUT = "5s"
-# what has kept its name when the table got another, and the line that gives it the one that it is looked for by
-STRAYED = """
-WITH own AS (
-  SELECT CAST(:schema AS text) AS schema, CAST(:table AS text) AS table_name, CAST(:kept AS text) AS kept,
-         CAST(:left AS text) AS proof, CAST(:vector AS text) AS vector, CAST(:oid AS text) AS oid,
-         CAST(:comment AS text) AS comment)
-SELECT 'table ' || CAST(CAST(c.oid AS regclass) AS text) || ', with rows that have left it',
-       CASE WHEN c.relname = own.kept
-            THEN pg_catalog.format('ALTER TABLE %I.%I SET SCHEMA %I', n.nspname, c.relname, own.schema)
-            ELSE pg_catalog.format('ALTER TABLE %I.%I RENAME TO %I', n.nspname, c.relname, own.kept) END
-FROM pg_catalog.pg_description d JOIN pg_catalog.pg_class c ON c.oid = d.objoid
-     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace, own
-WHERE d.classoid = CAST('pg_class' AS regclass) AND d.objsubid = 0
-  AND starts_with(d.description, own.comment) AND substring(d.description FROM ', oid ([0-9]+)$') = own.oid
-  AND (n.nspname, c.relname) IS DISTINCT FROM (own.schema, own.kept)
-UNION ALL
-SELECT 'constraint ' || quote_ident(conname) || ', which refuses rows without a vector',
-       pg_catalog.format('ALTER TABLE %I.%I RENAME CONSTRAINT %I TO %I', own.schema, own.table_name, conname, own.proof)
-FROM pg_catalog.pg_constraint, own
-WHERE CAST(conrelid AS text) = own.oid AND contype = 'c' AND conname <> own.proof AND conname LIKE '%left'
-  AND pg_catalog.pg_get_expr(conbin, conrelid) = '(' || quote_ident(own.vector) || ' IS NOT NULL)'
-UNION ALL
-SELECT 'index ' || quote_ident(c.relname),
-       pg_catalog.format('ALTER INDEX %I.%I RENAME TO %I', own.schema, c.relname, own.proof)
-FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid, own
-WHERE CAST(i.indrelid AS text) = own.oid AND c.relname <> own.proof AND c.relname LIKE '%left'
-  AND pg_catalog.pg_get_expr(i.indpred, i.indrelid) = '(' || quote_ident(own.vector) || ' IS NULL)'
-"""
 
 
 def index_left(ctx: Context, leaves: list[Part]) -> None:
@@ -87,9 +52,9 @@ def drop_left(ctx: Context, leaves: list[Part], lock_timeout: str = PATIENT_LOCK
 def drop_left_at_once(ctx: Context, parts: list[Part]) -> None:
     """The same inside the transaction of the switch, in one statement for all."""
     names = {part.oid: gate.left_index(ctx.target, part) for part in parts if part.is_leaf}
-    found = ctx.db.rows(FIND_LEFT, {"tables": list(names), "names": list(names.values())})
+    found = ctx.db.rows(BLOCKS.find_left, {"tables": list(names), "names": list(names.values())})
     if found:
-        ctx.db.run("DROP INDEX {them}", them=", ".join(f"{quote(schema)}.{quote(name)}" for schema, name in found))
+        ctx.db.run("DROP INDEX {them}", them=joined(", ", (quote(schema, name) for schema, name in found)))
 
 
 def left(ctx: TableContext) -> list[str]:
@@ -117,7 +82,9 @@ def _strayed(ctx: TableContext) -> list[tuple[str, str]]:
         "left": target.left,
         "vector": target.vector,
     }
-    return [tuple(row) for row in ctx.db.rows(STRAYED, {**names, "oid": str(ctx.table.oid), "comment": kept.COMMENT})]
+    return [
+        tuple(row) for row in ctx.db.rows(BLOCKS.strayed, {**names, "oid": str(ctx.table.oid), "comment": kept.COMMENT})
+    ]
 
 
 def require_names(ctx: TableContext) -> None:

@@ -14,8 +14,8 @@ from ..errors import Changed
 from ..index import build, choice, partitioned
 from ..index.build import CannotBuild
 from ..index.choice import INDEX_DIMENSIONS, NoIndex
+from ..sql import quote
 from ..steps import checks, interference
-from ..target import quote
 from . import gate, kept, preparations
 
 

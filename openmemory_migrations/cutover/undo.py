@@ -27,8 +27,9 @@ from ..encoding import back_trigger, sync_trigger
 from ..errors import Changed, MigrationError
 from ..index import replacement
 from ..index.choice import of_all_rows
+from ..sql import quote
 from ..steps import checks, interference
-from ..target import Target, quote
+from ..target import Target
 from ..verify import verification
 from . import kept, preparations
 

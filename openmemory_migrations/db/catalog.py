@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..target import CUT_OVER, GIVEN, OWN_COMMENT, SET_ASIDE, TYPED, quote
+from ..sql import SQL, blocks, quote
+from ..target import CUT_OVER, GIVEN, OWN_COMMENT, SET_ASIDE, TYPED
 from . import partitions
 from .database import Database
+
+BLOCKS = blocks("db")
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class Extension:
     schema: str
     version: tuple[int, ...]
 
-    def names(self) -> dict[str, str]:
+    def names(self) -> dict[str, SQL]:
         return {"ext": quote(self.schema)}
 
 
@@ -97,13 +100,7 @@ def require_extension(db: Database) -> Extension:
 
 
 def extension(db: Database) -> Extension | None:
-    row: Any = db.run(
-        """
-        SELECT n.nspname, e.extversion
-        FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
-        WHERE e.extname = 'vector'
-        """
-    ).one_or_none()
+    row: Any = db.run(BLOCKS.extension).one_or_none()
     return row and Extension(row[0], version(row[1]))
 
 
@@ -125,33 +122,14 @@ def schema_exists(db: Database, schema: str) -> bool:
 
 def table(db: Database, schema: str, name: str) -> Table | None:
     found: Any = db.run(
-        """
-        SELECT c.oid, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner),
-               pg_catalog.pg_has_role(c.relowner, 'USAGE'),
-               EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid), c.relispartition,
-               pg_catalog.row_security_active(c.oid),
-               ARRAY(SELECT a.attname::text
-                     FROM pg_catalog.pg_index k, unnest(k.indkey) WITH ORDINALITY AS p(attnum, position)
-                          JOIN pg_catalog.pg_attribute a USING (attnum)
-                     WHERE k.indrelid = c.oid AND k.indisprimary AND a.attrelid = c.oid AND p.position <= k.indnkeyatts
-                     ORDER BY p.position)
-        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = :schema AND c.relname = :name
-        """,
+        BLOCKS.columns,
         {"schema": schema, "name": name},
     ).one_or_none()
     if found is None:
         return None
     oid, kind, owner, owned, has_children, is_partition, rows_hidden, key = found
     columns = db.rows(
-        """
-        SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), t.typname = 'vector' AND e.oid IS NOT NULL,
-               a.atttypmod, pg_catalog.col_description(a.attrelid, a.attnum)
-        FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-             LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace
-        WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
-        ORDER BY a.attnum
-        """,
+        BLOCKS.table,
         {"oid": oid},
     )
     return Table(
@@ -176,29 +154,19 @@ def table(db: Database, schema: str, name: str) -> Table | None:
     )
 
 
-INDEXES = """
-SELECT c.relname, i.indrelid, i.indisvalid AND i.indisready, am.amname, op.opcname,
-       coalesce(a.attname, pg_catalog.pg_get_indexdef(c.oid, 1, false)), coalesce(c.reloptions, '{{}}'),
-       i.indpred IS NOT NULL, pg_catalog.pg_relation_size(c.oid)
-FROM pg_catalog.pg_class c
-     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-     JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
-     JOIN pg_catalog.pg_am am ON am.oid = c.relam
-     JOIN pg_catalog.pg_opclass op ON op.oid = i.indclass[0]
-     LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
-"""
-
-
 def indexes(db: Database, schema: str, *names: str) -> dict[str, Index]:
     """The indexes of that schema under these names, on whatever table they are."""
-    condition = "WHERE n.nspname = :schema AND c.relname = ANY (:names)"
-    rows = db.rows(INDEXES + condition, {"schema": schema, "names": list(names)})
+    condition = " WHERE n.nspname = :schema AND c.relname = ANY (:names)"
+    rows = db.rows(BLOCKS.indexes + condition, {"schema": schema, "names": list(names)})
     return {index.name: index for index in map(_index, rows)}
 
 
 def indexes_on(db: Database, table_oid: int) -> list[Index]:
     """All indexes of a table."""
-    return [_index(row) for row in db.rows(INDEXES + "WHERE i.indrelid = :oid ORDER BY c.relname", {"oid": table_oid})]
+    return [
+        _index(row)
+        for row in db.rows(BLOCKS.indexes + " WHERE i.indrelid = :oid ORDER BY c.relname", {"oid": table_oid})
+    ]
 
 
 def _index(row: Any) -> Index:
@@ -215,13 +183,7 @@ def trigger_enabled(db: Database, table_oid: int, name: str) -> bool:
     """For ordinary writers, on the table and on each of its partitions, which have clones of it."""
     return bool(
         db.value(
-            """
-            SELECT bool_and(EXISTS (SELECT FROM pg_catalog.pg_trigger
-                                    WHERE tgrelid = t.oid AND tgname = :name AND NOT tgisinternal
-                                      AND tgenabled IN ('O', 'A')))
-            FROM unnest(CAST(:tables AS oid[])) AS t (oid)
-                 JOIN pg_catalog.pg_class USING (oid)  -- but for a partition that has been dropped just now
-            """,
+            BLOCKS.trigger_enabled,
             {"tables": [part.oid for part in partitions.parts(db, table_oid)], "name": name},
         )
     )
@@ -241,13 +203,7 @@ def relation_exists(db: Database, schema: str, name: str) -> bool:
 def views_on(db: Database, table_oid: int, column: str) -> list[str]:
     """The views that show a column of the table or of a partition, and so keep it from being dropped."""
     rows = db.rows(
-        """
-        SELECT DISTINCT CAST(CAST(r.ev_class AS regclass) AS text)
-        FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
-             JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-        WHERE d.classid = CAST('pg_rewrite' AS regclass) AND d.refobjid = ANY (:tables) AND a.attname = :column
-        ORDER BY 1
-        """,
+        BLOCKS.views_on,
         {"tables": [part.oid for part in partitions.parts(db, table_oid)], "column": column},
     )
     return [row[0] for row in rows]
@@ -255,11 +211,4 @@ def views_on(db: Database, table_oid: int, column: str) -> list[str]:
 
 def vector_oid(db: Database) -> int:
     """The type's, which differs from database to database."""
-    return int(
-        db.value(
-            """
-            SELECT t.oid FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_type t ON t.typnamespace = e.extnamespace
-            WHERE e.extname = 'vector' AND t.typname = 'vector'
-            """
-        )
-    )
+    return int(db.value(BLOCKS.vector_oid))

@@ -11,33 +11,12 @@ from sqlalchemy.engine import Connection
 
 from .. import log
 from ..errors import MigrationError
+from ..sql import blocks
 from .database import Database
 
+BLOCKS = blocks("db")
+
 INSTALLED = "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'citus')"
-DISTRIBUTION = """
-SELECT (SELECT count(*) FROM pg_catalog.pg_dist_shard s WHERE s.logicalrelid = p.logicalrelid)
-FROM pg_catalog.pg_dist_partition p WHERE p.logicalrelid = CAST(CAST(:oid AS oid) AS regclass)
-"""
-INDEX_SIZE = """
-SELECT coalesce(sum(CAST(result AS bigint)), 0) FROM run_command_on_shards(
-  CAST(CAST(:oid AS oid) AS regclass),
-  $command$SELECT coalesce(sum(pg_relation_size(i.indexrelid)), 0)
-  FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
-  WHERE i.indrelid = '%s'::regclass AND a.amname IN ('ivfflat', 'hnsw')$command$)
-WHERE success
-"""
-PAGES = """
-SELECT coalesce(max(CAST(result AS bigint)), 0) FROM run_command_on_shards(
-  CAST(CAST(:oid AS oid) AS regclass),
-  $command$SELECT pg_relation_size('%s'::regclass) / CAST(current_setting('block_size') AS bigint)$command$)
-WHERE success
-"""
-BUILDING = """
-SELECT string_agg(nodename || ': ' || result, '; ' ORDER BY nodename, nodeport) FROM run_command_on_workers(
-  $command$SELECT count(*) || ' shards, ' || coalesce(round(100.0 * sum(tuples_done) / nullif(sum(tuples_total), 0)), 0)
-                  || ' % of their rows' FROM pg_stat_progress_create_index WHERE datname = current_database()$command$)
-WHERE success
-"""
 
 
 def shards(db: Database, table_oid: int) -> int | None:
@@ -47,7 +26,7 @@ def shards(db: Database, table_oid: int) -> int | None:
     """
     if not db.value(INSTALLED):
         return None
-    row = db.run(DISTRIBUTION, {"oid": table_oid}).one_or_none()
+    row = db.run(BLOCKS.distribution, {"oid": table_oid}).one_or_none()
     if row is None:
         return None
     if not db.value("SELECT citus_is_coordinator()"):
@@ -72,17 +51,17 @@ def rows_a_shard(db: Database, table_oid: int, rows: int) -> int:
 
 def pages(db: Database, table_oid: int) -> int:
     """Of the largest shard: a range of places names rows in each."""
-    return int(db.value(PAGES, {"oid": table_oid}))
+    return int(db.value(BLOCKS.pages_of_shards, {"oid": table_oid}))
 
 
 def index_size(db: Database, table_oid: int) -> int | None:
     """Bytes of the vector indexes on all shards, or None where the table isn't distributed."""
-    return int(db.value(INDEX_SIZE, {"oid": table_oid})) if shards(db, table_oid) else None
+    return int(db.value(BLOCKS.index_size, {"oid": table_oid})) if shards(db, table_oid) else None
 
 
 def build_progress(connection: Connection) -> str | None:
     """What the nodes say of the builds that they are at; None without Citus, or where none is at one."""
     if not connection.scalar(sa.text(INSTALLED)):
         return None
-    found: str | None = connection.scalar(sa.text(BUILDING))
+    found: str | None = connection.scalar(sa.text(BLOCKS.building))
     return found

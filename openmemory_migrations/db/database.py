@@ -21,10 +21,12 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..errors import Changed, MigrationError
-from ..target import literal, quote
+from ..sql import SQL, Fragment, blocks, bound, fill, literal, quote
 from .drivers import driver_of
 from .signals import Stop, listening
 from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, answered, as_migration_error, lost, sqlstate
+
+BLOCKS = blocks("db")
 
 APPLICATION_NAME = "openmemory-migrations"
 READ_COMMITTED: Any = "READ COMMITTED"
@@ -37,60 +39,13 @@ PATIENT_LOCK_TIMEOUT = "1h"
 IDLE = "idle_session_timeout"
 TRIES = 30  # of a snapshot, to get its lock on the table
 
-# who has locked a table, or one of those below it, oldest statement first
-HOLDERS = """
-WITH RECURSIVE tree (oid) AS (
-  SELECT coalesce(CAST(:oid AS oid), to_regclass(:table))
-  UNION
-  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid), coalesce(a.usename, p.owner),
-       coalesce(a.query_start, a.xact_start, p.prepared), a.state, a.usesysid IS NULL AND l.pid IS NOT NULL
-FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-     LEFT JOIN pg_catalog.pg_prepared_xacts p
-     ON l.pid IS NULL AND l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
-WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
-  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-  AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
-ORDER BY 4 NULLS LAST LIMIT 5
-"""
 # the locks between runs that are ours: of what, the key, and the process that holds it, which may end unnoticed
 HELD: ContextVar[tuple[tuple[str, int, int], ...]] = ContextVar("HELD", default=())
-STILL_HELD = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
-               WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid = :pid
-                 AND (CAST(classid AS bigint) << 32) + CAST(objid AS bigint) = :key)
-"""
 ASK_AGAIN = 2.0  # seconds, between batches
 LOOKS = 10  # at a tree that others attach tables to
 
 T = TypeVar("T")
 Seen = tuple[Any, ...]  # the tables that were looked at: names, files, places in the tree, columns, triggers, functions
-
-SEEN = """
-WITH RECURSIVE tree (oid, link) AS (
-  SELECT CAST(pg_catalog.to_regclass(:table) AS oid), CAST(NULL AS xid)
-  UNION ALL
-  SELECT i.inhrelid, i.xmin
-  FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)
-SELECT CAST(tree.oid AS bigint), CAST(tree.link AS text), CAST(pg_catalog.pg_relation_filenode(tree.oid) AS bigint),
-       (SELECT CAST(ROW(n.nspname, c.relname) AS text) FROM pg_catalog.pg_class c
-        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = tree.oid),
-       (SELECT CAST(ROW(c.oid, c.xmin) AS text) FROM pg_catalog.pg_proc c
-        WHERE c.oid = pg_catalog.to_regprocedure(:convert)),
-       ARRAY(SELECT CAST(ROW(a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull) AS text)
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = tree.oid AND a.attnum > 0 AND NOT a.attisdropped
-             ORDER BY a.attnum),
-       ARRAY(SELECT CAST(ROW(t.oid, t.xmin, p.oid, p.xmin) AS text)
-             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-             WHERE t.tgrelid = tree.oid AND NOT t.tgisinternal ORDER BY t.oid)
-FROM tree
-ORDER BY tree.link IS NULL DESC, tree.oid
-"""
-UNLOCKED = """
-SELECT EXISTS (SELECT FROM unnest(CAST(:tables AS bigint[])) AS seen (oid)
-               WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.relation = seen.oid AND l.granted
-                                 AND l.locktype = 'relation' AND l.pid = pg_catalog.pg_backend_pid()))
-"""
 
 
 @contextmanager
@@ -134,7 +89,7 @@ class Database:
     SQL texts name our objects as `{table}`, `{vector}` …; `names` holds those, quoted. Values are `:parameters`.
     """
 
-    def __init__(self, connection: Connection, names: Mapping[str, str]) -> None:
+    def __init__(self, connection: Connection, names: Mapping[str, SQL]) -> None:
         self.connection = connection
         self.names = dict(names)
         self.stop = Stop()
@@ -168,7 +123,7 @@ class Database:
         """Whether a pooler such as PgBouncer stands between: it tells clients of another process than the server's."""
         return bool(self.driver.pid != self.value("SELECT pg_backend_pid()"))
 
-    def at(self, names: Mapping[str, str]) -> Database:
+    def at(self, names: Mapping[str, SQL]) -> Database:
         """The same connection, with other names in the `{…}` of SQL texts."""
         other = copy.copy(self)
         other.names = {**self.names, **names}
@@ -185,28 +140,28 @@ class Database:
 
     # -- statements
 
-    def sql(self, template: str, **more: str) -> str:
-        return template.format_map({**self.names, **more})
+    def sql(self, template: str, **more: Fragment) -> SQL:
+        return fill(template, {**self.names, **more})
 
-    def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
+    def run(
+        self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: Fragment
+    ) -> CursorResult[Any]:
         self._require_connection()
-        # a colon inside a quoted name is not a parameter
-        escaped = {name: value.replace(":", r"\:") for name, value in {**self.names, **names}.items()}
         with self._heeding_signals():
-            return self.connection.execute(sa.text(template.format_map(escaped)), parameters or {})
+            return self.connection.execute(sa.text(fill(template, {**self.names, **names}, bound)), parameters or {})
 
-    def rows(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Sequence[Any]:
+    def rows(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: Fragment) -> Sequence[Any]:
         return self.run(template, parameters, **names).all()
 
-    def value(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Any:
+    def value(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: Fragment) -> Any:
         return self.run(template, parameters, **names).scalar()
 
-    def quietly(self, template: str, /, **names: str) -> None:
+    def quietly(self, template: str, /, **names: Fragment) -> None:
         """Without the server's NOTICE that there is nothing to drop; inside a transaction."""
         with self.local({"client_min_messages": "warning"}):
             self.run(template, **names)
 
-    def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
+    def copy_out(self, template: str, /, **names: Fragment) -> bytes | memoryview:
         """What COPY (`template`) TO STDOUT (FORMAT binary) gives, whole. Never the first statement of a transaction."""
         with self._heeding_signals(), self._wrapping_errors("COPY"):
             return self.driver.copy_out(self.sql(template, **names))
@@ -385,7 +340,7 @@ class Database:
     def _require_locks(self) -> None:
         """Raises ConnectionLost where a lock between runs isn't ours any more: another run may be at work."""
         for what, key, pid in HELD.get():
-            if not self.value(STILL_HELD, {"key": key, "pid": pid}):
+            if not self.value(BLOCKS.still_held, {"key": key, "pid": pid}):
                 raise lost(f"this run's lock on {what}", f"process {pid}, which held it, has ended")
         self._asked = time.monotonic()
 
@@ -396,13 +351,13 @@ class Database:
             self.outlive_timeouts(own, in_snapshot=True)
             # before anything that takes the snapshot, as the first SELECT does; by the role that may
             if role := self._lent.get("role"):
-                self.run("SET LOCAL ROLE {role}", role="NONE" if role == "none" else quote(role))
+                self.run("SET LOCAL ROLE {role}", role=SQL("NONE") if role == "none" else quote(role))
             if lock_timeout_ms:
-                self.run("SET LOCAL lock_timeout = {ms}", ms=str(lock_timeout_ms))
+                self.run("SET LOCAL lock_timeout = {ms}", ms=lock_timeout_ms)
             self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
             seen = self._seen()
             self.expect(seen[0][0])
-            if not self.value(UNLOCKED, {"tables": [table[0] for table in seen]}):
+            if not self.value(BLOCKS.not_locked, {"tables": [table[0] for table in seen]}):
                 return seen
             self.rollback()
         raise MigrationError(
@@ -411,7 +366,7 @@ class Database:
 
     def _seen(self) -> Seen:
         convert = f"{self.names.get('convert', 'none')}(bytea, integer)"
-        return tuple(self.rows(SEEN, {"table": self.names["table"], "convert": convert}))
+        return tuple(self.rows(BLOCKS.seen, {"table": self.names["table"], "convert": convert}))
 
     def expect(self, table_oid: int) -> None:
         """Raises Changed where the table's name has been another's; what is known of that isn't true of this one."""
@@ -495,7 +450,7 @@ class Database:
                 else f'the prepared transaction "{name}" (role {user}'
             )
             + (f", {'query started' if pid else 'since'} {since:%H:%M:%S %Z})" if since else ")")
-            for pid, name, user, since, state, background in self.rows(HOLDERS, asked)
+            for pid, name, user, since, state, background in self.rows(BLOCKS.holders, asked)
         ]
 
     def in_the_way(self, table_oid: int | None = None) -> str:
@@ -513,7 +468,7 @@ class Database:
             del wanted["statement_timeout"]
         if in_snapshot:  # which the SELECT would take
             for name, value in wanted.items():
-                self.run("SET LOCAL {name} = {value}", name=name, value=literal(value))
+                self.run("SET LOCAL {name} = {value}", name=SQL(name), value=literal(value))
         else:
             self.set_local(wanted)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..target import literal, quote
+from ..sql import SQL, Fragment, fill, joined
 from .catalog import Table
 from .database import Database
 
 SHOWN_KEYS = 5
+PLACE = "concat('ctid=', ctid)"
 AT = "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))"
-# the newest version of each row that was at one of these places when this transaction had written it
-NEWEST = """(SELECT w.tid, pg_catalog.currtid2(CAST(:table AS text), w.tid) AS newest
- FROM unnest(CAST(CAST(:values AS text[]) AS tid[])) AS w (tid) OFFSET 0) AS w"""
 
 SUM = "pg_catalog.encode(pg_catalog.sha256({it}), 'hex')"  # of bytes, to be compared with those of another version
 
@@ -23,16 +21,16 @@ def keys_where(
     condition: str,
     values: Sequence[int] | Sequence[str] = (),
     most: int = SHOWN_KEYS,
-    **names: str,
+    **names: Fragment,
 ) -> list[str]:
     """The first few rows that meet `condition`, in which `:values` are bound."""
-    columns = [f"concat({literal(name + '=')}, {quote(name)})" for name in table.key]
-    shown = f"concat_ws(', ', {', '.join(columns)})" if columns else "concat('ctid=', ctid)"
+    columns = [fill("concat({what|literal}, {name|ident})", {"what": name + "=", "name": name}) for name in table.key]
+    shown = fill("concat_ws(', ', {columns})", {"columns": joined(", ", columns)}) if columns else SQL(PLACE)
     rows = db.rows(
         "SELECT {shown} FROM {table} WHERE " + condition + " LIMIT {most}",
         {"values": list(values)} if ":values" in condition else {},
         shown=shown,
-        most=str(most),
+        most=most,
         **names,
     )
     return [f"({row[0]})" for row in rows]

@@ -21,25 +21,13 @@ from sqlalchemy.exc import DBAPIError
 from .. import log
 from ..errors import Changed, MigrationError, TryAgain
 from ..settings import Settings
-from ..target import literal
+from ..sql import blocks, literal
 from .database import HELD, Database, Seen, no_timeouts, second_connection
 from .sqlerrors import PASSING, as_migration_error, sqlstate
 
-# a little later than that: of one table it says that a lock was in the way
-ALL_OF_THEM = """
-SELECT set_config('statement_timeout', CAST(CAST(setting AS integer) + 100 AS text), true)
-FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting <> '0'
-"""
+BLOCKS = blocks("db")
+
 MOST_FOR_AUTOVACUUM_MS = 2000  # for which others may queue behind us
-# a process without a role is the server's own: what it does is shown to some roles only
-AUTOVACUUM = """
-SELECT coalesce(max(s.setting::integer + 500), 0)
-FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL,
-     pg_catalog.pg_settings s
-WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND s.name = 'deadlock_timeout'
-  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-  AND (l.relation = :oid OR l.relation IN (SELECT relid FROM pg_catalog.pg_partition_tree(CAST(:oid AS oid))))
-"""
 TRIES = 30
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
 POLL = 0.5  # seconds between two looks at an advisory lock
@@ -102,15 +90,7 @@ def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], slee
 
 def _holders(connection: Connection, key: int) -> str:
     rows = connection.execute(
-        sa.text(
-            """
-            SELECT a.pid, a.application_name, a.backend_start
-            FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
-            WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-              AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-              AND (l.classid::bigint << 32) + l.objid::bigint = :key
-            """
-        ),
+        sa.text(BLOCKS.lock_holders),
         {"key": key},
     )
     found = [f'process {pid} ("{name}", connected since {since:%H:%M:%S %Z})' for pid, name, since in rows]
@@ -164,7 +144,7 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
 def take(db: Database) -> None:
     """The table alone, with all its partitions, each of which is waited for by itself: as long as lock_timeout in all,
     since whoever wants one that is locked already waits for the others, too."""
-    db.run(ALL_OF_THEM)
+    db.run(BLOCKS.all_of_them)
     db.run("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
     db.set_local({"statement_timeout": "0"})
 
@@ -176,7 +156,7 @@ def _autovacuum(db: Database, table_oid: int) -> tuple[bool, int]:
     With a shorter deadlock_timeout it is still we who give way in a deadlock.
     """
     with db.transaction():
-        longer = int(db.value(AUTOVACUUM, {"oid": table_oid}))
+        longer = int(db.value(BLOCKS.autovacuum, {"oid": table_oid}))
         superuser = db.value("SELECT current_setting('is_superuser')") == "on"
     return bool(longer and superuser), 0 if superuser or longer > MOST_FOR_AUTOVACUUM_MS else longer
 
@@ -188,7 +168,7 @@ def set_timeout(db: Database, timeout: str) -> None:
     Citus takes that for a name that nobody uses.
     """
     db.run("SET LOCAL citus.propagate_set_commands TO 'local'")
-    db.run(f"SET LOCAL lock_timeout TO {literal(timeout)}")
+    db.run("SET LOCAL lock_timeout TO {timeout}", timeout=literal(timeout))
 
 
 def batch_timeout(db: Database, settings: Settings) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import MigrationError
-from ..target import quote
+from ..sql import SQL, blocks, quote
 from .database import Database
 from .sqlerrors import UNDEFINED_TABLE, functions_of, sqlstate
+
+BLOCKS = blocks("db")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Part:
         return self.kind != "p"
 
     @property
-    def sql_name(self) -> str:
-        return f"{quote(self.schema)}.{quote(self.name)}"
+    def sql_name(self) -> SQL:
+        return quote(self.schema, self.name)
 
     def gone(self, error: DBAPIError) -> bool:
         """Whether an error says that this partition is no longer where it was; the root is never passed over. What a
@@ -46,19 +48,10 @@ class Part:
         return db.at({"table": self.sql_name})
 
 
-BEING_DETACHED = """
-SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), pg_catalog.format('%I.%I', p.nspname, r.relname)
-FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
-     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN pg_catalog.pg_class r ON r.oid = i.inhparent
-     JOIN pg_catalog.pg_namespace p ON p.oid = r.relnamespace
-WHERE i.inhparent = ANY (:tables) AND i.inhdetachpending
-"""
-
-
 def require_whole(db: Database, table_oid: int) -> None:
     """Raises MigrationError while a partition is being detached CONCURRENTLY, or was left so: no ALTER of the table
     reaches it any more, and what it gets afterwards is not what the table has."""
-    for part, parent in db.rows(BEING_DETACHED, {"tables": [part.oid for part in parts(db, table_oid)]}):
+    for part, parent in db.rows(BLOCKS.being_detached, {"tables": [part.oid for part in parts(db, table_oid)]}):
         raise MigrationError(
             f"partition {part} is being detached from {parent}",
             detail="A change of the table's columns would not reach it.",
@@ -70,19 +63,7 @@ def require_whole(db: Database, table_oid: int) -> None:
 def parts(db: Database, table_oid: int) -> list[Part]:
     """The tree from the root down, without a partition that is just being detached."""
     rows = db.rows(
-        """
-        WITH RECURSIVE tree (oid, parent, depth) AS (
-          SELECT CAST(:oid AS oid), CAST(NULL AS oid), 0
-          UNION ALL
-          SELECT i.inhrelid, i.inhparent, depth + 1
-          FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)
-        SELECT c.oid, tree.parent, n.nspname, c.relname, CAST(c.relkind AS text),
-               pg_catalog.pg_get_userbyid(c.relowner), pg_catalog.pg_has_role(c.relowner, 'USAGE'),
-               pg_catalog.row_security_active(c.oid)
-        FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        ORDER BY tree.depth, n.nspname, c.relname
-        """,
+        BLOCKS.parts,
         {"oid": table_oid},
     )
     return [Part(*row) for row in rows]

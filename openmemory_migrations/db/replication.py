@@ -7,37 +7,12 @@ from dataclasses import dataclass
 
 from ..finding import Finding
 from ..settings import Settings
-from ..target import literal, quote
+from ..sql import blocks, literal, quote
 from . import partitions
 from .context import TableContext
 from .database import Database
 
-# 16 is UPDATE; of a trigger that names columns only the vector's counts, which may not be there yet; a partition's are
-# clones of its parent's
-TRIGGERS = """
-SELECT CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname FROM pg_catalog.pg_trigger t
-WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
-  AND t.tgname <> :ours AND t.tgtype & 16 <> 0
-  AND coalesce(obj_description(t.oid, 'pg_trigger'), '') NOT LIKE 'openmemory_migrations: %'
-  AND (t.tgattr = CAST('' AS int2vector)
-       OR (SELECT a.attnum FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attname = :vector)
-          = ANY (CAST(t.tgattr AS int2[])))
-ORDER BY 1, 2
-"""
-# a publication with a list of columns (15) doesn't send a new one; read by name, as 14 hasn't got it
-PUBLICATIONS = """
-SELECT DISTINCT t.pubname FROM pg_catalog.pg_publication_tables t
-     JOIN pg_catalog.pg_class c ON c.relname = t.tablename
-     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.schemaname
-WHERE c.oid = ANY (:tables)
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
-                  WHERE p.pubname = t.pubname AND r.prrelid = ANY (:tables) AND to_jsonb(r) ->> 'prattrs' IS NOT NULL)
-ORDER BY 1
-"""
-SLOTS = """
-SELECT slot_name, CAST(pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) AS text)
-FROM pg_catalog.pg_replication_slots WHERE NOT active AND restart_lsn IS NOT NULL ORDER BY 1
-"""
+BLOCKS = blocks("db")
 
 
 @dataclass(frozen=True)
@@ -75,7 +50,7 @@ def of_the_server(db: Database, found: Replication, settings: Settings) -> Itera
             if found.replicas
             else "ALTER SYSTEM RESET synchronous_standby_names;",
         )
-    for name, kept in db.rows(SLOTS):
+    for name, kept in db.rows(BLOCKS.slots):
         yield Finding(
             "warning",
             "inactive-slot",
@@ -89,7 +64,7 @@ def of_the_table(ctx: TableContext, type_name: str) -> Iterator[Finding]:
     """`type_name` is that of the column to be, as a subscriber should have it."""
     db, target = ctx.db, ctx.target
     tables = {"tables": [part.oid for part in partitions.parts(db, ctx.table.oid)]}
-    for on, name in db.rows(TRIGGERS, {**tables, "ours": target.sync, "vector": target.vector}):
+    for on, name in db.rows(BLOCKS.triggers, {**tables, "ours": target.sync, "vector": target.vector}):
         yield Finding(
             "warning",
             "trigger",
@@ -98,7 +73,7 @@ def of_the_table(ctx: TableContext, type_name: str) -> Iterator[Finding]:
         )
     if target.vector in ctx.table.columns:
         return
-    for (name,) in db.rows(PUBLICATIONS, tables):
+    for (name,) in db.rows(BLOCKS.publications, tables):
         yield Finding(
             "warning",
             "publication",

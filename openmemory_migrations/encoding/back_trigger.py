@@ -6,62 +6,25 @@ While the cutover is undone, bytes follow the vectors (following). Frozen with t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..db.context import Context
 from ..db.database import Database
-from ..encoding.sync_trigger import FIRE_ALWAYS, called, of_a_trigger, tag
+from ..encoding.sync_trigger import FIRE_ALWAYS, called, of_a_trigger
+from ..sql import SQL, blocks, dollar_quote
 
-# vector_send() gives int16 dimensions, int16 zero, then float4 big-endian (pgvector, src/vector.c). Half the time of
-# turning the bytes of its hexadecimal text round with a regular expression (measured, 1,536 dimensions: 0.37 ms)
-CREATE_UNCONVERT = """
-CREATE OR REPLACE FUNCTION {unconvert}(source {ext}.vector) RETURNS bytea
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS {tag}
-DECLARE
-  sent CONSTANT bytea := {ext}.vector_send(source);
-BEGIN
-  RETURN (SELECT string_agg(substr(sent, i + 3, 1) || substr(sent, i + 2, 1) || substr(sent, i + 1, 1)
-                            || substr(sent, i, 1), ''::bytea ORDER BY i)
-          FROM generate_series(5, octet_length(sent), 4) AS i);
-END
-{tag}
-"""
-CREATE_FORGETTING = """
-CREATE OR REPLACE FUNCTION {back_function}() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS {tag}
-BEGIN
-  NEW.{source} := NULL;
-  RETURN NEW;
-END
-{tag}
-"""
-FORGETTING = """
-CREATE TRIGGER {back} BEFORE UPDATE OF {vector} ON {table}
-FOR EACH ROW WHEN (OLD.{source} IS NOT NULL) EXECUTE FUNCTION {back_function}()
-"""
-# SECURITY DEFINER: the writer may lack rights on the extension's schema
-CREATE_FOLLOWING = """
-CREATE OR REPLACE FUNCTION {back_function}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {tag}
-BEGIN
-  NEW.{source} := {unconvert}(NEW.{vector});
-  RETURN NEW;
-END
-{tag}
-"""
-FOLLOWING = """
-CREATE TRIGGER {back} BEFORE INSERT OR UPDATE OF {vector} ON {table}
-FOR EACH ROW EXECUTE FUNCTION {back_function}()
-"""
+BLOCKS = blocks("encoding")
 
 
 def forget(db: Database) -> None:
     """Leaves the trigger that takes the bytes of a row away whose vector is changed."""
-    _create(db, CREATE_FORGETTING, FORGETTING)
+    _create(db, BLOCKS.create_forgetting, BLOCKS.forgetting)
 
 
-def follow(db: Database, **ext: str) -> None:
+def follow(db: Database, **ext: SQL) -> None:
     """Leaves the trigger that gives a row whose vector is written the bytes of it."""
-    db.run(CREATE_UNCONVERT, tag=_tag(db, ext), **ext)
-    _create(db, CREATE_FOLLOWING, FOLLOWING)
+    db.run(BLOCKS.create_unconvert, tag=_tag(db, ext), **ext)
+    _create(db, BLOCKS.create_following, BLOCKS.following)
 
 
 def follows(ctx: Context, table_oid: int) -> bool:
@@ -92,5 +55,5 @@ def _create(db: Database, function: str, trigger: str) -> None:
     of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["back"])
 
 
-def _tag(db: Database, ext: dict[str, str]) -> str:
-    return tag([*db.names.values(), *ext.values()])
+def _tag(db: Database, ext: Mapping[str, SQL]) -> SQL:
+    return dollar_quote([*db.names.values(), *ext.values()])

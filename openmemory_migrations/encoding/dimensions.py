@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from ..db.database import Database
 from ..errors import MigrationError
-from ..target import Target, quote
+from ..sql import SQL, blocks, quote
+from ..target import Target
 from .stored import STORED
+
+BLOCKS = blocks("encoding")
 
 
 @dataclass(frozen=True)
@@ -30,30 +33,23 @@ class Survey:
         return "Rows by length: " + "; ".join(parts) + "."
 
 
-def sizes(db: Database, rows: str, **names: str) -> list[int]:
+def sizes(db: Database, rows: str, **names: SQL) -> list[int]:
     """The numbers of dimensions that the bytes have in these rows, as `FROM … WHERE …` has them."""
-    found = db.rows(f"SELECT DISTINCT {STORED.length} {rows}", **names)
+    found = db.rows("SELECT DISTINCT " + STORED.length + " " + rows, **names)
     return sorted(
         STORED.dimensions(octets) for (octets,) in found if octets is not None and STORED.problem(octets, None) is None
     )
 
 
-def survey(db: Database, vector: str | None = None, **names: str) -> Survey:
+def survey(db: Database, vector: SQL | None = None, **names: SQL) -> Survey:
     """Two passes over the table at most; `vector` is a quoted column whose values may have no source."""
     octets = db.rows(f"SELECT {STORED.length}, count(*) FROM {{table}} WHERE {{source}} IS NOT NULL GROUP BY 1")
     return Survey(Counter({row[0]: row[1] for row in octets}), sourceless(db, vector, **names) if vector else Counter())
 
 
-def sourceless(db: Database, vector: str, **names: str) -> Counter[int]:
+def sourceless(db: Database, vector: SQL, **names: SQL) -> Counter[int]:
     """Rows whose vector in that (quoted) column has no `v` beside it, by dimensions."""
-    rows = db.rows(
-        """
-        SELECT {ext}.vector_dims({which}), count(*) FROM {table}
-        WHERE {source} IS NULL AND {which} IS NOT NULL GROUP BY 1
-        """,
-        which=vector,
-        **names,
-    )
+    rows = db.rows(BLOCKS.sourceless, which=vector, **names)
     return Counter({row[0]: row[1] for row in rows})
 
 
@@ -89,7 +85,7 @@ def resolve(configured: int | None, found: Survey) -> int | None:
     return configured
 
 
-def vectors(db: Database, **names: str) -> Counter[int]:
+def vectors(db: Database, **names: SQL) -> Counter[int]:
     """Rows by the dimensions of a `v` that holds vectors itself."""
     rows = db.rows(
         "SELECT {ext}.vector_dims({source}), count(*) FROM {table} WHERE {source} IS NOT NULL GROUP BY 1", **names

@@ -20,8 +20,10 @@ from ..db.database import Database
 from ..db.sqlerrors import sqlstate
 from ..errors import MigrationError
 from ..settings import MAX_DIMENSIONS
-from ..target import literal, quote
+from ..sql import SQL, blocks, fill, joined, literal, quote
 from .stored import STORED
+
+BLOCKS = blocks("encoding")
 
 OLDEST = (0, 5)  # before, norms are sums of float32, which overflow for vectors that are finite
 SIGNATURE = "pg_temp.openmemory_migrations_join(pg_catalog.bytea, pg_catalog.bytea)"
@@ -32,68 +34,47 @@ LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteacat'""",
     f"REVOKE ALL ON FUNCTION {SIGNATURE} FROM PUBLIC",
 )
 DROP = f"DROP FUNCTION IF EXISTS {SIGNATURE}"
-# by CASE: the conditions of an AND are evaluated in the order of their costs. What is measured is what is converted,
-# also where the column has become one of another type while we waited for it, or somebody has types of these names
-VALUE = f"""
-CASE WHEN {STORED.length} = {{octets}}
-     THEN pg_temp.openmemory_migrations_join(pg_catalog.decode('{{header}}', 'hex'),
-                                             CAST({{source}} AS pg_catalog.bytea)) END
-"""
 # the norm adds squares up in double: infinite, or NaN, for just those that hold such a value
-UNFIT = "coalesce(NOT {{ext}}.vector_norm({value}) < CAST('Infinity' AS pg_catalog.float8), true)"
+UNFIT = "coalesce(NOT {ext}.vector_norm({value}) < CAST('Infinity' AS pg_catalog.float8), true)"
 
 # the number of dimensions reads the same from either end, so that no server reads beyond the value
 TRIED = 257
 FINITE = (0, 1 << 31, 1, 0x80000001, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000)
 NOT_FINITE = (0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x7F800001)
-# whether these become what they have to be, to the bit, and others nothing
-TRY = """
-SELECT pg_catalog.encode({ext}.vector_send({value}), 'hex') = {sent} AND NOT {unfit}
-       AND NOT EXISTS (SELECT FROM unnest(ARRAY[0, 4, {octets} - 1, {octets} - 4]) AS short,
-                                   LATERAL (SELECT pg_catalog.substr(t.tried, 1, short) AS tried) AS s
-                       WHERE {value_of_short} IS NOT NULL OR NOT {unfit_short})
-       AND NOT EXISTS (SELECT FROM unnest(ARRAY[{bad}]) AS bad,
-                                   LATERAL (SELECT pg_catalog.decode(bad, 'hex') || pg_catalog.substr(t.tried, 5)
-                                                   AS tried) AS b
-                       WHERE NOT {unfit_bad})
-FROM (SELECT pg_catalog.decode({words}, 'hex') AS tried) AS t
-"""
-FIT = """(SELECT CASE WHEN {{ext}}.vector_norm(made) < CAST('Infinity' AS pg_catalog.float8) THEN made END
+FIT = """(SELECT CASE WHEN {ext}.vector_norm(made) < CAST('Infinity' AS pg_catalog.float8) THEN made END
    FROM (SELECT {value}) AS m (made))"""
 
 
 def fit(dimensions: int) -> str:
     """SQL of a value's vector, NULL where it can't be one; with the names of a `Database` and {ext}."""
-    return FIT.format(value=value(dimensions))
+    return FIT.replace("{value}", value(dimensions))
 
 
-def trial(**ext: str) -> str:
+def trial(**ext: SQL) -> SQL:
     """SQL of whether the function does here what it has to."""
 
-    def of(text: str, place: str) -> str:
-        return text.format_map({"source": f"{place}.tried", **ext})
+    def of(text: str, place: str) -> SQL:
+        return fill(text, {"source": SQL(f"{place}.tried"), **ext})
 
     def words(order: str, *which: int) -> str:
         return struct.pack(f"{order}{len(which)}I", *which).hex()
 
     made, bad = value(TRIED), unfit(TRIED)
 
-    def again(text: str) -> str:
-        return f"pg_catalog.substr(pg_catalog.repeat({text}, {TRIED // len(FINITE) + 1}), 1, {8 * TRIED})"
-
-    header = literal(struct.pack(">HH", TRIED, 0).hex())
-    return TRY.format(
-        value=of(made, "t"),
-        unfit=of(bad, "t"),
-        value_of_short=of(made, "s"),
-        unfit_short=of(bad, "s"),
-        unfit_bad=of(bad, "b"),
-        sent=f"{header} || {again(literal(words('>', *FINITE)))}",
-        octets=STORED.octets(TRIED),
-        bad=", ".join(literal(words("<", word)) for word in NOT_FINITE),
-        words=again(literal(words("<", *FINITE))),
-        **ext,
-    )
+    names = {
+        "value": of(made, "t"),
+        "unfit": of(bad, "t"),
+        "value_of_short": of(made, "s"),
+        "unfit_short": of(bad, "s"),
+        "unfit_bad": of(bad, "b"),
+        "octets": STORED.octets(TRIED),
+        "times": TRIED // len(FINITE) + 1,
+        "header": struct.pack(">HH", TRIED, 0).hex(),
+        "words": words("<", *FINITE),
+        "words_sent": words(">", *FINITE),
+        "bad": joined(", ", [literal(words("<", word)) for word in NOT_FINITE]),
+    }
+    return fill(BLOCKS.try_native, {**names, **ext})
 
 
 def value(dimensions: int) -> str:
@@ -101,12 +82,13 @@ def value(dimensions: int) -> str:
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         raise ValueError(f"{dimensions} dimensions")
     header = struct.pack("<HH", dimensions, 0).hex()
-    return VALUE.strip().replace("{header}", header).replace("{octets}", str(STORED.octets(dimensions)))
+    sized = BLOCKS.native_value.replace("{octets}", str(STORED.octets(dimensions)))
+    return sized.replace("{header}", header).replace("{length}", STORED.length)
 
 
 def unfit(dimensions: int) -> str:
     """SQL of whether a value can't be a vector of so many dimensions."""
-    return UNFIT.format(value=value(dimensions))
+    return UNFIT.replace("{value}", value(dimensions))
 
 
 def create(db: Database, extension: Extension) -> None:

@@ -20,9 +20,12 @@ from ..db.keys import SHOWN_KEYS, keys_where
 from ..db.sqlerrors import LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migration_error, sqlstate
 from ..errors import INDEX_ANEW, MigrationError
 from ..settings import Settings
-from ..target import Target, quote
+from ..sql import SQL, Fragment, blocks, quote
+from ..target import Target
 from . import build_progress, choice
 from .choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, of_all_rows, scarce
+
+BLOCKS = blocks("index")
 
 # SQLSTATE classes of what ends a run and not an index: a lost connection, a lock, a deadlock, a cancel, and a table
 # that is no longer there or no longer the same. Whatever else CREATE INDEX answers is a reason why there can be none
@@ -31,14 +34,6 @@ OF_THE_RUN = ("08", "25", "40", "55", "57", UNDEFINED_TABLE)
 SHARED_MEMORY = "/PostgreSQL."
 # halves have five bits for the exponent: from here on they are infinite, which pgvector refuses
 HALF_OVERFLOW = 65_520
-BEYOND_HALF = """
-CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit} THEN false
-     ELSE EXISTS (SELECT FROM unnest(CAST({vector} AS real[])) AS element WHERE abs(element) >= {limit}) END
-"""
-MEMORY = """
-SELECT name, setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings
-WHERE name IN ('maintenance_work_mem', 'shared_buffers', 'effective_cache_size')
-"""
 CLEAN_UP_TIMEOUT = "5s"
 RACED = "XX000"  # "tuple concurrently updated": the build whose index was to be dropped has just come to its end
 
@@ -230,13 +225,7 @@ def _create(ctx: Context, table_oid: int, wanted: Plan, own: Mapping[str, str]) 
     try:
         with build_progress.shown(db, table_oid, f"index {quote(target.index)}"), db.autocommit(**own):
             # no IF NOT EXISTS: it would keep an invalid index and say nothing
-            db.run(
-                "CREATE INDEX CONCURRENTLY {index} ON {table} USING {method} ({expression}) WITH ({options})",
-                index=quote(target.index),
-                method=wanted.method,
-                expression=wanted.expression,
-                options=wanted.options,
-            )
+            create(db, wanted, target.index, how="CONCURRENTLY ")
     except BaseException as error:
         if not db.usable:
             raise
@@ -255,6 +244,18 @@ def _create(ctx: Context, table_oid: int, wanted: Plan, own: Mapping[str, str]) 
         ) from error
 
 
+def create(db: Database, wanted: Plan, name: str, *, how: str = "", only: str = "") -> None:
+    db.run(
+        "CREATE INDEX {how}{index} ON {only}{table} USING {method} ({expression}) WITH ({options})",
+        how=SQL(how),
+        index=quote(name),
+        only=SQL(only),
+        method=SQL(wanted.method),
+        expression=wanted.expression,
+        options=wanted.options,
+    )
+
+
 def of_the_run(error: DBAPIError) -> bool:
     """Whether it ends the run: another one may well build what this one couldn't."""
     state = sqlstate(error)
@@ -266,9 +267,9 @@ def _require_halves(ctx: Context) -> None:
     db, target = ctx.db, ctx.target
     with db.transaction(snapshot=True):
         table = catalog.table(db, target.schema, target.table)
-        names = {"limit": str(HALF_OVERFLOW), **catalog.require_extension(db).names()}
-        rows = db.value("SELECT count(*) FROM {table} WHERE " + BEYOND_HALF, **names)
-        such = ", ".join(keys_where(db, table, BEYOND_HALF, (), SHOWN_KEYS, **names)) if rows and table else ""
+        names: dict[str, Fragment] = {"limit": HALF_OVERFLOW, **catalog.require_extension(db).names()}
+        rows = db.value("SELECT count(*) FROM {table} WHERE " + BLOCKS.beyond_half, **names)
+        such = ", ".join(keys_where(db, table, BLOCKS.beyond_half, (), SHOWN_KEYS, **names)) if rows and table else ""
     if rows:
         raise CannotBuild(
             f"no index on the cast of {quote(target.vector)} of {target} to halfvec: {rows:,} rows hold values beyond"
@@ -310,7 +311,7 @@ def _memory(db: Database, settings: Settings) -> tuple[int, int]:
     effective_cache_size, customarily half of it or more, are the measure. Behind a pooler a session has what its role
     has.
     """
-    asked = dict(db.rows(MEMORY))
+    asked = dict(db.rows(BLOCKS.memory))
     given = int(asked["maintenance_work_mem"])
     if db.pooled:
         return given, given

@@ -15,6 +15,9 @@ from .. import console, log
 from ..console import Shown
 from ..db import citus
 from ..db.database import Database, in_thread, second_connection
+from ..sql import blocks
+
+BLOCKS = blocks("index")
 
 LOG_INTERVAL = 5.0  # seconds between two lines
 LOOK_INTERVAL = 0.5  # seconds between two looks for the bar of a terminal
@@ -81,16 +84,7 @@ def shown(db: Database, table_oid: int, what: str) -> Iterator[None]:
 
 def _waits(connection: Connection) -> str | None:
     """The transactions with a snapshot or a write that the build will have to outlive, oldest first."""
-    rows = connection.execute(
-        sa.text(
-            """
-            SELECT pid, application_name, usename, xact_start FROM pg_catalog.pg_stat_activity
-            WHERE datname = current_database() AND pid <> pg_backend_pid()
-              AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL) AND xact_start < now() - interval '1 second'
-            ORDER BY xact_start LIMIT 5
-            """
-        )
-    )
+    rows = connection.execute(sa.text(BLOCKS.waits))
     found = [
         f'process {pid} ("{name}", role {role}, open since {since:%H:%M:%S %Z})' for pid, name, role, since in rows
     ]
@@ -105,13 +99,7 @@ def _at_nodes(connection: Connection) -> Phase | None:
 def phase(connection: Connection, tables: list[int]) -> Phase | None:
     """Where the build of an index on one of these tables is, or None where none is being built."""
     row = connection.execute(
-        sa.text(
-            """
-            SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total, lockers_done, lockers_total,
-                   current_locker_pid
-            FROM pg_catalog.pg_stat_progress_create_index WHERE relid = ANY (:tables) AND datname = current_database()
-            """
-        ),
+        sa.text(BLOCKS.phase),
         {"tables": tables},
     ).first()
     if row is None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from ..db.catalog import Extension, Index
 from ..errors import ANEW, INDEX_ANEW
 from ..settings import Settings
-from ..target import Target, quote
+from ..sql import SQL, fill, joined, quote
+from ..target import Target
 
 ROWS_A_LIST = 50  # with fewer ivfflat finds too little: recall@10 0.18 was reported for 200 rows in 100 lists
 LEAST_SAMPLES = 10_000  # rows that ivfflat samples at least, src/ivfbuild.c
@@ -43,8 +44,8 @@ class Plan:
     opclass: str
     key: str
     required: frozenset[str]  # options that an index found in place must have
-    expression: str
-    options: str
+    expression: SQL
+    options: SQL
     memory_kb: int
     size: int  # bytes, estimated
     query: str
@@ -179,8 +180,8 @@ def plan(
         opclass=opclass,
         key=f"{target.vector}::halfvec({dimensions})" if half else target.vector,
         required=frozenset(f"{name}={options[name]}" for name in required),
-        expression=(f"({vector}{cast})" if half else vector) + f" {ext}.{opclass}",
-        options=", ".join(f"{name} = {value}" for name, value in options.items()),
+        expression=fill(expression(opclass, half, dimensions), {"ext": ext, "vector": vector}),
+        options=joined(", ", (SQL(f"{name} = {value}") for name, value in options.items())),
         memory_kb=math.ceil(memory / 1024),
         size=size,
         query=f"ORDER BY {vector}{cast} OPERATOR({ext}.{OPERATORS[settings.index_metric]}) $1{cast}",
@@ -188,6 +189,11 @@ def plan(
         short=short,
         half=half,
     )
+
+
+def expression(opclass: str, half: bool, dimensions: int) -> str:
+    """What the index is on, as SQL of {vector} and {ext}, the extension's schema."""
+    return (f"({{vector}}::{{ext}}.halfvec({dimensions}))" if half else "{vector}") + f" {{ext}}.{opclass}"
 
 
 def scarce(plan: Plan, memory_kb: int) -> tuple[str, str] | None:

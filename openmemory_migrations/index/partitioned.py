@@ -22,21 +22,17 @@ from ..db.partitions import Part
 from ..db.sqlerrors import UNDEFINED_TABLE, sqlstate
 from ..errors import INDEX_ANEW, MigrationError
 from ..settings import Settings
-from ..target import derived, quote
+from ..sql import SQL, blocks, quote
+from ..target import derived
 from . import build, choice
 from .build import CannotBuild
 from .choice import NoIndex, Plan
 
+BLOCKS = blocks("index")
+
 Tree = list[tuple[Part, Plan]]  # from the root down: what index each of the tables is to have
 ROUNDS = 5  # one is enough unless partitions come while the index is built
 ROWS = "SELECT CAST(tableoid AS bigint), count(*) FROM {table} WHERE {vector} IS NOT NULL GROUP BY 1"
-# whatever its name: what the server has made for a new partition has another one than ours
-ATTACHED = """
-SELECT n.nspname, c.relname
-FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_index x ON x.indexrelid = i.inhrelid
-     JOIN pg_catalog.pg_class c ON c.oid = x.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE x.indrelid = :part AND i.inhparent = to_regclass(:parent)
-"""
 # a partition that is no longer there, or no longer one
 GONE = (UNDEFINED_TABLE, "55000")
 
@@ -76,7 +72,7 @@ def ensure(ctx: VectorContext) -> Plan:
     for _ in range(ROUNDS):
         tree = plans(ctx)
         root, parent_plan = tree[0]
-        names: dict[int, str] = {}  # of the index on each part
+        names: dict[int, SQL] = {}  # of the index on each part
         without: dict[str, CannotBuild] = {}  # leaves that keep nobody else from theirs
         for part, wanted in tree:
             try:
@@ -102,7 +98,7 @@ def ensure(ctx: VectorContext) -> Plan:
         if found[target.index].valid:
             log.notice(f"index {quote(target.index)} on {target} is valid on all {len(tree):,} tables of the tree")
             if duplicate := build.duplicate_of(ctx, ctx.table.oid, parent_plan):
-                drop_parent(ctx.db, ctx.settings, root, f"{quote(target.schema)}.{quote(duplicate)}")
+                drop_parent(ctx.db, ctx.settings, root, quote(target.schema, duplicate))
             return max((wanted for _, wanted in tree), key=lambda plan: plan.lists)
     raise MigrationError(
         f"index {quote(target.index)} on {target} is still not valid after {ROUNDS} rounds",
@@ -113,14 +109,14 @@ def ensure(ctx: VectorContext) -> Plan:
 def attached(ctx: Context, tree: Tree) -> Iterator[tuple[Plan, Index]]:
     """The target's index on the root, and those that are attached to it, each with what is wanted in its place."""
     target = ctx.target
-    names: dict[int, str] = {}
+    names: dict[int, SQL] = {}
     for part, wanted in tree:
         above = names.get(part.parent or 0)
-        for schema, name in ctx.db.rows(ATTACHED, {"part": part.oid, "parent": above}) if above else ():
-            names[part.oid] = f"{quote(schema)}.{quote(name)}"
+        for schema, name in ctx.db.rows(BLOCKS.attached, {"part": part.oid, "parent": above}) if above else ():
+            names[part.oid] = quote(schema, name)
             yield wanted, catalog.indexes(ctx.db, schema, name)[name]
         if part.parent is None:
-            names[part.oid] = f"{quote(target.schema)}.{quote(target.index)}"
+            names[part.oid] = quote(target.schema, target.index)
             found = catalog.indexes(ctx.db, target.schema, target.index).get(target.index)
             if found and found.table_oid == part.oid:
                 yield wanted, found
@@ -142,16 +138,19 @@ def drop(ctx: TableContext) -> bool:
             if part.is_leaf:
                 build.drop(at.db, index.name)
             else:
-                drop_parent(db, ctx.settings, part, f"{quote(part.schema)}.{quote(index.name)}")
+                drop_parent(db, ctx.settings, part, quote(part.schema, index.name))
             dropped = True
     return dropped
 
 
-def drop_parent(db: Database, settings: Settings, part: Part, index: str) -> None:
+def drop_parent(db: Database, settings: Settings, part: Part, index: SQL) -> None:
     """A parent's, and with it those that are attached; not CONCURRENTLY, which PostgreSQL doesn't have for these."""
+
+    def drop() -> None:
+        db.run("DROP INDEX IF EXISTS {index}", index=index)
+
     what = f"dropping index {index} of {part}"
-    statement = f"DROP INDEX IF EXISTS {index}"
-    locks.retried(db, settings.lock_timeout_ms, part.oid, what, lambda: db.run("{it}", it=statement))
+    locks.retried(db, settings.lock_timeout_ms, part.oid, what, drop)
 
 
 def own(ctx: Context, part: Part) -> Context:
@@ -165,26 +164,26 @@ def own(ctx: Context, part: Part) -> Context:
     return Context(ctx.db.at(target.names()), target, ctx.settings)
 
 
-def _ensure_part(ctx: Context, part: Part, above: str | None, root: Part, wanted: Plan) -> str:
+def _ensure_part(ctx: Context, part: Part, above: SQL | None, root: Part, wanted: Plan) -> SQL:
     """The name of the part's index, which is attached to that of the part `above`. Raises CannotBuild."""
     db = ctx.db
     at = own(ctx, part)
     if above:
         with db.transaction():
-            for schema, name in db.rows(ATTACHED, {"part": part.oid, "parent": above}):
-                return f"{quote(schema)}.{quote(name)}"
+            for schema, name in db.rows(BLOCKS.attached, {"part": part.oid, "parent": above}):
+                return quote(schema, name)
     if part.is_leaf:
         build.drop_invalid(at, part.oid)
         build.ensure(at, part.oid, wanted)
     else:
         _ensure_parent(at, part, wanted)
-    index = f"{quote(part.schema)}.{quote(at.target.index)}"
+    index = quote(part.schema, at.target.index)
     if above:
 
         def attach() -> None:
             # or a writer that is in two partitions, and another that waits for its rows, wait for us as we for them
             db.run("LOCK TABLE ONLY {root} IN SHARE ROW EXCLUSIVE MODE", root=root.sql_name)
-            db.run("ALTER INDEX {above} ATTACH PARTITION {index}", above=str(above), index=index)
+            db.run("ALTER INDEX {above} ATTACH PARTITION {index}", above=above, index=index)
 
         locks.retried(db, ctx.settings.lock_timeout_ms, root.oid, f"attaching index {index} to {above}", attach)
     return index
@@ -217,7 +216,7 @@ def _ensure_parent(ctx: Context, part: Part, wanted: Plan) -> None:
     ours = present and present.table_oid == part.oid and choice.of_all_rows(present, own.vector)
     if present and ours and not present.valid and not wanted.matches(present):
         log.notice(f"index {quote(own.index)} is invalid and not as wanted now; dropping it")
-        drop_parent(db, settings, part, f"{quote(own.schema)}.{quote(own.index)}")
+        drop_parent(db, settings, part, quote(own.schema, own.index))
         present, taken = None, False
     build.require_place(own, part.oid, present, taken, wanted)
     if present is None:
@@ -226,11 +225,5 @@ def _ensure_parent(ctx: Context, part: Part, wanted: Plan) -> None:
             settings.lock_timeout_ms,
             part.oid,
             f"creating index {quote(own.index)} on only {part}",
-            lambda: db.run(
-                "CREATE INDEX {index} ON ONLY {table} USING {method} ({expression}) WITH ({options})",
-                index=quote(own.index),
-                method=wanted.method,
-                expression=wanted.expression,
-                options=wanted.options,
-            ),
+            lambda: build.create(db, wanted, own.index, only="ONLY "),
         )

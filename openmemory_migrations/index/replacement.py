@@ -13,7 +13,7 @@ from .. import log
 from ..db import catalog, locks, partitions
 from ..db.catalog import Index
 from ..db.context import Context, TableContext, VectorContext
-from ..target import quote
+from ..sql import quote
 from . import build, partitioned
 from .choice import NoIndex, Plan, of_all_rows
 from .partitioned import Tree
@@ -60,7 +60,7 @@ def replace(ctx: VectorContext, *, rebuild: bool) -> tuple[Plan, bool]:
     root, plan = tree[0]
     if duplicate := build.duplicate_of(ctx, table.oid, plan):
         if table.kind == "p":
-            partitioned.drop_parent(db, ctx.settings, root, f"{quote(target.schema)}.{quote(duplicate)}")
+            partitioned.drop_parent(db, ctx.settings, root, quote(target.schema, duplicate))
         else:
             build.drop(db, duplicate)
     return max((plan for _, plan in tree), key=lambda plan: plan.lists), built

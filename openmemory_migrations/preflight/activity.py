@@ -12,39 +12,15 @@ from ..db.database import APPLICATION_NAME, Database
 from ..finding import Finding
 from ..index import build_progress
 from ..settings import Settings
-from ..target import literal, quote
+from ..sql import blocks, literal, quote
+
+BLOCKS = blocks("preflight")
 
 OLD = 5  # seconds that a transaction has been open
 SHOWN = 5
 
-# with a snapshot or a write that CONCURRENTLY waits for, or a lock on the table; a run of ours gives way by itself
-TRANSACTIONS = """
-SELECT pid, application_name, usename, state, xact_start FROM pg_catalog.pg_stat_activity AS a
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-  AND application_name NOT LIKE :ours
-  AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL
-       OR EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.relation = ANY (:tables)))
-  AND xact_start < clock_timestamp() - CAST(:seconds AS integer) * interval '1 second'
-ORDER BY xact_start LIMIT {most}
-"""
 PREPARED = """
 SELECT gid, owner, prepared FROM pg_catalog.pg_prepared_xacts WHERE database = current_database() ORDER BY prepared
-"""
-VACUUMS = """
-SELECT p.pid, p.phase, CAST(CAST(p.relid AS regclass) AS text) FROM pg_catalog.pg_stat_progress_vacuum p
-WHERE p.relid = ANY (:tables) AND p.datname = current_database() ORDER BY 1
-"""
-# the sums of pg_stat_database are for everybody to see; 16 brought a second reserve, which isn't ours either
-CONNECTIONS = """
-SELECT CAST(current_setting('max_connections') AS integer),
-       CAST((SELECT sum(numbackends) FROM pg_catalog.pg_stat_database) AS integer),
-       CAST((SELECT sum(CAST(setting AS integer)) FROM pg_catalog.pg_settings
-             WHERE name IN ('superuser_reserved_connections', 'reserved_connections')) AS integer),
-       r.rolsuper, r.rolconnlimit,
-       CAST((SELECT count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid = r.oid) AS integer),
-       d.datconnlimit, pg_catalog.pg_stat_get_db_numbackends(d.oid)
-FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
-WHERE r.rolname = current_user AND d.datname = current_database()
 """
 
 
@@ -70,7 +46,7 @@ def in_the_way(ctx: Context, table: Table | None) -> Iterator[Finding]:
         )
     tables = [part.oid for part in partitions.parts(db, table.oid)] if table else []
     old = {"seconds": OLD, "ours": APPLICATION_NAME + "%", "tables": tables}
-    for pid, name, role, state, since in db.rows(TRANSACTIONS, old, most=str(SHOWN)):
+    for pid, name, role, state, since in db.rows(BLOCKS.transactions, old, most=SHOWN):
         yield Finding(
             "warning",
             "old-transaction",
@@ -97,7 +73,7 @@ def in_the_way(ctx: Context, table: Table | None) -> Iterator[Finding]:
             f"Locks are held by {'; '.join(holders)}.",
             "Nothing to do if they are short: it is tried 30 times. Else raise OM_LOCK_TIMEOUT_MS in a quiet hour.",
         )
-    for pid, phase, name in db.rows(VACUUMS, {"tables": tables}):
+    for pid, phase, name in db.rows(BLOCKS.vacuums, {"tables": tables}):
         yield Finding(
             "notice",
             "vacuum",
@@ -115,7 +91,7 @@ def in_the_way(ctx: Context, table: Table | None) -> Iterator[Finding]:
 
 
 def connections(db: Database, settings: Settings) -> Connections:
-    most, used, reserved, superuser, of_role, role_used, of_database, database_used = db.rows(CONNECTIONS)[0]
+    most, used, reserved, superuser, of_role, role_used, of_database, database_used = db.rows(BLOCKS.connections)[0]
     free = [most - used - (0 if superuser else reserved)]
     if not superuser:
         free += [limit - now for limit, now in ((of_role, role_used), (of_database, database_used)) if limit >= 0]

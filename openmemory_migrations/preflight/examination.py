@@ -19,9 +19,9 @@ from ..errors import MigrationError
 from ..finding import Finding
 from ..index import build, choice
 from ..index.choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan
+from ..sql import quote
 from ..steps import checks, expand, interference, native_table
 from ..steps.step import Step
-from ..target import quote
 from . import activity, disk, known_faults, prerequisites, state, trial
 from .results import Facts, part
 from .rows import Lengths, Look

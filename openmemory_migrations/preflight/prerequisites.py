@@ -15,8 +15,11 @@ from ..db.context import TableContext
 from ..db.database import Database
 from ..errors import MigrationError
 from ..finding import Finding
+from ..sql import blocks, quote
 from ..steps import checks, expand, interference
-from ..target import VERSION_TABLE, quote
+from ..target import VERSION_TABLE
+
+BLOCKS = blocks("preflight")
 
 
 def of_the_server(db: Database) -> Iterator[Finding]:
@@ -108,14 +111,4 @@ def _refused(code: str, require: Callable[[], object]) -> Iterator[Finding]:
 
 def _may_create(db: Database) -> bool:
     """A superuser may, and, where the administrators have called it trusted, who may create in the database."""
-    return bool(
-        db.value(
-            """
-            SELECT rolsuper OR EXISTS (
-              SELECT FROM pg_catalog.pg_available_extension_versions v JOIN pg_catalog.pg_available_extensions e
-                     ON e.name = v.name AND e.default_version = v.version
-              WHERE v.name = 'vector' AND v.trusted AND has_database_privilege(current_database(), 'CREATE'))
-            FROM pg_catalog.pg_roles WHERE rolname = current_user
-            """
-        )
-    )
+    return bool(db.value(BLOCKS.may_create))

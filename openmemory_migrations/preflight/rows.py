@@ -21,21 +21,14 @@ from ..db.database import Database
 from ..encoding import dimensions
 from ..encoding.stored import STORED
 from ..settings import Settings
+from ..sql import SQL, blocks
+
+BLOCKS = blocks("preflight")
 
 LEAST_PAGES = 50  # of a sample: TABLESAMPLE SYSTEM takes each page or not, and of a few pages perhaps none
 RUNS = 16  # places in each table that holds rows at which the values of a sample are read
 MOST_LENGTHS = 3  # whose values are read where the dimensions aren't known: each costs a pass
 
-LENGTHS = f"""
-SELECT {STORED.length}, count(*), count(*) FILTER (WHERE {{vector}} IS NULL), count(*) FILTER (WHERE {{differs}})
-FROM {{table}} GROUP BY 1
-"""
-SIZES = """
-SELECT CAST(coalesce(sum(pg_relation_size(c.oid)), 0) AS bigint),
-       CAST(coalesce(sum(pg_indexes_size(c.oid)), 0) AS bigint),
-       CAST(coalesce(sum(pg_total_relation_size(nullif(c.reltoastrelid, 0))), 0) AS bigint)
-FROM pg_catalog.pg_class c WHERE c.oid = ANY (:tables)
-"""
 PLANNED = "EXPLAIN (FORMAT JSON) SELECT FROM {table}"
 
 
@@ -103,7 +96,7 @@ class Look:
         column = ctx.table.columns.get(ctx.target.vector)
         # where no row has a vector of ours, {vector} IS NULL has to be true of all
         ours = column is not None and column.ours
-        return cls(ctx if ours else ctx.by(ctx.db.at({"vector": "NULL"})), sample)
+        return cls(ctx if ours else ctx.by(ctx.db.at({"vector": SQL("NULL")})), sample)
 
     def _looking(self) -> AbstractContextManager[None]:
         return looking(self.ctx.db, self.ctx.settings)
@@ -111,13 +104,13 @@ class Look:
     def sizes(self) -> Sizes:
         with self._looking():
             tables = [part.oid for part in partitions.leaves(self.ctx.db, self.ctx.table.oid)]
-            return Sizes(*self.ctx.db.rows(SIZES, {"tables": tables})[0])
+            return Sizes(*self.ctx.db.rows(BLOCKS.sizes, {"tables": tables})[0])
 
     def lengths(self, sizes: Sizes) -> Lengths:
-        differs = self.ctx.db.sql(DIFFERS) if has_dim(self.ctx.target, self.ctx.table) else "false"
+        differs = self.ctx.db.sql(DIFFERS) if has_dim(self.ctx.target, self.ctx.table) else False
         with self._looking():
             share, planned = self._share(sizes)
-            found = self._sampled(share).rows(LENGTHS, differs=differs)
+            found = self._sampled(share).rows(BLOCKS.lengths, length=self.ctx.db.sql(STORED.length), differs=differs)
         looked_at = sum(row[1] for row in found)
         with_source = [row for row in found if row[0] is not None]
         return Lengths(
@@ -130,7 +123,7 @@ class Look:
             dim_differs=sum(row[3] for row in with_source),
         )
 
-    def sourceless(self, lengths: Lengths, column: str, **names: str) -> Counter[int]:
+    def sourceless(self, lengths: Lengths, column: SQL, **names: SQL) -> Counter[int]:
         """Of an adopted (quoted) column."""
         with self._looking():
             return dimensions.sourceless(self._sampled(lengths.share), column, **names)
@@ -203,9 +196,8 @@ class Look:
         """With the same pages each time."""
         if share == 1:
             return self.ctx.db
-        return self.ctx.db.at(
-            {"table": f"{self.ctx.db.names['table']} TABLESAMPLE SYSTEM ({100 * share:.9f}) REPEATABLE (1)"}
-        )
+        sampled = f"{{table}} TABLESAMPLE SYSTEM ({100 * share:.9f}) REPEATABLE (1)"
+        return self.ctx.db.at({"table": self.ctx.db.sql(sampled)})
 
 
 def runs_of(pages: int, share: float) -> list[tuple[int, int]]:

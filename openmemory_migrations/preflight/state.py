@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..backfill.leftovers import COUNT, NOT_FINITE, by_reading
+from ..backfill import leftovers
+from ..backfill.leftovers import NOT_FINITE, by_reading
 from ..columns import guard, marks
 from ..columns.marks import Mark
 from ..cutover import kept, preparations
@@ -20,24 +21,14 @@ from ..errors import MigrationError
 from ..index import build_progress
 from ..index.choice import of_all_rows
 from ..settings import Settings
+from ..sql import SQL, blocks, quote
 from ..steps import checks, native_table
-from ..target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target, quote
+from ..target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
 from ..verify import verification
 
-LOOK_INTO = 10_000  # rows without a vector that are read to tell NaN from what is still to be converted
+BLOCKS = blocks("preflight")
 
-# a pooler keeps connections of runs that are over, and their names; one that is going on holds a lock between runs
-RUNS = """
-SELECT pid, application_name, CAST(date_trunc('second', backend_start) AS text) FROM pg_catalog.pg_stat_activity a
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name LIKE :ours
-  AND (state IS DISTINCT FROM 'idle'
-       OR EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory'))
-ORDER BY backend_start, pid
-"""
-DETECTED = """
-SELECT coalesce(bool_or(data_type LIKE 'vector%'), false) FROM information_schema.columns
-WHERE table_schema = :schema AND table_name = :table AND column_name = :column
-"""
+LOOK_INTO = 10_000  # rows without a vector that are read to tell NaN from what is still to be converted
 
 
 @dataclass(frozen=True)
@@ -138,10 +129,10 @@ def look(ctx: Context) -> State:
             else None,
             indexes=[i for i in indexes.values() if i.table_oid == table.oid and of_all_rows(i, ctx.target.vector)],
             build=str(phase) if phase else None,
-            runs=[tuple(row) for row in ctx.db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
+            runs=[tuple(row) for row in ctx.db.rows(BLOCKS.runs, {"ours": APPLICATION_NAME + "%"})],
             source_is_vector=native,
             to_be=to_be,
-            found_by_application=ctx.db.value(DETECTED, column_is),
+            found_by_application=ctx.db.value(BLOCKS.detected, column_is),
             left_by_cutover=[] if native else preparations.left(ctx.with_table(table)),
             guards=guard.there(ctx.db),
             cutover_revisions=revisions(ctx.db, ctx.settings, CUTOVER_VERSION_TABLE),
@@ -158,7 +149,7 @@ def _cut_over(ctx: TableContext, found: Mark) -> State:
     ((rows, vectors, without),) = at.rows(
         "SELECT count(*), count({vector}), count(*) FILTER (WHERE {vector} IS NOT NULL AND {bytes} IS NULL)"
         " FROM {table}",
-        bytes=quote(now.source) if has_bytes else "NULL",
+        bytes=quote(now.source) if has_bytes else SQL("NULL"),
     )
     index = verification.valid_index(ctx.of(now))
     kept_rows, lost = _kept(ctx, found)
@@ -171,7 +162,7 @@ def _cut_over(ctx: TableContext, found: Mark) -> State:
         trigger=catalog.trigger_enabled(db, table.oid, target.back),
         rows=None,
         indexes=[index] if index else [],
-        runs=[tuple(row) for row in db.rows(RUNS, {"ours": APPLICATION_NAME + "%"})],
+        runs=[tuple(row) for row in db.rows(BLOCKS.runs, {"ours": APPLICATION_NAME + "%"})],
         cut_over=CutOver(
             found.said(target),
             found.mode,
@@ -235,7 +226,7 @@ def revisions(db: Database, settings: Settings, name: str = VERSION_TABLE) -> li
     """Those stamped in our own version table, None where there is no such table."""
     if not catalog.relation_exists(db, settings.pg_schema, name):
         return None
-    table = f"{quote(settings.pg_schema)}.{quote(name)}"
+    table = quote(settings.pg_schema, name)
     return sorted(row[0] for row in db.rows("SELECT version_num FROM {versions}", versions=table))
 
 
@@ -257,7 +248,7 @@ def _rows(ctx: TableContext) -> Rows:
     )[0]
     skipped: Counter[str] = Counter()
     pending = 0
-    for octets, rows, _ in ctx.db.rows(COUNT, differs="false"):
+    for octets, rows, _ in ctx.db.rows(leftovers.BLOCKS.count_without, length=ctx.db.sql(STORED.length), differs=False):
         if octets is None:
             continue
         reason = STORED.problem(octets, fixed)

@@ -18,11 +18,13 @@ from ..db.context import VectorContext
 from ..db.database import Database
 from ..encoding import codec, native, sync_trigger
 from ..encoding.stored import STORED
+from ..sql import SQL, blocks, joined, quote
 from ..steps.expand import vector_type
-from ..target import quote
+
+BLOCKS = blocks("preflight")
 
 COPY = "openmemory_migrations_copy"
-CONVERT = "pg_temp.openmemory_bytea_to_vector"
+CONVERT = quote("pg_temp", "openmemory_bytea_to_vector")
 BATCHES = 3
 SERVER_ROWS = 1000  # the function in the database needs as long for so many as the client for three batches
 
@@ -31,23 +33,6 @@ CREATE = (
     "CREATE TEMPORARY TABLE {copy_name} (LIKE {table} INCLUDING STORAGE)",
     "ALTER TABLE {copy} {drop}ADD COLUMN {vector} {type}",
 )
-# none whose expressions run others' functions, here as whoever checks
-INDEXES = """
-SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY k.place), i.indisunique
-FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-     JOIN pg_catalog.pg_am m ON m.oid = c.relam AND m.amname = 'btree',
-     LATERAL pg_catalog.unnest(CAST(i.indkey AS pg_catalog.int2[])) WITH ORDINALITY AS k (attnum, place)
-     JOIN pg_catalog.pg_attribute a ON a.attnum = k.attnum
-WHERE i.indrelid = :table AND a.attrelid = i.indrelid AND i.indexprs IS NULL AND i.indpred IS NULL
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_opclass o
-                  WHERE o.oid = ANY (CAST(i.indclass AS pg_catalog.oid[])) AND NOT o.opcdefault)
-  AND k.place <= i.indnkeyatts
-GROUP BY i.indexrelid, i.indisunique
-"""
-FILL = """
-INSERT INTO {copy} ({columns}) SELECT {columns} FROM {table}
-WHERE {pending} IS NULL AND {of_length} LIMIT {rows}
-"""
 SLOWER = 2  # times as long as the trial, at the most that was measured
 
 
@@ -81,7 +66,7 @@ def _copy(ctx: VectorContext, dimensions: int, rows: int, engine: str) -> Databa
     """Inside a transaction that it begins: the same connection, with the filled copy in the table's place."""
     db = ctx.db
     column = ctx.table.columns.get(ctx.target.vector)
-    copy = db.at({"table": f"pg_temp.{quote(COPY)}", "convert": CONVERT})
+    copy = db.at({"table": quote("pg_temp", COPY), "convert": CONVERT})
     db.outlive_timeouts({"row_security": "off"})
     db.borrow()
     locks.set_timeout(db, f"{ctx.settings.lock_timeout_ms}ms")
@@ -90,23 +75,23 @@ def _copy(ctx: VectorContext, dimensions: int, rows: int, engine: str) -> Databa
             statement,
             copy_name=quote(COPY),
             copy=copy.names["table"],
-            drop=db.sql("DROP COLUMN {vector}, ") if column is not None else "",
+            drop=db.sql("DROP COLUMN {vector}, " if column is not None else ""),
             type=vector_type(ctx.extension, dimensions),
         )
-    for columns, unique in list(db.rows(INDEXES, {"table": ctx.table.oid})):
+    for columns, unique in list(db.rows(BLOCKS.indexes, {"table": ctx.table.oid})):
         db.run(
             "CREATE {unique}INDEX ON {copy} ({columns})",
-            unique="UNIQUE " if unique else "",
+            unique=SQL("UNIQUE " if unique else ""),
             copy=copy.names["table"],
-            columns=columns,
+            columns=SQL(columns),
         )
     db.run(
-        FILL,
+        BLOCKS.fill,
         copy=copy.names["table"],
-        columns=", ".join(quote(name) for name in ctx.table.columns if name != ctx.target.vector),
-        pending=quote(ctx.target.vector) if column is not None and column.ours else "NULL",
+        columns=joined(", ", (quote(name) for name in ctx.table.columns if name != ctx.target.vector)),
+        pending=quote(ctx.target.vector) if column is not None and column.ours else SQL("NULL"),
         of_length=db.sql(STORED.of(dimensions)),
-        rows=str(SERVER_ROWS if engine == "server" else rows),
+        rows=SERVER_ROWS if engine == "server" else rows,
     )
     return copy
 
@@ -141,7 +126,7 @@ def _server(copy: Database, extension: Extension, dimensions: int, engine: str) 
         unfit = copy.sql(native.unfit(dimensions), **extension.names())
     else:
         sync_trigger.create_convert(copy, **extension.names())
-        value, unfit = copy.sql("{convert}({source}, {size})", size=str(dimensions)), "false"
+        value, unfit = copy.sql("{convert}({source}, {size})", size=dimensions), SQL("false")
     began = time.perf_counter()
     rows = copy.run("UPDATE {table} SET {vector} = {value} WHERE NOT ({unfit})", value=value, unfit=unfit).rowcount
     return Trial(rows, 0.0, time.perf_counter() - began)

@@ -32,8 +32,10 @@ from ..db.keys import SHOWN_KEYS, keys_where
 from ..encoding import dimensions
 from ..encoding.stored import STORED
 from ..errors import Changed, MigrationError
-from ..target import quote
+from ..sql import blocks, quote
 from . import interference
+
+BLOCKS = blocks("steps")
 
 MOST_CARRIED = 14_000  # rows in a batch
 PATIENCE = 60  # seconds in which what another run has claimed is left to it
@@ -43,11 +45,6 @@ ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
 WITHOUT_VECTOR = (
     f"CASE WHEN {{vector}} IS NULL AND {STORED.length} = ANY (:values) THEN NOT {STORED.not_finite} ELSE false END"
 )
-# what would go with the adopted column: no vector has come from these bytes, or the value has been changed on its way
-LOST = """
-{adopted} IS NOT NULL AND CASE WHEN {source} IS NULL
-  THEN {ext}.vector_send({vector}) IS DISTINCT FROM {ext}.vector_send({adopted}) ELSE {vector} IS NULL END
-"""
 
 
 class Engine(Protocol):
@@ -261,9 +258,9 @@ def _refuse_loss(ctx: VectorContext) -> None:
     """Raises MigrationError for values of the adopted column that are nowhere else; in the snapshot that is open."""
     target = ctx.target
     names = ctx.extension.names()
-    lost = int(ctx.db.value("SELECT count(*) FROM {table} WHERE " + LOST, **names))
+    lost = int(ctx.db.value("SELECT count(*) FROM {table} WHERE " + BLOCKS.lost, **names))
     if lost > ctx.settings.accept_loss:
-        such = ", ".join(keys_where(ctx.db, ctx.table, LOST, (), SHOWN_KEYS, **names))
+        such = ", ".join(keys_where(ctx.db, ctx.table, BLOCKS.lost, (), SHOWN_KEYS, **names))
         raise MigrationError(
             f"{lost:,} values of {quote(target.adopted)} of {target} would be lost, so it stays",
             detail=f"Such as {such}: {quote(target.source)} holds bytes that no vector can hold, or a trigger changes"

@@ -13,7 +13,8 @@ from ..db.database import Database
 from ..db.partitions import Part
 from ..errors import ANEW, Changed, MigrationError
 from ..settings import Settings
-from ..target import Target, quote
+from ..sql import quote
+from ..target import Target
 
 OLDEST_SERVER = 140_000  # the backfill reads by ranges of tids, which came with PostgreSQL 14
 

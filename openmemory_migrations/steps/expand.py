@@ -18,13 +18,12 @@ from ..encoding import dimensions, sync_trigger
 from ..encoding.stored import STORED
 from ..errors import ANEW, MigrationError
 from ..settings import Settings
-from ..target import SET_ASIDE, Target, literal, quote
+from ..sql import SQL, blocks, fill, literal, quote
+from ..target import SET_ASIDE, Target
 from . import checks, interference
 
-COUNT_LOST = """
-SELECT count(*) FROM {table}
-WHERE {vector} IS NOT NULL AND CASE WHEN {other_length} THEN true ELSE {not_finite} END AND {kept} IS NOT true
-"""
+BLOCKS = blocks("steps")
+
 FOR_AN_INDEX = "For an index, set OM_VEC_DIM or OM_TIER"
 EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 
@@ -151,7 +150,7 @@ def _take_away(ctx: Context) -> None:
 
 
 def _comment(db: Database, text: str) -> None:
-    db.run("COMMENT ON COLUMN {table}.{adopted} IS {text}", text=literal(text) if text else "NULL")
+    db.run("COMMENT ON COLUMN {table}.{adopted} IS {text}", text=literal(text) if text else SQL("NULL"))
 
 
 def _origin(settings: Settings) -> str:
@@ -162,8 +161,8 @@ def no_dimensions(target: Target) -> str:
     return f"no row of {target} says how many dimensions its vectors have"
 
 
-def vector_type(extension: Extension, size: int | None) -> str:
-    return f"{quote(extension.schema)}.vector" + (f"({size})" if size else "")
+def vector_type(extension: Extension, size: int | None) -> SQL:
+    return fill("{ext}.vector({size})" if size else "{ext}.vector", {"ext": quote(extension.schema), "size": size})
 
 
 def home(db: Database) -> str:
@@ -232,12 +231,12 @@ def _refuse_loss(ctx: Context, column: Column, aside: Column | None) -> None:
     db, target = ctx.db, ctx.target
     names = catalog.require_extension(db).names()
     # vector_dims would fetch every value that is out of line; a column with dimensions needn't be asked
-    size = str(column.dimensions) if column.dimensions else db.sql("{ext}.vector_dims({vector})", **names)
-    kept = db.sql("{ext}.vector_send({adopted}) = {ext}.vector_send({vector})", **names) if aside else "false"
-    asked = {"other_length": db.sql(STORED.without(size)), "kept": f"({kept})"}
+    size = str(column.dimensions) if column.dimensions else "{ext}.vector_dims({vector})"
+    kept = "({ext}.vector_send({adopted}) = {ext}.vector_send({vector}))" if aside else "false"
+    asked = {"other_length": db.sql(STORED.without(size), **names), "kept": db.sql(kept, **names)}
     try:
         with db.attempt():
-            lost = db.value(COUNT_LOST, not_finite=db.sql(STORED.not_finite), **asked)
+            lost = db.value(BLOCKS.count_lost, not_finite=db.sql(STORED.not_finite), **asked)
     except DBAPIError as error:
         if not is_a_rows(error):
             raise
@@ -248,7 +247,7 @@ def _refuse_loss(ctx: Context, column: Column, aside: Column | None) -> None:
                 hint="openmemory-migrations verify --queries 0 names those rows. Restore or delete them, or accept the"
                 " loss with OM_ACCEPT_LOSS=<their number>.",
             ) from error
-        lost = db.value(COUNT_LOST, not_finite="false", **asked)
+        lost = db.value(BLOCKS.count_lost, not_finite=False, **asked)
     if lost > ctx.settings.accept_loss:
         raise MigrationError(
             f"{lost:,} values of {quote(target.vector)} have no source in {quote(target.source)} of {target}"

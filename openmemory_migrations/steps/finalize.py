@@ -14,7 +14,7 @@ from ..errors import ANEW, Changed
 from ..index import build, choice, partitioned, replacement
 from ..index.build import CannotBuild
 from ..index.choice import NoIndex, Plan
-from ..target import quote
+from ..sql import quote
 from ..verify import verification
 from ..verify.search import listed
 

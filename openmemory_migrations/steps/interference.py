@@ -20,73 +20,14 @@ from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from ..errors import MigrationError
-from ..target import Target, quote
+from ..sql import Fragment, blocks, fill, joined, quote
+from ..target import Target
+
+BLOCKS = blocks("steps")
 
 T = TypeVar("T")
 
-# BEFORE (2), ROW (1), of INSERT (4) or UPDATE (16); `elsewhere`: also of an UPDATE that doesn't fire ours. Of a
-# partition's clones the first is enough, that of the root if it is enabled
-TRIGGERS = """
-SELECT * FROM (
-  SELECT DISTINCT ON (t.tgname, t.tgfoid)
-         CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname, t.tgname > CAST(:ours AS name) AS later,
-         t.tgtype & 16 <> 0
-         AND (t.tgattr = CAST('' AS int2vector)
-              OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
-                         WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))
-                           AND a.attname <> :source)) AS elsewhere,
-         l.lanname, p.prosrc, encode(t.tgargs, 'escape')
-  FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-       JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-  WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname <> :ours
-    AND t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0
-  ORDER BY t.tgname, t.tgfoid, t.tgparentid) AS found
-"""
-# of rows, before or after whatever is done to them
-OF_ROWS = """
-SELECT DISTINCT ON (t.tgname, t.tgfoid) CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname, p.prosrc,
-       CAST(CAST(p.oid AS regprocedure) AS text)
-FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-     JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname = 'plpgsql'
-WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 = 1
-  AND NOT t.tgname = ANY (CAST(:ours AS name[]))
-ORDER BY t.tgname, t.tgfoid, t.tgparentid
-"""
-RULES = """
-SELECT CAST(CAST(r.ev_class AS regclass) AS text), r.rulename FROM pg_catalog.pg_rewrite r
-WHERE r.ev_class = ANY (:tables) AND r.ev_type = '2' AND r.ev_enabled <> 'D' ORDER BY 1, 2
-"""
-# a column that can be set and that no trigger is for: ours, if it is there
-SETTABLE = """
-SELECT a.attname FROM pg_catalog.pg_attribute a
-WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity <> 'a'
-  AND (a.attname = :vector
-       OR NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
-                      WHERE t.tgrelid = a.attrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))))
-ORDER BY a.attname <> :vector, a.attnum LIMIT 1
-"""
 NO_IDENTITY, RAISED, NOT_SUPPORTED = "55000", "P0001", "0A000"
-OTHERS = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
-               WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-                 AND NOT t.tgname = ANY (CAST(:ours AS name[])))
-"""
-# a few that hold rows, as far as that is known without reading them, first those with triggers of their own. No row is
-# deleted to be inserted again where rows of others hang on it, or a trigger (8) might do what no rollback takes back
-TRIED = """
-SELECT c.oid, EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f' AND f.confrelid = ANY (:tables))
-              OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY (:tables) AND t.tgtype & 8 <> 0
-                         AND NOT t.tgisinternal AND t.tgenabled <> 'D')
-FROM pg_catalog.pg_class c
-WHERE c.oid = ANY (:tables) AND c.relkind = 'r' AND pg_catalog.pg_relation_size(c.oid) > 0
-ORDER BY NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
-                     WHERE t.tgrelid = c.oid AND t.tgparentid = 0 AND NOT t.tgisinternal AND t.tgenabled <> 'D'),
-         c.reltuples DESC LIMIT 12
-"""
-GIVEN = """
-SELECT a.attname, a.attidentity = 'a' FROM pg_catalog.pg_attribute a
-WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
-"""
 # by way of the root, as the application does, whose triggers FOR EACH STATEMENT fire
 ONE = "tableoid = CAST({oid} AS oid) AND ctid = (SELECT ctid FROM ONLY {leaf} OFFSET {row} LIMIT 1)"
 UPDATE_ONE = f"UPDATE {{table}} SET {{same}} WHERE {ONE}"
@@ -153,7 +94,7 @@ def _code(source: str) -> str:
 def overriding(db: Database, table: Table, ours: str, source: str, made: str) -> Iterator[MigrationError]:
     """Each trigger that may leave another `made` than our trigger makes of `source`, which nobody would notice."""
     tables = {"tables": [part.oid for part in partitions.parts(db, table.oid)], "ours": ours, "source": source}
-    for on, name, later, elsewhere, language, text, arguments in db.rows(TRIGGERS, tables):
+    for on, name, later, elsewhere, language, text, arguments in db.rows(BLOCKS.triggers, tables):
         # before ours only the value matters that ours doesn't make, since it is there already
         columns = [source, made] if later or elsewhere else [made]
         given = arguments.split("\\000")[:-1]
@@ -182,7 +123,7 @@ def naming(db: Database, table: Table, column: str, ours: Sequence[str], after: 
     """Each trigger of others' whose function names the column of a row: without it every write would fail."""
     field = re.compile(rf'\b(?:new|old)\s*\.\s*(?:"{re.escape(column)}"|{re.escape(column.lower())}(?![\w$]))')
     tables = [part.oid for part in partitions.parts(db, table.oid)]
-    for on, name, text, function in db.rows(OF_ROWS, {"tables": tables, "ours": list(ours)}):
+    for on, name, text, function in db.rows(BLOCKS.of_rows, {"tables": tables, "ours": list(ours)}):
         # names are lower case unless quoted
         if field.search(UNQUOTED.sub(lambda part: part[1] or part[0].lower(), _code(text))):
             yield MigrationError(
@@ -203,7 +144,7 @@ def tried(ctx: Context, change: Callable[[], T]) -> T:
     partitions.require_whole(db, oid)
     parts = partitions.parts(db, oid)
     ours = [target.sync, target.guard, target.back, target.typing]
-    if not db.value(OTHERS, {"tables": [part.oid for part in parts], "ours": ours}):
+    if not db.value(BLOCKS.others, {"tables": [part.oid for part in parts], "ours": ours}):
         return change()
     locks.take(db)
     before = dict(_failures(db, parts))
@@ -245,14 +186,14 @@ def _failures(
     settings = dict(TRIAL)
     if db.value("SELECT current_setting('session_replication_role')") == "replica":
         settings["session_replication_role"] = "origin"  # as the application has it
-    for oid, stays in list(db.rows(TRIED, {"tables": [part.oid for part in parts]})):
+    for oid, stays in list(db.rows(BLOCKS.tried, {"tables": [part.oid for part in parts]})):
         leaf = next(part for part in parts if part.oid == oid)
-        of_row = list(db.rows(GIVEN, {"table": oid}))
-        names = {
+        of_row = list(db.rows(BLOCKS.given, {"table": oid}))
+        names: dict[str, Fragment] = {
             "leaf": leaf.sql_name,
-            "oid": str(oid),
-            "same": ", ".join(f"{quote(name)} = {quote(name)}" for name, always in of_row if not always),
-            "columns": ", ".join(quote(name) for name, _ in of_row),
+            "oid": oid,
+            "same": joined(", ", (fill("{it} = {it}", {"it": quote(name)}) for name, always in of_row if not always)),
+            "columns": joined(", ", (quote(name) for name, _ in of_row)),
         }
         writes = {"UPDATE": UPDATE_ONE} if stays else {"UPDATE": UPDATE_ONE, "INSERT": INSERT_ONE}
         for write, statement in writes.items():
@@ -260,14 +201,14 @@ def _failures(
                 this = (write, oid, row)
                 if (of is not None and this not in of) or time.monotonic() > until:
                     continue
-                outcome = _outcome(db, settings, statement, **names, row=str(row))
+                outcome = _outcome(db, settings, statement, **names, row=row)
                 if outcome is not None:
                     yield this, outcome or None
                 if not outcome:
                     break
 
 
-def _outcome(db: Database, settings: dict[str, str], statement: str, **names: str) -> str | None:
+def _outcome(db: Database, settings: dict[str, str], statement: str, **names: Fragment) -> str | None:
     """What a write fails with, nothing if it succeeds; None if neither can be said."""
     try:
         with db.attempt(keep=False):
@@ -302,7 +243,7 @@ def of_updates(ctx: TableContext, lock_timeout_ms: int) -> Iterator[tuple[str, M
     parts = partitions.parts(db, ctx.table.oid)
     if not all(part.owned for part in parts) or not db.value("SELECT EXISTS (SELECT FROM {table})"):
         return
-    rules = list(db.rows(RULES, {"tables": [part.oid for part in parts]}))
+    rules = list(db.rows(BLOCKS.rules, {"tables": [part.oid for part in parts]}))
     for on, name in rules:
         yield (
             "rule",
@@ -334,7 +275,7 @@ def of_the_table(ctx: TableContext, lock_timeout_ms: int) -> Iterator[tuple[str,
 
 def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_ms: int) -> MigrationError | None:
     """What an UPDATE of no row ends with: a publication that has no identity for rows, or a statement's trigger."""
-    column = at.value(SETTABLE, {"table": part.oid, "vector": target.vector})
+    column = at.value(BLOCKS.settable, {"table": part.oid, "vector": target.vector})
     if column is None:
         return None
     try:

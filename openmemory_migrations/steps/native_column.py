@@ -19,25 +19,14 @@ from ..db import catalog, locks, partitions
 from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database
 from ..encoding.stored import STORED
-from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger, tag
+from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..errors import ANEW, Changed, MigrationError
-from ..target import GIVEN, TYPED, literal, quote
+from ..sql import SQL, blocks, dollar_quote, literal, quote
+from ..target import GIVEN, TYPED
 from . import checks, interference
 
-# A value of other dimensions fails the write, with pgvector's own error. Frozen with the first release.
-CREATE_FUNCTION = """
-CREATE OR REPLACE FUNCTION {typing_function}() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS {tag}
-BEGIN
-  NEW.{typed} := NEW.{source};
-  RETURN NEW;
-END
-{tag}
-"""
-CREATE_TRIGGER = """
-CREATE TRIGGER {typing} BEFORE INSERT OR UPDATE OF {source} ON {table}
-FOR EACH ROW EXECUTE FUNCTION {typing_function}()
-"""
+BLOCKS = blocks("steps")
+
 PENDING = "{typed} IS NULL AND {source} IS NOT NULL"
 COUNT_PENDING = "SELECT count(*) FROM {table} WHERE " + PENDING
 COUNT_DIFFERENT = """
@@ -45,15 +34,15 @@ SELECT count(*) FROM {table} WHERE {ext}.vector_send({typed}) IS DISTINCT FROM {
 """
 
 
-def create(ctx: Context, size: int, **names: str) -> None:
+def create(ctx: Context, size: int, **names: SQL) -> None:
     """Column and trigger, inside the caller's transaction; a column that is there already is kept."""
     db, target = ctx.db, ctx.target
-    db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {typed} {ext}.vector({size})", size=str(size), **names)
+    db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {typed} {ext}.vector({size})", size=size, **names)
     properties.store(db, target.typed, properties.attributes(db, target.source))
     properties.comment(db, target.typed, TYPED + target.source)
-    db.run(CREATE_FUNCTION, tag=tag([*db.names.values(), *names.values()]))
+    db.run(BLOCKS.create_function, tag=dollar_quote([*db.names.values(), *names.values()]))
     db.run("REVOKE ALL ON FUNCTION {typing_function}() FROM PUBLIC")
-    of_a_trigger(db, CREATE_TRIGGER)
+    of_a_trigger(db, BLOCKS.create_trigger)
     of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["typing"])
     db.run("COMMENT ON TRIGGER {typing} ON {table} IS {text}", text=literal(TYPED + target.source))
 

@@ -18,7 +18,8 @@ from ..db.context import Context, TableContext, VectorContext
 from ..encoding import dimensions
 from ..errors import ANEW, MigrationError
 from ..index import choice, partitioned
-from ..target import Target, quote
+from ..sql import SQL, quote
+from ..target import Target
 from . import checks, finalize, interference, native_column
 
 
@@ -138,8 +139,8 @@ def downgrade_expand(ctx: Context) -> None:
             db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {typed}")
         if source.given:
             # OpenMemory may have made it again since; nobody is kept waiting longer by it than by the lock
-            for _, statement in _own_indexes(ctx.with_table(table)):
-                db.run("{it}", it=statement)
+            for _, index in _own_indexes(ctx.with_table(table)):
+                db.run("DROP INDEX IF EXISTS {index}", index=index)
             native_column.refuse_dependents(ctx.with_table(table))
             was = properties.attributes(db, target.source)
             db.run("ALTER TABLE {table} ALTER COLUMN {source} TYPE {ext}.vector", **extension.names())
@@ -252,7 +253,7 @@ def _at_once(found: Look, size: int) -> None:
         was = properties.attributes(db, target.source)
         db.run(
             "ALTER TABLE {table} ALTER COLUMN {source} TYPE {ext}.vector({size})",
-            size=str(size),
+            size=size,
             **ctx.extension.names(),
         )
         properties.store(db, target.source, was)
@@ -283,12 +284,12 @@ def _beside(found: Look, size: int) -> None:
     )
 
 
-def _own_indexes(ctx: TableContext) -> list[tuple[str, str]]:
-    """Those on `v` under a name of ours, from the root of a tree down, each with the statement that drops it."""
+def _own_indexes(ctx: TableContext) -> list[tuple[str, SQL]]:
+    """Those on `v` under a name of ours, from the root of a tree down, each with its name in SQL."""
     own = []
     for part in partitions.parts(ctx.db, ctx.table.oid):
         at = partitioned.own(ctx.native, part).target
         for index in catalog.indexes_on(ctx.db, part.oid):
             if index.name in at.indexes and choice.of_all_rows(index, ctx.target.source):
-                own.append((index.name, f"DROP INDEX IF EXISTS {quote(at.schema)}.{quote(index.name)}"))
+                own.append((index.name, quote(at.schema, index.name)))
     return own

@@ -22,8 +22,10 @@ from ..db.partitions import Part
 from ..encoding import codec, dimensions
 from ..encoding.stored import STORED
 from ..errors import MigrationError
-from ..target import quote
+from ..sql import SQL, Fragment, blocks, fill, joined, quote
 from .stream import Batch, Groups, batches, has_bytes
+
+BLOCKS = blocks("verify")
 
 Kind = Literal["differs", "missing", "stale", "sourceless", "unreadable"]
 MEANING: Mapping[Kind, str] = {
@@ -37,25 +39,10 @@ KEPT = 1000  # wrong rows of each kind whose keys are kept
 LOOK_PAGES, MOST_WINDOWS = 64, 64  # to see how many rows a page has; places of one part that a sample is taken from
 ROWS = "SELECT count(*) FROM ONLY {table} WHERE {inside}"
 
-# what the pass over both columns leaves out: the vector is missing, or of other dimensions than the bytes
-OTHERS = f"""
-SELECT {STORED.length}, {{vector}} IS NULL, count(*) FROM ONLY {{table}}
-WHERE {{inside}} AND ({STORED.of("{size}")} AND {{vector}} IS NOT NULL) IS NOT TRUE GROUP BY 1, 2
-"""
 TIDS = """
 SELECT CAST(ctid AS text) FROM ONLY {table} WHERE {inside} AND {vector} IS NOT NULL AND {condition} LIMIT {most}
 """
 STALE, SOURCELESS = STORED.not_of("{size}"), "{source} IS NULL"
-# values are read whole for their dimensions; NEXT finds the place of one without
-DIMS = """
-SELECT CAST(max(tid) AS text), count(*), count(dims) FROM (
-  SELECT ctid AS tid, {ext}.vector_dims({vector}) AS dims FROM ONLY {table}
-  WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NOT NULL LIMIT {rows}) AS next
-"""
-NEXT = """
-SELECT CAST(ctid AS text) FROM ONLY {table}
-WHERE ctid > '({page},{item})' AND ctid < '({end},0)' AND {vector} IS NOT NULL LIMIT {rows}
-"""
 KEYS = "SELECT {key} FROM {table} WHERE ctid = ANY (CAST(CAST(:tids AS text[]) AS tid[]))"
 
 Key = tuple[str, ...]  # the primary key's values as text
@@ -157,7 +144,7 @@ class Comparing:
         self.ctx, self.db, self.windows = ctx, ctx.db, windows
         self.ext = quote(ctx.extension.schema)
         self.fixed = ctx.table.columns[ctx.target.vector].dimensions
-        self.size = str(self.fixed) if self.fixed else f"{self.ext}.vector_dims({ctx.db.names['vector']})"
+        self.size: Fragment = self.fixed or ctx.db.sql("{ext}.vector_dims({vector})", ext=self.ext)
         self.carried_over = ctx.table.columns[ctx.target.vector].ours
         self.found = found
 
@@ -187,7 +174,12 @@ class Comparing:
     def _others(self, window: Window) -> None:
         at = window.part.at(self.db)
         stale = sourceless = 0
-        for octets, no_vector, rows in at.rows(OTHERS, inside=_inside(window), size=self.size):
+        for octets, no_vector, rows in at.rows(
+            BLOCKS.others,
+            inside=_inside(window),
+            length=at.sql(STORED.length),
+            of_size=at.sql(STORED.of("{size}"), size=self.size),
+        ):
             if octets is None and (no_vector or self.carried_over):
                 self.found.without_source += rows
                 self.found.sourceless += 0 if no_vector else rows
@@ -202,8 +194,8 @@ class Comparing:
         kinds: list[tuple[Kind, int, str]] = [("stale", stale, STALE), ("sourceless", sourceless, SOURCELESS)]
         for kind, rows, condition in kinds:
             if rows:
-                names = {"condition": at.sql(condition, size=self.size), "most": str(KEPT)}
-                tids = at.rows(TIDS, inside=_inside(window), **names)
+                wrong = at.sql(condition, size=self.size)
+                tids = at.rows(TIDS, inside=_inside(window), condition=wrong, most=KEPT)
                 self._wrong(kind, window.part, rows, [tid for (tid,) in tids])
 
     def _pending(self, window: Window, size: int) -> None:
@@ -228,7 +220,8 @@ class Comparing:
         wrong = self.found.wrong.setdefault(kind, Wrong())
         wrong.rows += rows
         if tids := list(tids[: KEPT - len(wrong.keys)]):
-            key = ", ".join(f"CAST({quote(name)} AS text)" for name in self.ctx.table.key) or "CAST(ctid AS text)"
+            columns = [fill("CAST({name|ident} AS text)", {"name": name}) for name in self.ctx.table.key]
+            key = joined(", ", columns or [SQL("CAST(ctid AS text)")])
             found = part.at(self.db).rows(KEYS, {"tids": tids}, key=key)
             wrong.keys += [tuple(row) for row in found]
 
@@ -246,11 +239,11 @@ def unreadable(ctx: VectorContext) -> MigrationError | None:
                 while scan.more:
 
                     def read(at: Database = at, scan: Scan = scan) -> tuple[None, int, Tid | None]:
-                        ((tid, rows, _),) = at.rows(DIMS, **scan.names, **ctx.extension.names())
+                        ((tid, rows, _),) = at.rows(BLOCKS.dims, **scan.names, **ctx.extension.names())
                         page, item = (tid or "(0,0)").strip("()").split(",")
                         return None, rows, (int(page), int(item))
 
-                    _, bad = scan.take_by(at, read, NEXT)
+                    _, bad = scan.take_by(at, read, BLOCKS.next)
                     names += keys_at(at, ctx.table, [place for place, _ in bad]) if bad else []
     if not names:
         return None
@@ -263,8 +256,8 @@ def unreadable(ctx: VectorContext) -> MigrationError | None:
     )
 
 
-def _inside(window: Window) -> str:
-    return f"ctid >= '({window.first},0)' AND ctid < '({window.end},0)'"
+def _inside(window: Window) -> SQL:
+    return SQL(f"ctid >= '({window.first},0)' AND ctid < '({window.end},0)'")
 
 
 def shown(table: Table, key: Key) -> str:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..db.context import VectorContext
-from ..target import quote
+from ..sql import SQL, blocks, fill, joined, quote
 from .neighbours import Exact, Query
 from .search import text_of
 from .stream import Batch, Groups, has_bytes, with_values
+
+BLOCKS = blocks("verify")
 
 MOST_SECTORS = 50
 USERS = 3  # of the largest, and as many of the smallest
@@ -23,21 +25,6 @@ QUERIES_A_USER = 5
 ALL = "all sectors"
 
 LARGEST, SMALLEST = "2 DESC, 1", "2, 1 DESC"  # of as many the ones first that are last otherwise
-SIZES = """
-SELECT CAST({group} AS text), count(*) FROM {table} WHERE {eligible} AND {group} IS NOT NULL
-GROUP BY 1 HAVING count(*) > {least} ORDER BY {order} LIMIT {most}
-"""
-# by place and not by key, so that a table without one can be asked; values are fetched for the chosen rows only. Of a
-# large group only the hashes below a bound are sorted: a few times as many as are wanted
-CHOSEN = """
-WITH om_chosen AS (
-  SELECT tableoid AS om_part, ctid AS om_place, {hash} AS om_hash,
-         row_number() OVER (PARTITION BY {group} ORDER BY {hash}) AS om_number
-  FROM {table} WHERE {eligible} AND {hash} <= {bound})
-SELECT {value}, {sector_number}, {user_number}
-FROM om_chosen JOIN {table} AS t ON t.ctid = om_place AND t.tableoid = om_part
-WHERE om_number <= :each ORDER BY om_number, om_hash
-"""
 SPARE = 5  # times as many as are wanted, below the bound
 
 
@@ -80,7 +67,7 @@ class Choice:
             name: name if ctx.target.source == "v" and name in ctx.table.columns else None
             for name in ("sector", "user_id")
         }
-        key = ", ".join(quote(name) for name in ctx.table.key) or "ctid"
+        key = joined(", ", map(quote, ctx.table.key or ())) or SQL("ctid")
         self.bytes = has_bytes(ctx.table, ctx.target)
         value = (
             ctx.db.sql("t.{source}")
@@ -89,7 +76,7 @@ class Choice:
         )
         eligible = with_values(ctx, size)
         self.names = {
-            "hash": f"pg_catalog.hashtextextended(concat_ws('|', {key}) COLLATE \"C\", 0)",
+            "hash": fill("pg_catalog.hashtextextended(concat_ws('|', {key}) COLLATE \"C\", 0)", {"key": key}),
             "eligible": eligible,
             "value": value,
         }
@@ -117,21 +104,22 @@ class Choice:
         """The rows of the groups of that column, the largest or the smallest groups first."""
         if self.columns[column] is None:
             return {}
-        names = {"group": quote(column), "order": order, "most": str(most), "least": str(least)}
-        return {str(name): int(rows) for name, rows in self.db.rows(SIZES, **names, **self.names)}
+        found = self.db.rows(BLOCKS.sizes, group=quote(column), order=SQL(order), most=most, least=least, **self.names)
+        return {str(name): int(rows) for name, rows in found}
 
     def _chosen(self, groups: Groups, column: str | None, among: Mapping[str, int], each: int) -> list[Query]:
         """So many of each group, each with its own sector and user; `among` are the groups' rows."""
-        names: dict[str, str] = {"sector_number": groups.sector_number, "user_number": groups.user_number}
+        names = {"sector_number": groups.sector_number, "user_number": groups.user_number}
         if column is None:
             rows = int(self.db.value("SELECT count(*) FROM {table} WHERE {eligible}", **self.names))
-            names |= {"group": "CAST(NULL AS text)", "bound": _bound(each, rows)}
+            names |= {"group": SQL("CAST(NULL AS text)"), "bound": _bound(each, rows)}
         else:
             number = groups.sector_number if column == groups.sector_column else groups.user_number
-            bounds = ", ".join(_bound(each, rows) for rows in among.values())
+            bounds = joined(", ", (_bound(each, rows) for rows in among.values()))
             # NULL, and so no row, where the group is none of these
-            names |= {"group": quote(column), "bound": f"(CAST(ARRAY[{bounds}] AS bigint[]))[{number}]"}
-        found = self.db.rows(CHOSEN, {"each": each}, **names, **self.names)
+            bound = "(CAST(ARRAY[{bounds}] AS bigint[]))[{number}]"
+            names |= {"group": quote(column), "bound": fill(bound, {"bounds": bounds, "number": number})}
+        found = self.db.rows(BLOCKS.chosen, {"each": each}, **names, **self.names)
         # what vector_send() gives begins with int16 dimensions and int16 zero
         at, kind = (0, "<f4") if self.bytes else (4, ">f4")
         queries = [
@@ -142,7 +130,7 @@ class Choice:
         return [query for query in queries if query.vector.any() and np.isfinite(query.vector).all()]
 
 
-def _bound(wanted: int, rows: int) -> str:
+def _bound(wanted: int, rows: int) -> SQL:
     """Below it are about `SPARE` times as many hashes, of `rows`, as are wanted; all where there are no more."""
     share = SPARE * (wanted + 1) / max(1, rows)
-    return f"CAST('{min(int(share * 2**64), 2**64 - 1) - 2**63}' AS bigint)"
+    return SQL(f"CAST('{min(int(share * 2**64), 2**64 - 1) - 2**63}' AS bigint)")

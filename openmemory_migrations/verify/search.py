@@ -18,7 +18,7 @@ import numpy as np
 from ..db.catalog import Extension, Index
 from ..db.database import Database
 from ..index.choice import DEFAULTS, OPERATORS
-from ..target import quote
+from ..sql import SQL, Fragment, fill, joined, quote
 from .neighbours import METRICS, Query
 from .stream import Groups
 
@@ -132,11 +132,11 @@ class Searcher:
         self.own = OWN.replace("{distance}", distance)
         self.distances = DISTANCES.replace("{distances}", distances).replace("{distance}", distance)
         ext = quote(extension.schema)
-        self.names = {
+        self.names: dict[str, Fragment] = {
             "ext": ext,
-            "half": f"{ext}.halfvec({dimensions})",
-            "key": ", ".join(map(quote, key)) or "ctid",
-            "most": str(most),
+            "half": fill("{ext}.halfvec({size})", {"ext": ext, "size": dimensions}),
+            "key": joined(", ", map(quote, key)) or SQL("ctid"),
+            "most": most,
         }
 
     def ask(self, query: Query, text: str) -> Answer:

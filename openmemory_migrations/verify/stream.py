@@ -19,7 +19,8 @@ from ..db.database import Database
 from ..db.partitions import Part
 from ..encoding import codec
 from ..encoding.stored import STORED
-from ..target import Target, literal, quote
+from ..sql import SQL, fill, joined, literal
+from ..target import Target
 
 BATCH_ROWS = 4000
 
@@ -40,11 +41,11 @@ class Groups:
     users: tuple[str, ...] = ()
 
     @property
-    def sector_number(self) -> str:
+    def sector_number(self) -> SQL:
         return _number(self.sector_column, self.sectors)
 
     @property
-    def user_number(self) -> str:
+    def user_number(self) -> SQL:
         return _number(self.user_column, self.users)
 
 
@@ -73,14 +74,14 @@ def has_bytes(table: Table, target: Target) -> bool:
     return source is not None and not source.is_vector
 
 
-def with_values(ctx: VectorContext, size: int) -> str:
+def with_values(ctx: VectorContext, size: int) -> SQL:
     """SQL for the rows that have a vector of `size` dimensions, and bytes of as many where the table has any."""
     conditions = [ctx.db.sql("{vector} IS NOT NULL")]
     if has_bytes(ctx.table, ctx.target):
         conditions.append(ctx.db.sql(STORED.of(size)))
     if ctx.table.columns[ctx.target.vector].dimensions is None:
-        conditions.append(ctx.db.sql("{ext}.vector_dims({vector}) = {size}", size=str(size), **ctx.extension.names()))
-    return " AND ".join(conditions)
+        conditions.append(ctx.db.sql("{ext}.vector_dims({vector}) = {size}", size=size, **ctx.extension.names()))
+    return joined(" AND ", conditions)
 
 
 def refuse(part: Part, unreadable: Unreadable) -> None:
@@ -136,9 +137,12 @@ def batches(
         before += window.end - window.first
 
 
-def _number(column: str | None, names: Sequence[str]) -> str:
+def _number(column: str | None, names: Sequence[str]) -> SQL:
     """SQL for the number of a row's group, from 1; 0 where it is in none of them."""
     if column is None or not names:
-        return "0"
-    array = "ARRAY[" + ", ".join(literal(name) for name in names) + "]"
-    return f"coalesce(array_position(CAST({array} AS text[]), CAST({quote(column)} AS text)), 0)"
+        return SQL("0")
+    # a COPY takes no parameters
+    return fill(
+        "coalesce(array_position(CAST(ARRAY[{names}] AS text[]), CAST({column|ident} AS text)), 0)",
+        {"names": joined(", ", map(literal, names)), "column": column},
+    )

@@ -23,24 +23,21 @@ from ..errors import MigrationError
 from ..index import build, choice
 from ..index.choice import HALFVEC_DIMENSIONS, INDEX_DIMENSIONS, ROWS_A_LIST, Plan
 from ..settings import Settings
-from ..target import Target, quote
+from ..sql import SQL, Fragment, blocks, joined, quote
+from ..target import Target
 from .queries import ALL, Choice
 from .recall import EXACT_QUERIES, Measurement, Tried, fastest
 from .search import EVERY_ROW, Searched, Searcher, ways
 from .stream import with_values
 from .verification import Asking, gather, require_places
 
+BLOCKS = blocks("verify")
+
 COPY = "openmemory_migrations_tune"
 INDEX = f"{COPY}_idx"
 HNSW = ((8, 64), (16, 64), (16, 128), (32, 128))  # m, ef_construction
 HALFVEC = (0, 7)
 AS_FAST = 1.2  # times as long is as fast, for what a measurement can tell: then what is built sooner is better
-
-CREATE = """
-CREATE TEMPORARY TABLE {copy} AS
-SELECT {columns} FROM {table} TABLESAMPLE BERNOULLI ({percent}) REPEATABLE (0)
-WHERE {with_values} LIMIT {rows}
-"""
 
 
 @dataclass(frozen=True)
@@ -175,16 +172,16 @@ def _copied(ctx: VectorContext, size: int, most: int) -> tuple[int, int, Part]:
     """How many rows have been copied, of how many, and where to."""
     db = ctx.db
     wanted = [*ctx.table.key, "sector", "user_id", ctx.target.source, ctx.target.vector]
-    columns = ", ".join(quote(name) for name in dict.fromkeys(wanted) if name in ctx.table.columns)
+    columns = joined(", ", (quote(name) for name in dict.fromkeys(wanted) if name in ctx.table.columns))
     eligible = with_values(ctx, size)
     with db.transaction():
         of = int(db.value("SELECT count(*) FROM {table} WHERE {with_values}", with_values=eligible))
     # a little more than needed: how many come is chance
     percent = min(100.0, 100.0 * (1.05 * most + 100) / max(1, of))
-    names = {"copy": quote(COPY), "columns": columns, "with_values": eligible, "rows": str(most)}
+    names: dict[str, Fragment] = {"copy": quote(COPY), "columns": columns, "with_values": eligible, "rows": most}
     try:
         with db.transaction():
-            rows = int(db.run(CREATE, percent=f"{percent:.6f}", **names).rowcount)
+            rows = int(db.run(BLOCKS.create, percent=SQL(f"{percent:.6f}"), **names).rowcount)
             db.run("ANALYZE pg_temp.{copy}", copy=quote(COPY))
     except DBAPIError as error:
         raise as_migration_error(error, f"no temporary table for a sample of {ctx.target}") from error
@@ -198,13 +195,7 @@ def _build(at: Database, settings: Settings, plan: Plan) -> tuple[float, int] | 
     try:
         with at.transaction():
             at.set_local({"maintenance_work_mem": f"{memory_kb}kB"})
-            at.run(
-                "CREATE INDEX {index} ON {table} USING {method} ({expression}) WITH ({options})",
-                index=quote(INDEX),
-                method=plan.method,
-                expression=plan.expression,
-                options=plan.options,
-            )
+            build.create(at, plan, INDEX)
             size = int(at.value("SELECT pg_relation_size(CAST(:index AS regclass))", {"index": f"pg_temp.{INDEX}"}))
     except DBAPIError as error:
         if build.of_the_run(error):

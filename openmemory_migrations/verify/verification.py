@@ -21,7 +21,7 @@ from ..db.signals import TimeUp
 from ..encoding import dimensions
 from ..errors import Changed, MigrationError
 from ..index import choice
-from ..target import quote
+from ..sql import blocks, quote
 from . import equality
 from .equality import Comparing, Comparison
 from .queries import Asked, Choice
@@ -29,22 +29,13 @@ from .recall import Measurement, Quality, Tried, fastest
 from .search import SESSION, Searched, Searcher, ways
 from .stream import Batch, Groups, batches, has_bytes
 
+BLOCKS = blocks("verify")
+
 LOCK_TIMEOUT_MS = 30_000
 GLANCE_QUERIES, GLANCE_K = 20, 10
 GLANCE_SECONDS = 60.0  # for reading the rows that the true neighbours are among
 TELL_AFTER = 3.0  # seconds of reading, from which the whole is estimated
 NO_VECTOR = "no row has a vector to ask with"
-
-SAME = """
-SELECT coalesce(bool_and(CAST(to_regclass(t.name) AS oid) IS NOT DISTINCT FROM t.oid), true)
-FROM unnest(CAST(:names AS text[]), CAST(:oids AS oid[])) AS t (name, oid)
-"""
-LISTS_OF_LEAVES = """
-SELECT max(CAST(substr(option, 7) AS integer))
-FROM pg_catalog.pg_partition_tree(CAST(:index AS regclass)) AS t JOIN pg_catalog.pg_class c ON c.oid = t.relid,
-     unnest(c.reloptions) AS option
-WHERE t.isleaf AND option LIKE 'lists=%'
-"""
 
 
 class TooLong(MigrationError):
@@ -225,9 +216,11 @@ def _snapshot(ctx: TableContext, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Iter
 def _require_same(ctx: TableContext) -> None:
     """By the catalogs as the snapshot has them, and as statements do, which find a table by its name of now."""
     db = ctx.db
-    same = db.value(SAME, {"names": [db.names["table"]], "oids": [ctx.table.oid]})
+    same = db.value(BLOCKS.same, {"names": [db.names["table"]], "oids": [ctx.table.oid]})
     parts = partitions.leaves(db, ctx.table.oid)
-    same = same and db.value(SAME, {"names": [part.sql_name for part in parts], "oids": [part.oid for part in parts]})
+    same = same and db.value(
+        BLOCKS.same, {"names": [part.sql_name for part in parts], "oids": [part.oid for part in parts]}
+    )
     if not same or catalog.table(db, ctx.target.schema, ctx.target.table) != ctx.table:
         raise Changed(f"{ctx.target} was changed just now")
 
@@ -235,8 +228,8 @@ def _require_same(ctx: TableContext) -> None:
 def _searched(ctx: TableContext, index: Index | None) -> Searched:
     if index is None or ctx.table.kind != "p":
         return Searched.by(index)
-    name = f"{quote(ctx.target.schema)}.{quote(index.name)}"
-    return Searched.by(index, ctx.db.value(LISTS_OF_LEAVES, {"index": name}))
+    name = quote(ctx.target.schema, index.name)
+    return Searched.by(index, ctx.db.value(BLOCKS.lists_of_leaves, {"index": name}))
 
 
 def _size(ctx: VectorContext, asking: Asking) -> tuple[int | None, str | None]:

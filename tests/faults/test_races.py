@@ -14,6 +14,7 @@ from sqlalchemy.engine import CursorResult
 from demo.openmemory import TABLE
 from openmemory_migrations.backfill.reader import LOCKED_FILENODE
 from openmemory_migrations.db.database import Database as PackageDatabase
+from openmemory_migrations.sql import Fragment
 from tests.support.commands import alembic
 from tests.support.engines import by_client
 from tests.support.openmemory import Database, create_table, expected, load, mismatches, pack, random_rows
@@ -67,12 +68,14 @@ class Interfering(PackageDatabase):
     before_write: Hook = staticmethod(lambda *_: None)
     numbers: dict[str, int]  # of all connections together: one reads, another writes
 
-    def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
+    def run(
+        self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: Fragment
+    ) -> CursorResult[Any]:
         if template == LOCKED_FILENODE:
             self.before_lock(self.numbers["read"] + 1, self.numbers["page"])
         return super().run(template, parameters, **names)
 
-    def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
+    def copy_out(self, template: str, /, **names: Fragment) -> bytes | memoryview:
         self.numbers["read"] = read = self.numbers["read"] + 1
         self.numbers["page"] = int(names["page"])
         self.before_read(read, int(names["page"]))

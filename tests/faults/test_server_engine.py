@@ -18,6 +18,7 @@ from sqlalchemy.engine import CursorResult
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.db.database import Database as PackageDatabase
+from openmemory_migrations.sql import Fragment
 from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
 from tests.support.engines import FILLS
@@ -238,7 +239,9 @@ class Beginning(PackageDatabase):
     before: Any
     begun: list[bool]
 
-    def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
+    def run(
+        self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: Fragment
+    ) -> CursorResult[Any]:
         if template.lstrip().startswith(FILLS) and not self.begun:
             self.begun.append(True)
             self.before()

@@ -17,6 +17,7 @@ from openmemory_migrations.db.connections import engine_for
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.preflight.results import Facts, part
 from openmemory_migrations.settings import Settings
+from openmemory_migrations.sql import quote
 from openmemory_migrations.steps.step import Step
 from tests.support.commands import Result, alembic, om, result, start_alembic, start_om
 from tests.support.databases import Databases
@@ -86,7 +87,7 @@ def test_the_hosts_session_gets_its_idle_session_timeout_back(database: Database
     engine = engine_for(sa.make_url(database.url).set(drivername="postgresql+psycopg2"))
     with engine.connect() as connection:
         asked = sa.text("SELECT current_setting('idle_session_timeout')")
-        db = PackageDatabase(connection, {"table": TABLE})
+        db = PackageDatabase(connection, {"table": quote(TABLE)})
         for fails in (False, True):
             try:
                 with db.session():

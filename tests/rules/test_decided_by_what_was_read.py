@@ -14,6 +14,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.errors import Changed
+from openmemory_migrations.sql import Fragment
 from tests.support.commands import alembic
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, checksum, create_table, load, mismatches, random_rows
@@ -179,7 +180,7 @@ def test_a_partition_that_is_attached_while_the_lock_is_waited_for_is_locked_too
 
         class Attaching(PackageDatabase):
             def run(
-                self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str
+                self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: Fragment
             ) -> CursorResult[Any]:
                 statements.append(template)
                 found = super().run(template, parameters, **names)

@@ -312,7 +312,7 @@ def test_queries_that_can_not_be_chosen_are_no_reason_to_search_nothing(
     table: Database, here: Here, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     """Unless the comparison comes upon the same row."""
-    monkeypatch.setattr(queries, "SIZES", "SELECT sector, 1 / (dim - dim) FROM {table}")
+    monkeypatch.setattr(queries.BLOCKS, "sizes", "SELECT sector, 1 / (dim - dim) FROM {table}", raising=False)
 
     done = here(table, command=command)
 

@@ -19,7 +19,8 @@ from openmemory_migrations.errors import MigrationError
 from openmemory_migrations.index import choice
 from openmemory_migrations.index.choice import NoIndex, Plan
 from openmemory_migrations.settings import Settings
-from openmemory_migrations.target import Target, derived, literal, quote
+from openmemory_migrations.sql import literal, quote
+from openmemory_migrations.target import Target, derived
 
 SUFFIXES = ["_vvector_idx", "_vvector_idx_new", "_vvector_idx_old", "_vvector_ivfflat_idx", "_vvector_sync", "_adopted"]
 identifiers = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(

@@ -32,6 +32,7 @@ LAYERS = [
     ("encoding",),
     ("db",),
     ("", "settings", "target", "errors", "finding", "log", "console", "embedded"),
+    ("sql",),
 ]
 PUBLIC = {
     "ops": [

@@ -13,6 +13,7 @@ from sqlalchemy.engine import CursorResult
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.db.database import Database as PackageDatabase
+from openmemory_migrations.sql import Fragment
 from tests.support.commands import alembic
 from tests.support.databases import Databases
 from tests.support.engines import by_client
@@ -48,7 +49,7 @@ class Explained(PackageDatabase):
     reads: list[dict[str, Any]]  # of all connections together: one reads, another writes
     writes: list[int]  # bytes
 
-    def copy_out(self, template: str, /, **names: str) -> bytes | memoryview:
+    def copy_out(self, template: str, /, **names: Fragment) -> bytes | memoryview:
         self.reads.append(self._plan(super().run(EXPLAIN + template, **names)))
         return super().copy_out(template, **names)
 

@@ -20,6 +20,7 @@ from openmemory_migrations.backfill import walk
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.errors import MigrationError
 from openmemory_migrations.settings import Settings
+from openmemory_migrations.sql import Fragment
 from tests.support.bad_rows import BAD, BAD_COUNT, CONFIGURED, with_v
 from tests.support.commands import alembic
 from tests.support.databases import Databases
@@ -53,9 +54,9 @@ class Counting(PackageDatabase):
 
     written: Counter[int]
 
-    def rows(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> Sequence[Any]:
+    def rows(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: Fragment) -> Sequence[Any]:
         found = super().rows(template, parameters, **names)
-        if template == walk.FILL_ALL:
+        if template == walk.BLOCKS.fill_all:
             self.written[self.driver.pid] += found[0][0]
         return found
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from demo.openmemory import TABLE
-from openmemory_migrations.target import quote
+from openmemory_migrations.sql import quote
 from tests.support.commands import alembic, om, result, start_om
 from tests.support.index_builds import (
     AS_HNSW,

@@ -17,6 +17,7 @@ from openmemory_migrations.db import catalog
 from openmemory_migrations.db.context import Context
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.settings import Settings
+from openmemory_migrations.sql import Fragment
 from openmemory_migrations.steps import backfill
 from tests.support.commands import alembic
 from tests.support.engines import FILLS
@@ -42,7 +43,9 @@ class Counting(PackageDatabase):
         self.written[self.driver.pid] += 1
         super().copy_in(table, data)
 
-    def run(self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: str) -> CursorResult[Any]:
+    def run(
+        self, template: str, parameters: Mapping[str, Any] | None = None, /, **names: Fragment
+    ) -> CursorResult[Any]:
         self.written[self.driver.pid] += template.lstrip().startswith(FILLS)
         return super().run(template, parameters, **names)
 

@@ -16,7 +16,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
-from openmemory_migrations.script import blocks
+from openmemory_migrations.sql import blocks
 from tests.support import host_init
 from tests.support.adopted import EXPAND_SQL, FILL, FINALIZE_SQL, OWN, SCRIPTS, by_hand, with_sourceless
 from tests.support.cases import exhaustive, pairwise
@@ -328,9 +328,9 @@ def downgrade(**kw): ops.downgrade_{2}(**OPTIONS)
 def test_a_hosts_own_table_may_call_its_columns_as_the_script_calls_its_variables(
     server: Server, databases: Databases, tmp_path: Path
 ) -> None:
-    declared = "".join(
-        re.findall("^DECLARE$(.*?)^BEGIN$", blocks.EXPAND + blocks.BACKFILL + blocks.DROP_EXPAND, re.M | re.S)
-    )
+    of = blocks("script")
+    texts = "\n".join((of.expand, of.backfill, of.drop_expand))
+    declared = "".join(re.findall("^DECLARE$(.*?)^BEGIN$", texts, re.M | re.S))
     variables = sorted({*re.findall(r"^  (\w+) ", declared, re.MULTILINE), "attempt"} - {"found", "total"})
 
     def prepare(database: Database) -> None:

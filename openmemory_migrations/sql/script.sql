@@ -1,51 +1,64 @@
-"""The SQL of the scripts: DO blocks that find out, when they run, what the online steps ask the catalogs.
+-- the steps as DO blocks, which find out, when they run, what the online steps ask the catalogs
 
-Every `{name}` is filled by offline.Script. Texts are frozen with the first release.
-"""
+-- quoted --
+-- a host's column may have the name of a variable: that is why every DO block has #variable_conflict
+-- always quoted, as the online steps write it: the text of a function is to be the same
+'"' || replace(extension, '"', '""') || '"'
 
-from __future__ import annotations
+-- tid --
+format('(%s,%s)', {place} / {places}, {place} % {places})::tid
 
-from ..encoding.stored import STORED
+-- wait --
+-- in a deadlock it is the script that gives way, as online
+(SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
+            FROM pg_settings WHERE name = 'deadlock_timeout')
 
-EXT = '"@extension@"'  # stands, quoted, for the extension's schema until the script knows it
-# a host's column may have the name of a variable: that is why every DO block has #variable_conflict
-# always quoted, as the online steps write it: the text of a function is to be the same
-QUOTED = """'"' || replace(extension, '"', '""') || '"'"""
-TAG = "@tag@"  # the dollar quote of a DO block, chosen when its text is known
-PLACES = 2048  # that a row may have in a page, and more, whatever the size of a block
-PAGES = 64  # of heap, in one batch at most: some 14,000 of the smallest rows
-TID = "format('(%s,%s)', {place} / {places}, {place} % {places})::tid"
-# in a deadlock it is the script that gives way, as online
-WAIT = """(SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
-            FROM pg_settings WHERE name = 'deadlock_timeout')"""
-LOCK_FAILED = "lock_not_available OR deadlock_detected"
+-- lock_failed --
+lock_not_available OR deadlock_detected
 
-# psql goes on after an error, to the stamp, unless it is told otherwise; and these may be set for whoever runs it
-PSQL = r"""
+-- psql --
+-- psql goes on after an error, to the stamp, unless it is told otherwise; and these may be set for whoever runs it
 \set ON_ERROR_STOP on
 \set ON_ERROR_ROLLBACK off
 \set AUTOCOMMIT on
-"""
-# before a DO block, since none can put off the statement_timeout that it has begun under. CONCURRENTLY waits for
-# others, and what has to be quick sets a lock_timeout of its own
-UNTIMED = "SET default_transaction_isolation = 'read committed'; SET lock_timeout = '1h'; SET statement_timeout = 0;"
-TIMED = "RESET default_transaction_isolation; RESET lock_timeout; RESET statement_timeout;"
-READ_COMMITTED = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"
-UNTIMED_HERE = "SET LOCAL statement_timeout = 0;"
-# fails outside a transaction. A runner that goes on has the blocks fail, and with them the stamp
-TOGETHER = "LOCK TABLE pg_catalog.pg_extension IN ACCESS SHARE MODE;"
 
-# each block and each stamp is done only where all before it have been: a runner may go on after an error, or connect
-# anew. What one has set is gone with its session, and with its transaction where it has failed
-BEGUN = "SET {scope} openmemory.step = 'begun';"
-NEXT = """IF current_setting('openmemory.step', true) IS DISTINCT FROM {before} THEN
-    RAISE EXCEPTION USING MESSAGE = {not_next}, HINT = {not_next_hint};
+-- untimed --
+-- before a DO block, since none can put off the statement_timeout that it has begun under. CONCURRENTLY waits for
+-- others, and what has to be quick sets a lock_timeout of its own; types and names are compared as the catalogs show
+-- them unquoted
+SET default_transaction_isolation = 'read committed'; SET lock_timeout = '1h'; SET statement_timeout = 0;
+SET quote_all_identifiers = off;
+
+-- timed --
+RESET default_transaction_isolation; RESET lock_timeout; RESET statement_timeout; RESET quote_all_identifiers;
+
+-- read_committed --
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+
+-- untimed_here --
+SET LOCAL statement_timeout = 0; SET LOCAL quote_all_identifiers = off;
+
+-- together --
+-- fails outside a transaction. A runner that goes on has the blocks fail, and with them the stamp
+LOCK TABLE pg_catalog.pg_extension IN ACCESS SHARE MODE;
+
+-- begun --
+-- each block and each stamp is done only where all before it have been: a runner may go on after an error, or connect
+-- anew. What one has set is gone with its session, and with its transaction where it has failed
+SET {scope} openmemory.step = 'begun';
+
+-- next --
+IF current_setting('openmemory.step', true) IS DISTINCT FROM {before|literal} THEN
+    RAISE EXCEPTION USING MESSAGE = {not_next|literal}, HINT = {not_next_hint|literal};
   END IF;
-  PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);"""
-DONE = "PERFORM set_config('openmemory.step', {after}, {local});"
+  PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
 
-# the first statements of every block. Whoever has waited for a lock has to see what its holder has committed
-BEGIN = """{next}
+-- done --
+PERFORM set_config('openmemory.step', {after|literal}, {local});
+
+-- begin --
+-- the first statements of every block. Whoever has waited for a lock has to see what its holder has committed
+{>next}
   IF current_setting('transaction_isolation') NOT LIKE 'read %' THEN
     RAISE EXCEPTION USING MESSAGE = 'the transaction is not READ COMMITTED, but '
         || upper(current_setting('transaction_isolation')),
@@ -53,25 +66,25 @@ BEGIN = """{next}
       HINT = 'Begin it with BEGIN ISOLATION LEVEL READ COMMITTED, or set default_transaction_isolation before.';
   END IF;
   PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
-  PERFORM set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';"""
-STAMP = """
+  PERFORM set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
+
+-- stamp --
 DO {tag}
 DECLARE
   rows bigint;
 BEGIN
-  {next}
-  EXECUTE {stamp};
+  {>next}
+  EXECUTE {stamp|literal};
   GET DIAGNOSTICS rows = ROW_COUNT;
   IF rows <> 1 OR (SELECT count(*) > 1 FROM {versions}) THEN
     RAISE EXCEPTION 'not stamped: the version table is not as this script has to find it'
       USING HINT = 'Print the script anew, from the revision that is stamped.';
   END IF;
-  {done}
+  {>done}
 END
 {tag};
-"""
 
-EXPAND = """
+-- expand --
 DO {tag}
 #variable_conflict use_column
 DECLARE
@@ -80,47 +93,47 @@ DECLARE
   lost bigint;
   writes boolean;
 BEGIN
-  {begin}
-  {require_table}
+  {>begin}
+  {>require_table}
   IF EXISTS (SELECT FROM {table} WHERE {source} IS NOT NULL)
      AND NOT EXISTS (SELECT FROM {table} WHERE {of_length}) THEN
-    RAISE EXCEPTION USING MESSAGE = {no_row},
+    RAISE EXCEPTION USING MESSAGE = {no_row|literal},
       DETAIL = (SELECT string_agg(octets || ' bytes: ' || rows || ' rows', '; ' ORDER BY octets)
                 FROM (SELECT {length} AS octets, count(*) AS rows FROM {table} GROUP BY 1) AS lengths);
   END IF;
-  {find_extension}
+  {>find_extension}
   IF extension IS NULL THEN
-    extension := CASE WHEN to_regnamespace('{extensions}') IS NULL THEN 'public' ELSE '{extensions}' END;
-    EXECUTE 'CREATE EXTENSION vector SCHEMA ' || {quoted};
+    extension := CASE WHEN to_regnamespace({extensions|literal}) IS NULL THEN 'public' ELSE {extensions|literal} END;
+    EXECUTE 'CREATE EXTENSION vector SCHEMA ' || {>quoted};
   END IF;
-  {find_column}
+  {>find_column}
   IF found.type IS NOT NULL AND NOT found.ours THEN
     IF found.name <> 'vector' THEN
-      RAISE EXCEPTION USING MESSAGE = {other_type} || found.type,
+      RAISE EXCEPTION USING MESSAGE = {other_type|literal} || found.type,
         HINT = 'Rename or drop that column: this package puts its vectors there.';
     END IF;
-    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = {table_text}::regclass AND attname = {adopted_text}
+    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = {table_text|literal}::regclass AND attname = {adopted_text|literal}
                AND NOT attisdropped) THEN
-      RAISE EXCEPTION USING MESSAGE = {adopted_taken},
+      RAISE EXCEPTION USING MESSAGE = {adopted_taken|literal},
         HINT = 'Rename or drop the latter: the former is set aside under that name.';
     END IF;
     IF EXISTS (SELECT FROM pg_depend JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
-               WHERE classid = 'pg_rewrite'::regclass AND refobjid = {table_text}::regclass
-                 AND attname = {vector_text}) THEN
-      RAISE EXCEPTION USING MESSAGE = {has_views}, HINT = 'Drop them, run the script again, and create them anew.';
+               WHERE classid = 'pg_rewrite'::regclass AND refobjid = {table_text|literal}::regclass
+                 AND attname = {vector_text|literal}) THEN
+      RAISE EXCEPTION USING MESSAGE = {has_views|literal}, HINT = 'Drop them, run the script again, and create them anew.';
     END IF;
-    EXECUTE replace({count_lost}, {ext}, {quoted}) INTO lost;
+    EXECUTE format({count_lost}, {>quoted}) INTO lost;
     IF lost > 0 THEN
-      RAISE EXCEPTION USING MESSAGE = lost || {other_dimensions};
+      RAISE EXCEPTION USING MESSAGE = lost || {other_dimensions|literal};
     END IF;
   END IF;
   FOR attempt IN 1..{tries} LOOP
     BEGIN
-      writes := EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND NOT tgisinternal
-                        AND tgenabled <> 'D' AND tgname <> {sync_text});
+      writes := EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text|literal}::regclass AND NOT tgisinternal
+                        AND tgenabled <> 'D' AND tgname <> {sync_text|literal});
       IF writes THEN
-        {try_write}
-        WHEN {lock_failed} THEN
+        {>try_write}
+        WHEN {>lock_failed} THEN
           RAISE;  -- another try may find it free
         WHEN OTHERS THEN
           writes := false;
@@ -128,33 +141,33 @@ BEGIN
       END IF;
       IF found.type IS NOT NULL AND NOT found.ours THEN
         EXECUTE {rename};
-        EXECUTE {set_aside} || quote_literal({set_aside_comment} || found.comment);
+        EXECUTE {set_aside} || quote_literal({set_aside_comment|literal} || found.comment);
       END IF;
-      EXECUTE replace({add}, {ext}, {quoted});
-      EXECUTE {remark};{trigger}
+      EXECUTE format({add}, {>quoted});
+      EXECUTE {remark};
+      {trigger}
       IF writes THEN
-        {try_write}
-        WHEN {lock_failed} THEN
+        {>try_write}
+        WHEN {>lock_failed} THEN
           RAISE;
         WHEN OTHERS THEN
-          RAISE EXCEPTION USING MESSAGE = {write_fails} || SQLSTATE, HINT = {name_columns};
+          RAISE EXCEPTION USING MESSAGE = {write_fails|literal} || SQLSTATE, HINT = {name_columns|literal};
         END;
       END IF;
       EXIT;
-    {again}
+    {>again}
   END LOOP;
-  {find_column}
-  {require_size}
-  {done}
+  {>find_column}
+  {>require_size}
+  {>done}
 END
 {tag};
-"""
 
-# In a pass each batch is tried by itself: one that fails is halved down to the row that can't be updated, which is
-# passed over, as is one whose UPDATE had no effect. Rows that somebody has locked are left to the next pass. The passes
-# end when nothing else is left to convert; without the trigger, when nothing is left that was locked all the time, as
-# the rest was written since; and after so many in a row that leave no fewer rows.
-BACKFILL = """
+-- backfill --
+-- In a pass each batch is tried by itself: one that fails is halved down to the row that can't be updated, which is
+-- passed over, as is one whose UPDATE had no effect. Rows that somebody has locked are left to the next pass. The passes
+-- end when nothing else is left to convert; without the trigger, when nothing is left that was locked all the time, as
+-- the rest was written since; and after so many in a row that leave no fewer rows.
 DO {tag}
 #variable_conflict use_column
 <<om>>
@@ -195,31 +208,31 @@ DECLARE
   said timestamptz := clock_timestamp();
   skipped text[];
   line text;
-  wait text := {wait};
+  wait text := {>wait};
 BEGIN
-  {begin}
-  {require_table}
-  {find_extension}
-  {require_column}
-  {require_size}
+  {>begin}
+  {>require_table}
+  {>find_extension}
+  {>require_column}
+  {>require_size}
   SELECT string_agg(quote_ident(rulename), ', ') AS rules INTO found FROM pg_rewrite
-   WHERE ev_class = {table_text}::regclass AND ev_type = '2' AND ev_enabled <> 'D';
+   WHERE ev_class = {table_text|literal}::regclass AND ev_type = '2' AND ev_enabled <> 'D';
   IF found.rules IS NOT NULL THEN
-    RAISE EXCEPTION USING MESSAGE = {has_rules} || found.rules,
-      HINT = {disable_rule} || found.rules || '; and ENABLE it when this has run.';
+    RAISE EXCEPTION USING MESSAGE = {has_rules|literal} || found.rules,
+      HINT = {disable_rule|literal} || found.rules || '; and ENABLE it when this has run.';
   END IF;
   {find_aside}
   adopted := found.ours IS TRUE;
-  EXECUTE replace({create_convert}, {ext}, {quoted});
+  EXECUTE format({create_convert}, {>quoted});
   conversion := {portable};
   IF {may_be_native} AND current_setting('is_superuser')::boolean AND EXISTS (
        SELECT FROM pg_extension WHERE extname = 'vector'
        AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {native_version}) THEN
     BEGIN
-      EXECUTE replace({create_native}, {ext}, {quoted});
-      EXECUTE replace({try_native}, {ext}, {quoted}) INTO is_native;
+      EXECUTE format({create_native}, {>quoted});
+      EXECUTE format({try_native|literal}, {>quoted}) INTO is_native;
       IF is_native THEN
-        conversion := replace({native}, {ext}, {quoted});
+        conversion := format({native}, {>quoted});
       END IF;
     EXCEPTION WHEN OTHERS THEN
       RAISE NOTICE 'the server refuses its function for native conversion (SQLSTATE %)', SQLSTATE;
@@ -229,10 +242,10 @@ BEGIN
     RAISE EXCEPTION 'OM_BACKFILL_ENGINE=native can''t be had: it takes a superuser and pgvector 0.5 or newer'
       USING HINT = 'Leave OM_BACKFILL_ENGINE unset, which takes a function in the server.';
   END IF;
-  RAISE NOTICE USING MESSAGE = {label}
+  RAISE NOTICE USING MESSAGE = {label|literal}
     || CASE WHEN is_native THEN 'the server''s own code converts' ELSE 'a function in the server converts' END;
-  beside := EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text}::regclass AND tgtype & 16 <> 0
-                    AND NOT tgisinternal AND tgenabled <> 'D' AND tgname <> {sync_text});
+  beside := EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text|literal}::regclass AND tgtype & 16 <> 0
+                    AND NOT tgisinternal AND tgenabled <> 'D' AND tgname <> {sync_text|literal});
   IF beside THEN
     same_bytes := {same_bytes};  -- or there is nobody who could change them
   END IF;
@@ -241,11 +254,11 @@ BEGIN
   LOOP
     passes := passes + 1;
     changed := 0;
-    refused := '{{}}';
-    reasons := '{{}}';
-    unchanged := '{{}}';
+    refused := '{}';
+    reasons := '{}';
+    unchanged := '{}';
     place := 0;
-    last_place := pg_relation_size({table_text}::regclass) / current_setting('block_size')::integer * {places};
+    last_place := pg_relation_size({table_text|literal}::regclass) / current_setting('block_size')::integer * {places};
     WHILE place < last_place LOOP
       PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
               set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
@@ -259,8 +272,7 @@ BEGIN
         moved := 0;
         -- a row that others have changed before it was locked is missed by that UPDATE, and found by the next
         FOR look IN 1..3 LOOP
-          EXECUTE replace(replace(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END,
-                                  '@value@', conversion), '@same_bytes@', same_bytes)
+          EXECUTE format(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END, conversion, same_bytes)
             INTO more, filled, sums, same, is_right USING {tid_of_place}, {tid_of_end}, beside;{immediate}
           moved := moved + more;
           -- nobody else can have moved what is locked
@@ -269,7 +281,7 @@ BEGIN
           END IF;
           IF beside AND (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (om.filled)) < cardinality(filled) THEN
             -- written once more, by a trigger AFTER it: each has to have its value, and its bytes, all the same
-            EXECUTE replace(CASE WHEN adopted THEN {count_right_adopted} ELSE {count_right} END, '@value@', conversion)
+            EXECUTE format(CASE WHEN adopted THEN {count_right_adopted} ELSE {count_right} END, conversion)
               INTO more USING filled, sums;
             is_right := is_right AND more = cardinality(filled);
           END IF;
@@ -286,7 +298,7 @@ BEGIN
         places := CASE WHEN moved > {batch} THEN greatest(least(places, {places}), places / 2)
                        ELSE least(places * 2, {pages} * {places}) END;
       EXCEPTION
-        WHEN {lock_failed} THEN
+        WHEN {>lock_failed} THEN
           IF NOT is_free AND attempt = {tries} THEN
             RAISE;
           ELSIF is_free AND places > 1 THEN
@@ -296,7 +308,7 @@ BEGIN
             attempt := 0;
           ELSE
             attempt := attempt + 1;
-            {rest}
+            {>rest}
           END IF;
         WHEN OTHERS THEN
           GET STACKED DIAGNOSTICS line = PG_EXCEPTION_CONTEXT;
@@ -304,7 +316,7 @@ BEGIN
              -- what a function of others' raises, or comes upon, is about a row
              AND NOT (left(SQLSTATE, 2) IN ('0A', '42', '55')
                       AND line ~ 'PL/[A-Za-z0-9]+ function (?!inline_code_block)')
-             AND line !~ '^PL/[A-Za-z0-9]+ function (?!inline_code_block)[^\n]* at RAISE' THEN
+             AND line !~ E'^PL/[A-Za-z0-9]+ function (?!inline_code_block)[^\n]* at RAISE' THEN
             RAISE;  -- of the statement, the transaction or the server, not of a row
           ELSIF places > 1 THEN
             places := places / 2;
@@ -326,7 +338,7 @@ BEGIN
       {commit}
       IF clock_timestamp() - said > interval '5 seconds' THEN
         said := clock_timestamp();
-        RAISE NOTICE USING MESSAGE = {label} || done + changed || ' of ' || total || ' rows';
+        RAISE NOTICE USING MESSAGE = {label|literal} || done + changed || ' of ' || total || ' rows';
       END IF;
     END LOOP;
     done := done + changed;
@@ -334,7 +346,7 @@ BEGIN
     -- a row may have been moved by each of several batches
     unchanged := ARRAY(SELECT ctid FROM {table} WHERE ctid = ANY (om.unchanged));
     refused := refused || unchanged;
-    remaining := replace(CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END, '@value@', conversion);
+    remaining := format(CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END, conversion);
     EXECUTE 'SELECT array_agg(tid) FROM (' || remaining || ') AS rows' INTO locked USING refused;
     convertible := coalesce(cardinality(locked), 0);
     EXIT WHEN convertible = 0;
@@ -349,28 +361,28 @@ BEGIN
     were_locked := locked;
     IF waits > 0 THEN
       attempt := waits;
-      {rest}
+      {>rest}
     END IF;
   END LOOP;
-  RAISE NOTICE USING MESSAGE = {label} || done || ' of ' || total || ' rows';
+  RAISE NOTICE USING MESSAGE = {label|literal} || done || ' of ' || total || ' rows';
   IF waits > {tries} THEN
-    locked := CASE WHEN locked = '{{}}' THEN free ELSE locked END;
+    locked := CASE WHEN locked = '{}' THEN free ELSE locked END;
     refused := refused || locked;
     reasons := reasons || ((SELECT string_agg('ctid=' || tid, ', ') FROM unnest(locked[1:5]) AS tid)
                            || ': locked by others, or written all the time');
   END IF;
-  IF unchanged <> '{{}}' THEN
+  IF unchanged <> '{}' THEN
     reasons := reasons || ((SELECT string_agg('ctid=' || tid, ', ') FROM unnest(unchanged[1:5]) AS tid)
       || ': not changed by an UPDATE' || coalesce((
         SELECT ', perhaps because of ' || string_agg('trigger ' || quote_ident(tgname), ', ') FROM pg_trigger
-         WHERE tgrelid = {table_text}::regclass AND tgtype & 16 <> 0 AND NOT tgisinternal AND tgname <> {sync_text}),
+         WHERE tgrelid = {table_text|literal}::regclass AND tgtype & 16 <> 0 AND NOT tgisinternal AND tgname <> {sync_text|literal}),
       ''));
   END IF;
-  IF reasons <> '{{}}' THEN
+  IF reasons <> '{}' THEN
     {commit}
     RAISE EXCEPTION USING
-      MESSAGE = {label} || cardinality(refused) || ' rows can''t be updated or read',
-      DETAIL = array_to_string(reasons, '; ') || '.{others_kept}',
+      MESSAGE = {label|literal} || cardinality(refused) || ' rows can''t be updated or read',
+      DETAIL = array_to_string(reasons, '; ') || '.' || {others_kept|literal},
       HINT = 'Mend these rows or what keeps them, then run this step again.';
   END IF;
   FOR attempt IN 1..{tries} LOOP
@@ -381,22 +393,23 @@ BEGIN
       LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
       EXECUTE {not_carried} INTO moved;
       IF moved > {accept_loss} THEN
-        RAISE EXCEPTION USING MESSAGE = moved || {would_go},
+        RAISE EXCEPTION USING MESSAGE = moved || {would_go|literal},
           DETAIL = 'Their rows hold bytes that no vector can hold, or a trigger changes them on their way.',
           HINT = 'Mend that and run this step again, or accept the loss with OM_ACCEPT_LOSS=' || moved;
       END IF;
-      {drop_guard}
+      {>drop_guard}
       EXECUTE {drop_adopted};
       EXIT;
-    {again}
+    {>again}
   END LOOP;
   {drop_native}
   SELECT array_agg(rows || ' rows can''t be converted and were skipped: ' || reason ORDER BY rows DESC)
          FILTER (WHERE reason <> 'written meanwhile'),
          sum(rows) FILTER (WHERE reason = 'written meanwhile')
     INTO skipped, convertible FROM (
-      SELECT {reason} AS reason, count(*) AS rows
-      FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1) AS left_over;{drop_convert}
+      SELECT {>reason} AS reason, count(*) AS rows
+      FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1) AS left_over;
+  {drop_convert}
   {commit}
   IF convertible > 0 THEN
     RAISE WARNING USING MESSAGE = convertible || ' rows were written during the backfill and have no vector',
@@ -406,21 +419,25 @@ BEGIN
     RAISE EXCEPTION USING MESSAGE = array_to_string(skipped, '; '),
       DETAIL = 'All others are converted. OM_ON_BAD_ROWS is fail.';
   END IF;
-  FOREACH line IN ARRAY coalesce(skipped, '{{}}') LOOP
+  FOREACH line IN ARRAY coalesce(skipped, '{}') LOOP
     RAISE WARNING USING MESSAGE = line;
   END LOOP;
-  {done}
+  {>done}
 END
 {tag};
-"""
 
-REASON = f"""coalesce({STORED.problem_sql("{size}")},
-             CASE WHEN {{convert}}({{source}}, {{size}}) IS NULL THEN '{{not_finite}}' ELSE 'written meanwhile' END)"""
-# the end of a try, in the loop over `attempt`
-REST = "PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));"
-AGAIN = """EXCEPTION WHEN {lock_failed} THEN
+-- reason --
+coalesce({problem},
+             CASE WHEN {convert}({source}, {size}) IS NULL THEN {not_finite|literal} ELSE 'written meanwhile' END)
+
+-- rest --
+-- the end of a try, in the loop over `attempt`
+PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
+
+-- again --
+EXCEPTION WHEN {>lock_failed} THEN
       IF attempt = {tries} THEN
-        RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = {no_lock},
+        RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = {no_lock|literal},
           DETAIL = coalesce('Locks on the table are held by ' || ({holders}) || '.', 'Its holder has just finished.'),
           HINT = 'Run this step again when that transaction is over.';
       END IF;
@@ -429,43 +446,53 @@ AGAIN = """EXCEPTION WHEN {lock_failed} THEN
       PERFORM CASE WHEN current_setting('is_superuser')::boolean THEN set_config('deadlock_timeout', '100ms', true)
                    WHEN attempt = 1 AND setting::integer <= 1500
                      THEN set_config('lock_timeout', setting::integer + 500 || 'ms', true) END,
-              CASE WHEN attempt > 1 THEN set_config('lock_timeout', {wait}, true) END
+              CASE WHEN attempt > 1 THEN set_config('lock_timeout', {>wait}, true) END
          FROM pg_settings
         WHERE name = 'deadlock_timeout' AND EXISTS (
           SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL
-          WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND relation = to_regclass({table_text}));
-      {rest}
-    END;"""
-HOLDERS = """SELECT string_agg(DISTINCT coalesce(format('process %s ("%s", role %s)', pid, application_name, usename),
+          WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND relation = to_regclass({table_text|literal}));
+      {>rest}
+    END;
+
+-- holders --
+SELECT string_agg(DISTINCT coalesce(format('process %s ("%s", role %s)', pid, application_name, usename),
           'a prepared transaction'), '; ')
         FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
-        WHERE relation = to_regclass({table_text}) AND granted AND pid IS DISTINCT FROM pg_backend_pid()
+        WHERE relation = to_regclass({table_text|literal}) AND granted AND pid IS DISTINCT FROM pg_backend_pid()
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND coalesce(xact_start < clock_timestamp() - {seconds} * interval '1 second', true)"""
-# unless another table of the schema needs it
-DROP_CONVERT = """IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call} IN prosrc) > 0) THEN
-        DROP FUNCTION IF EXISTS {function};
-      END IF;"""
-# the vector of a row that has none, from its bytes, or from the column that was set aside if it has no bytes
-PENDING = STORED.pending("{size}")
-PENDING_ADOPTED = f"""{{vector}} IS NULL
-  AND CASE WHEN {{source}} IS NULL THEN {{adopted}} IS NOT NULL ELSE {STORED.of("{size}")} END"""
-# by the newest versions of rows that this transaction has written
-COUNT_RIGHT = """
+          AND coalesce(xact_start < clock_timestamp() - {seconds} * interval '1 second', true)
+
+-- drop_convert --
+-- unless another table of the schema needs it
+IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call|literal} IN prosrc) > 0) THEN
+        DROP FUNCTION IF EXISTS {convert}(bytea, integer);
+      END IF;
+
+-- pending --
+-- the vector of a row that has none, from its bytes, or from the column that was set aside if it has no bytes
+{vector} IS NULL AND pg_catalog.octet_length(CAST({source} AS pg_catalog.bytea)) = 4 * {size}
+
+-- pending_adopted --
+{vector} IS NULL
+  AND CASE WHEN {source} IS NULL THEN {adopted} IS NOT NULL ELSE pg_catalog.octet_length(CAST({source} AS pg_catalog.bytea)) = 4 * {size} END
+
+-- count_right --
+-- by the newest versions of rows that this transaction has written
 SELECT count(*) FROM (
-  SELECT currtid2({table_text}, tid) AS newest, sum FROM unnest($1, $2) AS filled (tid, sum) OFFSET 0) AS w
+  SELECT currtid2({table_text|literal}, tid) AS newest, sum FROM unnest($1, $2) AS filled (tid, sum) OFFSET 0) AS w
   JOIN ONLY {table} AS t ON t.ctid = w.newest
 WHERE record_image_eq(ROW({vector}), ROW({value})) AND sha256({source}) IS NOT DISTINCT FROM w.sum
-"""
-COUNT_PENDING = "SELECT count(*) FROM ONLY {table} WHERE {pending}"
-# what makes the vector is known when the script runs
-VALUE = "@value@"
-VALUE_ADOPTED = "CASE WHEN {source} IS NULL THEN {adopted} ELSE @value@ END"
-PORTABLE = "{convert}({source}, {size})"
-# locked, a row doesn't change between its conversion and its update; xmin: nor before the lock. Of those
-# that were taken, how many were updated and where they are, those that a trigger has kept as they were, and whether
-# the others have their value and their bytes
-CONVERT_PAGES = """
+
+-- count_pending --
+SELECT count(*) FROM ONLY {table} WHERE {pending}
+
+-- value_adopted --
+CASE WHEN {source} IS NULL THEN {adopted} ELSE {value} END
+
+-- convert_pages --
+-- locked, a row doesn't change between its conversion and its update; xmin: nor before the lock. Of those
+-- that were taken, how many were updated and where they are, those that a trigger has kept as they were, and whether
+-- the others have their value and their bytes
 WITH batch AS MATERIALIZED (
   SELECT ctid AS tid, xmin AS version, {value} AS vector, {source} AS source FROM ONLY {table}
   WHERE ctid >= $1 AND ctid < $2 AND {pending} FOR NO KEY UPDATE SKIP LOCKED),
@@ -473,27 +500,27 @@ done AS (
   UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
   WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
   RETURNING batch.tid, t.ctid AS place,
-            record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AND @same_bytes@ AS ok,
+            record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AND {same_bytes} AS ok,
             CASE WHEN $3 THEN sha256(t.{source}) END AS sum)
 SELECT count(place), array_agg(place) FILTER (WHERE place IS NOT NULL),
        array_agg(sum) FILTER (WHERE place IS NOT NULL), array_agg(tid) FILTER (WHERE place IS NULL), bool_and(ok)
 FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
-"""
-# without those that the server has refused: $1
-REMAINING = """
+
+-- remaining --
+-- without those that the server has refused: $1
 SELECT ctid AS tid FROM ONLY {table}
 WHERE {pending} AND CASE WHEN ctid = ANY ($1) THEN false ELSE {value} IS NOT NULL END
-"""
 
-# what an online run has left that was killed
-DROP_GUARD = """FOR guard IN SELECT tgname, CAST(tgfoid AS regprocedure) AS its FROM pg_trigger
-                WHERE tgrelid = to_regclass({table_text}) AND obj_description(oid, 'pg_trigger') = {guard_comment}
+-- drop_guard --
+-- what an online run has left that was killed
+FOR guard IN SELECT tgname, CAST(tgfoid AS regprocedure) AS its FROM pg_trigger
+                WHERE tgrelid = to_regclass({table_text|literal}) AND obj_description(oid, 'pg_trigger') = {guard_comment|literal}
       LOOP
-        EXECUTE 'DROP TRIGGER ' || quote_ident(guard.tgname) || ' ON ' || {table_text};
+        EXECUTE 'DROP TRIGGER ' || quote_ident(guard.tgname) || ' ON ' || {table_text|literal};
         EXECUTE 'DROP FUNCTION ' || guard.its;
-      END LOOP;"""
+      END LOOP;
 
-DROP_EXPAND = """
+-- drop_expand --
 DO {tag}
 #variable_conflict use_column
 DECLARE
@@ -505,23 +532,23 @@ DECLARE
   newly bigint;
   counted xid;
 BEGIN
-  {begin}
-  IF to_regclass({table_text}) IS NULL THEN
-    RAISE WARNING USING MESSAGE = {no_table};
-    {done}
+  {>begin}
+  IF to_regclass({table_text|literal}) IS NULL THEN
+    RAISE WARNING USING MESSAGE = {no_table|literal};
+    {>done}
     RETURN;
   END IF;
-  {require_ordinary}
-  PERFORM set_config('lock_timeout', {wait}, true);
+  {>require_ordinary}
+  PERFORM set_config('lock_timeout', {>wait}, true);
   FOR attempt IN 1..{tries} LOOP
     BEGIN
       {find_aside}
       aside := found;
-      {find_column}
+      {>find_column}
       IF found.ours AND not_finite IS NULL THEN
         -- once, and without keeping anybody waiting, as it reads all bytes; those of newer versions under the lock
         counted := CAST(pg_snapshot_xmin(pg_current_snapshot()) AS xid);
-        EXECUTE replace({count_not_finite}, '@@', '<=') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
+        EXECUTE format({count_not_finite}, '<=') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
           INTO not_finite USING counted;
       END IF;
       -- whoever writes waits while it is counted what would be lost, readers don't. In each try anew, as others can
@@ -529,10 +556,10 @@ BEGIN
       LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
       {find_aside}
       aside := found;
-      {find_column}
+      {>find_column}
       IF found.ours THEN
         EXECUTE {count_sourceless} || CASE WHEN aside.ours THEN {not_kept} ELSE '' END INTO lost;
-        EXECUTE replace({count_not_finite}, '@@', '>') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
+        EXECUTE format({count_not_finite}, '>') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
           INTO newly USING counted;
         lost := lost + coalesce(not_finite, 0) + newly;
         IF lost > {accept_loss} THEN
@@ -540,13 +567,15 @@ BEGIN
             HINT = 'Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS=' || lost;
         END IF;
       END IF;
-      {drop_guard}
-      {drop_trigger}
+      {>drop_guard}
+      DROP TRIGGER IF EXISTS {sync} ON {table};
+      DROP FUNCTION IF EXISTS {sync_function}();
+      {>drop_convert}
       -- of a cutover that was interrupted and never resumed; its other preparations go along
-      IF {kept_exists} THEN
+      IF {>kept_exists} THEN
         LOCK TABLE {kept} IN ACCESS EXCLUSIVE MODE;
         IF EXISTS (SELECT FROM {kept}) THEN
-          RAISE EXCEPTION USING MESSAGE = {kept_away}, HINT = {kept_hint};
+          RAISE EXCEPTION USING MESSAGE = {kept_away|literal}, HINT = {kept_hint|literal};
         END IF;
         DROP TABLE {kept};
       END IF;
@@ -558,15 +587,15 @@ BEGIN
         END IF;
       END IF;
       EXIT;
-    {again}
+    {>again}
   END LOOP;
-  {done}
+  {>done}
 END
 {tag};
-"""
 
-# a function's statement has the columns of a row that there were when this session ran it first
-TRY_WRITE = """EXECUTE 'DISCARD PLANS';
+-- try_write --
+-- a function's statement has the columns of a row that there were when this session ran it first
+EXECUTE 'DISCARD PLANS';
         BEGIN
           -- less than deadlock_timeout: or who has a row that a trigger wants would have to give way
           PERFORM set_config('lock_timeout', '50ms', true);
@@ -574,96 +603,119 @@ TRY_WRITE = """EXECUTE 'DISCARD PLANS';
           SET CONSTRAINTS ALL IMMEDIATE;
           RAISE EXCEPTION USING ERRCODE = 'OM000';
         EXCEPTION WHEN SQLSTATE 'OM000' THEN
-          NULL;"""
-KEPT_EXISTS = "coalesce(starts_with(obj_description(to_regclass({kept_text}), 'pg_class'), {kept_comment}), false)"
-# what scripts don't do, in either direction: the first block of each step has it, before any change, as nobody has
-# looked at the table when a script is printed; locked, so that it stays as it is seen until the block ends. There is
-# nothing to refuse where there is no table
-REQUIRE_ORDINARY = """FOR attempt IN 1..{tries} LOOP
+          NULL;
+
+-- kept_exists --
+coalesce(starts_with(obj_description(to_regclass({kept_text|literal}), 'pg_class'), {kept_comment|literal}), false)
+
+-- require_ordinary --
+-- what scripts don't do, in either direction: the first block of each step has it, before any change, as nobody has
+-- looked at the table when a script is printed; locked, so that it stays as it is seen until the block ends. There is
+-- nothing to refuse where there is no table
+FOR attempt IN 1..{tries} LOOP
     BEGIN
-      IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass({table_text}) AND relkind IN ('r', 'p')) THEN
+      IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass({table_text|literal}) AND relkind IN ('r', 'p')) THEN
         LOCK TABLE {table} IN ACCESS SHARE MODE;
       END IF;
       EXIT;
-    {again}
+    {>again}
   END LOOP;
-  SELECT CASE attname WHEN {source_text} THEN {was_swapped} ELSE {was_dropped} END AS what
+  SELECT CASE attname WHEN {source_text|literal} THEN {was_swapped|literal} ELSE {was_dropped|literal} END AS what
     INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
-   WHERE attrelid = to_regclass({table_text}) AND attname IN ({source_text}, {vector_text}) AND NOT attisdropped
-     AND typname = 'vector' AND starts_with(col_description(attrelid, attnum), {mark_comment});
+   WHERE attrelid = to_regclass({table_text|literal}) AND attname IN ({source_text|literal}, {vector_text|literal}) AND NOT attisdropped
+     AND typname = 'vector' AND starts_with(col_description(attrelid, attnum), {mark_comment|literal});
   IF found.what IS NOT NULL THEN
-    RAISE EXCEPTION USING MESSAGE = found.what, HINT = {cut_over_hint};
+    RAISE EXCEPTION USING MESSAGE = found.what, HINT = {cut_over_hint|literal};
   END IF;
-  SELECT CASE WHEN relkind = 'p' THEN {is_partitioned}
-              WHEN relispartition THEN {is_partition}
-              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid) THEN {is_child}
-              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) THEN {is_parent}
-              WHEN relkind <> 'r' THEN {not_ordinary}
+  SELECT CASE WHEN relkind = 'p' THEN {is_partitioned|literal}
+              WHEN relispartition THEN {is_partition|literal}
+              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid) THEN {is_child|literal}
+              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) THEN {is_parent|literal}
+              WHEN relkind <> 'r' THEN {not_ordinary|literal}
               WHEN EXISTS (SELECT FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
-                           WHERE attrelid = c.oid AND attname = {source_text} AND NOT attisdropped
-                             AND typname = 'vector') THEN {is_vector}
-         END AS what INTO found FROM pg_class c WHERE c.oid = to_regclass({table_text});
+                           WHERE attrelid = c.oid AND attname = {source_text|literal} AND NOT attisdropped
+                             AND typname = 'vector') THEN {is_vector|literal}
+         END AS what INTO found FROM pg_class c WHERE c.oid = to_regclass({table_text|literal});
   IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
-    IF EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = to_regclass({table_text})) THEN
-      SELECT {is_distributed} AS what INTO found;
+    IF EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = to_regclass({table_text|literal})) THEN
+      SELECT {is_distributed|literal} AS what INTO found;
     END IF;
   END IF;
   IF found.what IS NOT NULL THEN
-    RAISE EXCEPTION USING MESSAGE = found.what, HINT = {online_hint};
-  END IF;"""
-REQUIRE_TABLE = """IF to_regclass({table_text}) IS NULL THEN
-    RAISE EXCEPTION USING MESSAGE = {no_table};
+    RAISE EXCEPTION USING MESSAGE = found.what, HINT = {online_hint|literal};
   END IF;
-  {require_ordinary}
+
+-- require_table --
+IF to_regclass({table_text|literal}) IS NULL THEN
+    RAISE EXCEPTION USING MESSAGE = {no_table|literal};
+  END IF;
+  {>require_ordinary}
   SELECT format_type(atttypid, NULL) AS type INTO found FROM pg_attribute
-   WHERE attrelid = {table_text}::regclass AND attname = {source_text} AND NOT attisdropped;
+   WHERE attrelid = {table_text|literal}::regclass AND attname = {source_text|literal} AND NOT attisdropped;
   IF found.type IS DISTINCT FROM 'bytea' THEN
-    RAISE EXCEPTION USING MESSAGE = {no_source} || coalesce(', but of type ' || found.type, '');
-  END IF;"""
-REQUIRE_COLUMN = """{find_column}
+    RAISE EXCEPTION USING MESSAGE = {no_source|literal} || coalesce(', but of type ' || found.type, '');
+  END IF;
+
+-- require_column --
+{>find_column}
   IF found.type IS NULL OR NOT found.ours THEN
-    RAISE EXCEPTION USING MESSAGE = {no_column};
-  END IF;"""
-REQUIRE_SIZE = """IF found.type NOT LIKE '%vector({size})' THEN
-    RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown} || ' is ' || found.type || ' already',
+    RAISE EXCEPTION USING MESSAGE = {no_column|literal};
+  END IF;
+
+-- require_size --
+IF found.type NOT LIKE '%vector({size})' THEN
+    RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown|literal} || ' is ' || found.type || ' already',
       HINT = 'Set OM_VEC_DIM to the dimensions that it has.';
-  END IF;"""
-FIND_EXTENSION = """SELECT nspname INTO extension FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
-   WHERE extname = 'vector';"""
-FIND_COLUMN = """SELECT format_type(atttypid, atttypmod) AS type, typname AS name,
-         typname = 'vector' AND coalesce(starts_with(col_description(attrelid, attnum), {own}), false) AS ours,
+  END IF;
+
+-- find_extension --
+SELECT nspname INTO extension FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
+   WHERE extname = 'vector';
+
+-- find_column --
+SELECT format_type(atttypid, atttypmod) AS type, typname AS name,
+         typname = 'vector' AND coalesce(starts_with(col_description(attrelid, attnum), {own|literal}), false) AS ours,
          coalesce(col_description(attrelid, attnum), '') AS comment
     INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
-   WHERE attrelid = {table_text}::regclass AND attname = {vector_text} AND NOT attisdropped;"""
+   WHERE attrelid = {table_text|literal}::regclass AND attname = {vector_text|literal} AND NOT attisdropped;
 
-BLOCK = """
+-- block --
 DO {tag}
 #variable_conflict use_column
 DECLARE
   found record;
   statement text;
 BEGIN
-  {begin}
+  {>begin}
   {body}
-  {done}
+  {>done}
 END
 {tag};
-"""
-REQUIRE = "{require_table}\n  {require_column}"
-NO_INDEX = "RAISE {level} USING MESSAGE = {no_index};"
-COUNT = """{require_table}
-  {require_column}
-  PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});"""
-BUILT = """IF EXISTS (SELECT FROM ({ours}) AS found WHERE indexrelid = to_regclass({index_text})) THEN
-    RAISE NOTICE USING MESSAGE = pg_get_indexdef(to_regclass({index_text}));
-  ELSIF to_regclass({index_text}) IS NOT NULL THEN
-    RAISE WARNING USING MESSAGE = {name_taken};
+
+-- require --
+{>require_table}
+  {>require_column}
+
+-- no_index --
+RAISE {level} USING MESSAGE = {no_index|literal}, HINT = {no_index_hint|literal};
+
+-- count --
+{>require_table}
+  {>require_column}
+  PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
+
+-- built --
+IF EXISTS (SELECT FROM ({>ours}) AS found WHERE indexrelid = to_regclass({index_text|literal})) THEN
+    RAISE NOTICE USING MESSAGE = pg_get_indexdef(to_regclass({index_text|literal}));
+  ELSIF to_regclass({index_text|literal}) IS NOT NULL THEN
+    RAISE WARNING USING MESSAGE = {name_taken|literal};
   ELSE
     RAISE NOTICE 'no index: too few rows for ivfflat, a pgvector that is too old for this one, or too little memory';
-  END IF;"""
-# what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
-# or of as many lists as `most` kB of memory are enough for, none where they aren't even for one
-SIZES = """
+  END IF;
+
+-- sizes --
+-- what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
+-- or of as many lists as `most` kB of memory are enough for, none where they aren't even for one
   (SELECT CASE WHEN {lists_unused} THEN 1 ELSE coalesce(max(lists) FILTER (WHERE needed <= most), 0) END AS lists,
           max(lists) AS wanted, max(needed) AS needed, min(needed) AS least,
           CASE WHEN {lists_unused} THEN max(4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 / 1024 + 1025)
@@ -675,76 +727,99 @@ SIZES = """
                FROM (SELECT current_setting('openmemory.rows')::bigint AS rows, {most_memory} AS most) AS c,
                     LATERAL generate_series(1, {lists}) AS lists) AS s)
    AS n)
-"""
-MOST_MEMORY = """(SELECT max(pg_size_bytes(current_setting(name)) / divisor) / 1024
+
+-- most_memory --
+(SELECT max(pg_size_bytes(current_setting(name)) / divisor) / 1024
    FROM (VALUES ('maintenance_work_mem', 1), ('shared_buffers', 1), ('effective_cache_size', 4))
-     AS asked (name, divisor))"""
-LISTS = (
-    "least(CASE WHEN rows <= 1000000 THEN greatest(1, rows / 1000) ELSE floor(sqrt(rows))::bigint END, rows / {least})"
-)
-MEMORY_GIVEN = "PERFORM set_config('maintenance_work_mem', '{given}', {local});"
-MEMORY = """PERFORM set_config('maintenance_work_mem',
+     AS asked (name, divisor))
+
+-- lists --
+least(CASE WHEN rows <= 1000000 THEN greatest(1, rows / 1000) ELSE floor(sqrt(rows))::bigint END, rows / {least})
+
+-- memory_given --
+PERFORM set_config('maintenance_work_mem', '{given}kB', {local});
+
+-- memory --
+PERFORM set_config('maintenance_work_mem',
       greatest(pg_size_bytes(current_setting('maintenance_work_mem')) / 1024, least(memory, {most_memory})) || 'kB',
       {local})
-     FROM {sizes} AS sizes;"""
-SCARCE = """SELECT * INTO found FROM {sizes} AS sizes;
+     FROM {>sizes} AS sizes;
+
+-- scarce --
+SELECT * INTO found FROM {>sizes} AS sizes;
   IF {lists_unused} AND found.memory > {most_memory} THEN
     RAISE WARNING USING MESSAGE = 'the graph of the index needs about ' || found.memory / 1024
-        || ' MB, and its build gets ' || {most_memory} / 1024 || ' MB of memory: {slower}',
+        || ' MB, and its build gets ' || {most_memory} / 1024 || ' MB of memory: ' || {slower|literal},
       HINT = 'If the server can spare it: OM_INDEX_MEMORY=' || found.memory / 1024 + 1 || 'MB.';
   ELSIF found.lists > 0 AND found.lists < found.wanted THEN
     RAISE WARNING USING MESSAGE = 'the index has ' || found.lists || ' lists and not ' || found.wanted
         || ': its build gets ' || {most_memory} / 1024 || ' MB of memory, and those need ' || found.needed / 1024
         || ' MB',
       HINT = 'If the server can spare it: OM_INDEX_MEMORY=' || found.needed / 1024 + 1
-        || 'MB, then: {index_anew} --rebuild.';
+        || 'MB, then: ' || {index_anew|literal} || ' --rebuild.';
   ELSIF found.lists = 0 AND found.wanted > 0 THEN
     RAISE WARNING USING MESSAGE = 'no index: ivfflat needs ' || found.least / 1024 || ' MB of memory even for one list';
-  END IF;"""
-CREATE = """
-SELECT replace(replace({statement}, {ext}, {quoted_name}), '@lists@', lists::text)
-FROM {sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
-WHERE extname = 'vector' AND to_regclass({index_text}) IS NULL AND lists > 0
+  END IF;
+
+-- create --
+SELECT format({statement}, {quoted_name}, lists)
+FROM {>sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
+WHERE extname = 'vector' AND to_regclass({index_text|literal}) IS NULL AND lists > 0
   AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
-"""
-# all of them first: a query that is still being read keeps its table from CREATE INDEX
-EACH = """FOR attempt IN 1..{tries} LOOP
+
+-- each --
+-- all of them first: a query that is still being read keeps its table from CREATE INDEX
+FOR attempt IN 1..{tries} LOOP
     BEGIN
       FOREACH statement IN ARRAY ARRAY({query}) LOOP
         EXECUTE statement;
       END LOOP;
       EXIT;
-    {again}
-  END LOOP;"""
-# the same by psql, unless a block before it has failed, which psql may have gone on after
-GEXEC = """SELECT statement FROM ({query}) AS statements (statement)
-WHERE current_setting('openmemory.step', true) = {reached}
-\\gexec"""
-ALL_DONE = """IF EXISTS ({query}) THEN
+    {>again}
+  END LOOP;
+
+-- gexec --
+-- the same by psql, unless a block before it has failed, which psql may have gone on after
+SELECT statement FROM ({query}) AS statements (statement)
+WHERE current_setting('openmemory.step', true) = {reached|literal}
+\gexec
+
+-- all_done --
+IF EXISTS ({query}) THEN
     RAISE EXCEPTION 'a statement of this step has failed' USING HINT = 'Mend that, then run this step again.';
-  END IF;"""
-WAITING = """IF EXISTS ({query}) AND ({long_holders}) IS NOT NULL THEN
+  END IF;
+
+-- waiting --
+IF EXISTS ({query}) AND ({long_holders}) IS NOT NULL THEN
     RAISE NOTICE 'dropping an index has to wait until transactions that have locked the table are over'
       USING DETAIL = ({long_holders}) || '.';
-  END IF;"""
-# those that may be ours, under either name
-OURS = """
+  END IF;
+
+-- ours --
+-- those that may be ours, under either name
   SELECT indexrelid, indisvalid, indclass::text, indkey::text, pg_get_expr(indexprs, indrelid) AS expression, reloptions
   FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_am am ON am.oid = relam
-  WHERE indexrelid IN (to_regclass({index_text}), to_regclass({mirrored_text}))
-    AND indrelid = to_regclass({table_text}) AND amname IN ('ivfflat', 'hnsw') AND indpred IS NULL
+  WHERE indexrelid IN (to_regclass({index_text|literal}), to_regclass({mirrored_text|literal}))
+    AND indrelid = to_regclass({table_text|literal}) AND amname IN ('ivfflat', 'hnsw') AND indpred IS NULL
     -- of the vectors, or of their cast to halfvec
-    AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = indrelid AND attname = {vector_text}
+    AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = indrelid AND attname = {vector_text|literal}
                 AND (attnum = indkey[0]
                      OR split_part(replace(ltrim(pg_get_expr(indexprs, indrelid), '('), ')::', '::'), '::', 1)
                         = quote_ident(attname) AND pg_get_expr(indexprs, indrelid) ~ '::([^(]+[.])?halfvec[(]'))
-"""
-DROP = "SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({ours}) AS found"
-DROP_INVALID = DROP + " WHERE NOT indisvalid"
-DROP_DUPLICATE = (
-    DROP
-    + """ JOIN ({ours}) AS built USING (indclass, indkey)
-WHERE found.indexrelid = to_regclass({mirrored_text}) AND built.indexrelid = to_regclass({index_text})
+
+-- drop --
+SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({>ours}) AS found
+
+-- drop_invalid --
+{>drop} WHERE NOT indisvalid
+
+-- drop_duplicate --
+{>drop} JOIN ({>ours}) AS built USING (indclass, indkey)
+WHERE found.indexrelid = to_regclass({mirrored_text|literal}) AND built.indexrelid = to_regclass({index_text|literal})
   AND found.expression IS NOT DISTINCT FROM built.expression
-  AND ({any_options} OR found.reloptions IS NOT DISTINCT FROM built.reloptions)"""
-)
+  AND ({any_options} OR found.reloptions IS NOT DISTINCT FROM built.reloptions)
+
+-- column_size --
+coalesce((SELECT nullif(atttypmod, -1) FROM pg_catalog.pg_attribute
+          WHERE attrelid = CAST({table_text|literal} AS regclass) AND attname = {vector_text|literal}),
+         array_length(string_to_array(CAST({vector} AS text), ','), 1))

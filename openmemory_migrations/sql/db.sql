@@ -1,0 +1,203 @@
+-- of db/catalog.py
+
+-- indexes --
+SELECT c.relname, i.indrelid, i.indisvalid AND i.indisready, am.amname, op.opcname,
+       coalesce(a.attname, pg_catalog.pg_get_indexdef(c.oid, 1, false)), coalesce(c.reloptions, '{}'),
+       i.indpred IS NOT NULL, pg_catalog.pg_relation_size(c.oid)
+FROM pg_catalog.pg_class c
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
+     JOIN pg_catalog.pg_am am ON am.oid = c.relam
+     JOIN pg_catalog.pg_opclass op ON op.oid = i.indclass[0]
+     LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
+
+-- table --
+SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), t.typname = 'vector' AND e.oid IS NOT NULL,
+       a.atttypmod, pg_catalog.col_description(a.attrelid, a.attnum)
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+     LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace
+WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+
+-- views_on --
+SELECT DISTINCT CAST(CAST(r.ev_class AS regclass) AS text)
+FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+WHERE d.classid = CAST('pg_rewrite' AS regclass) AND d.refobjid = ANY (:tables) AND a.attname = :column
+ORDER BY 1
+
+-- trigger_enabled --
+SELECT bool_and(EXISTS (SELECT FROM pg_catalog.pg_trigger
+                        WHERE tgrelid = t.oid AND tgname = :name AND NOT tgisinternal
+                          AND tgenabled IN ('O', 'A')))
+FROM unnest(CAST(:tables AS oid[])) AS t (oid)
+     JOIN pg_catalog.pg_class USING (oid)  -- but for a partition that has been dropped just now
+
+-- vector_oid --
+SELECT t.oid FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_type t ON t.typnamespace = e.extnamespace
+WHERE e.extname = 'vector' AND t.typname = 'vector'
+
+-- extension --
+SELECT n.nspname, e.extversion
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+WHERE e.extname = 'vector'
+
+-- columns --
+SELECT c.oid, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner),
+       pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+       EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid), c.relispartition,
+       pg_catalog.row_security_active(c.oid),
+       ARRAY(SELECT a.attname::text
+             FROM pg_catalog.pg_index k, unnest(k.indkey) WITH ORDINALITY AS p(attnum, position)
+                  JOIN pg_catalog.pg_attribute a USING (attnum)
+             WHERE k.indrelid = c.oid AND k.indisprimary AND a.attrelid = c.oid AND p.position <= k.indnkeyatts
+             ORDER BY p.position)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = :schema AND c.relname = :name
+
+-- of db/citus.py
+
+-- distribution --
+SELECT (SELECT count(*) FROM pg_catalog.pg_dist_shard s WHERE s.logicalrelid = p.logicalrelid)
+FROM pg_catalog.pg_dist_partition p WHERE p.logicalrelid = CAST(CAST(:oid AS oid) AS regclass)
+
+-- index_size --
+SELECT coalesce(sum(CAST(result AS bigint)), 0) FROM run_command_on_shards(
+  CAST(CAST(:oid AS oid) AS regclass),
+  $command$SELECT coalesce(sum(pg_relation_size(i.indexrelid)), 0)
+  FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+  WHERE i.indrelid = '%s'::regclass AND a.amname IN ('ivfflat', 'hnsw')$command$)
+WHERE success
+
+-- pages_of_shards --
+SELECT coalesce(max(CAST(result AS bigint)), 0) FROM run_command_on_shards(
+  CAST(CAST(:oid AS oid) AS regclass),
+  $command$SELECT pg_relation_size('%s'::regclass) / CAST(current_setting('block_size') AS bigint)$command$)
+WHERE success
+
+-- building --
+SELECT string_agg(nodename || ': ' || result, '; ' ORDER BY nodename, nodeport) FROM run_command_on_workers(
+  $command$SELECT count(*) || ' shards, ' || coalesce(round(100.0 * sum(tuples_done) / nullif(sum(tuples_total), 0)), 0)
+                  || ' % of their rows' FROM pg_stat_progress_create_index WHERE datname = current_database()$command$)
+WHERE success
+
+-- of db/database.py
+
+-- holders --
+-- who has locked a table, or one of those below it, oldest statement first
+WITH RECURSIVE tree (oid) AS (
+  SELECT coalesce(CAST(:oid AS oid), to_regclass(:table))
+  UNION
+  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid), coalesce(a.usename, p.owner),
+       coalesce(a.query_start, a.xact_start, p.prepared), a.state, a.usesysid IS NULL AND l.pid IS NOT NULL
+FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+     LEFT JOIN pg_catalog.pg_prepared_xacts p
+     ON l.pid IS NULL AND l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
+WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
+ORDER BY 4 NULLS LAST LIMIT 5
+
+-- still_held --
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks
+               WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND pid = :pid
+                 AND (CAST(classid AS bigint) << 32) + CAST(objid AS bigint) = :key)
+
+-- seen --
+WITH RECURSIVE tree (oid, link) AS (
+  SELECT CAST(pg_catalog.to_regclass(:table) AS oid), CAST(NULL AS xid)
+  UNION ALL
+  SELECT i.inhrelid, i.xmin
+  FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)
+SELECT CAST(tree.oid AS bigint), CAST(tree.link AS text), CAST(pg_catalog.pg_relation_filenode(tree.oid) AS bigint),
+       (SELECT CAST(ROW(n.nspname, c.relname) AS text) FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = tree.oid),
+       (SELECT CAST(ROW(c.oid, c.xmin) AS text) FROM pg_catalog.pg_proc c
+        WHERE c.oid = pg_catalog.to_regprocedure(:convert)),
+       ARRAY(SELECT CAST(ROW(a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull) AS text)
+             FROM pg_catalog.pg_attribute a WHERE a.attrelid = tree.oid AND a.attnum > 0 AND NOT a.attisdropped
+             ORDER BY a.attnum),
+       ARRAY(SELECT CAST(ROW(t.oid, t.xmin, p.oid, p.xmin) AS text)
+             FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+             WHERE t.tgrelid = tree.oid AND NOT t.tgisinternal ORDER BY t.oid)
+FROM tree
+ORDER BY tree.link IS NULL DESC, tree.oid
+
+-- not_locked --
+SELECT EXISTS (SELECT FROM unnest(CAST(:tables AS bigint[])) AS seen (oid)
+               WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.relation = seen.oid AND l.granted
+                                 AND l.locktype = 'relation' AND l.pid = pg_catalog.pg_backend_pid()))
+
+-- of db/locks.py
+
+-- all_of_them --
+-- a little later than that: of one table it says that a lock was in the way
+SELECT set_config('statement_timeout', CAST(CAST(setting AS integer) + 100 AS text), true)
+FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting <> '0'
+
+-- autovacuum --
+-- a process without a role is the server's own: what it does is shown to some roles only
+SELECT coalesce(max(s.setting::integer + 500), 0)
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL,
+     pg_catalog.pg_settings s
+WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND s.name = 'deadlock_timeout'
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND (l.relation = :oid OR l.relation IN (SELECT relid FROM pg_catalog.pg_partition_tree(CAST(:oid AS oid))))
+
+-- lock_holders --
+SELECT a.pid, a.application_name, a.backend_start
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND (l.classid::bigint << 32) + l.objid::bigint = :key
+
+-- of db/partitions.py
+
+-- being_detached --
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), pg_catalog.format('%I.%I', p.nspname, r.relname)
+FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace JOIN pg_catalog.pg_class r ON r.oid = i.inhparent
+     JOIN pg_catalog.pg_namespace p ON p.oid = r.relnamespace
+WHERE i.inhparent = ANY (:tables) AND i.inhdetachpending
+
+-- parts --
+WITH RECURSIVE tree (oid, parent, depth) AS (
+  SELECT CAST(:oid AS oid), CAST(NULL AS oid), 0
+  UNION ALL
+  SELECT i.inhrelid, i.inhparent, depth + 1
+  FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending)
+SELECT c.oid, tree.parent, n.nspname, c.relname, CAST(c.relkind AS text),
+       pg_catalog.pg_get_userbyid(c.relowner), pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+       pg_catalog.row_security_active(c.oid)
+FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ORDER BY tree.depth, n.nspname, c.relname
+
+-- of db/replication.py
+
+-- triggers --
+-- 16 is UPDATE; of a trigger that names columns only the vector's counts, which may not be there yet; a partition's are
+-- clones of its parent's
+SELECT CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname FROM pg_catalog.pg_trigger t
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled IN ('O', 'A')
+  AND t.tgname <> :ours AND t.tgtype & 16 <> 0
+  AND coalesce(obj_description(t.oid, 'pg_trigger'), '') NOT LIKE 'openmemory_migrations: %'
+  AND (t.tgattr = CAST('' AS int2vector)
+       OR (SELECT a.attnum FROM pg_catalog.pg_attribute a WHERE a.attrelid = t.tgrelid AND a.attname = :vector)
+          = ANY (CAST(t.tgattr AS int2[])))
+ORDER BY 1, 2
+
+-- publications --
+-- a publication with a list of columns (15) doesn't send a new one; read by name, as 14 hasn't got it
+SELECT DISTINCT t.pubname FROM pg_catalog.pg_publication_tables t
+     JOIN pg_catalog.pg_class c ON c.relname = t.tablename
+     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.schemaname
+WHERE c.oid = ANY (:tables)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+                  WHERE p.pubname = t.pubname AND r.prrelid = ANY (:tables) AND to_jsonb(r) ->> 'prattrs' IS NOT NULL)
+ORDER BY 1
+
+-- slots --
+SELECT slot_name, CAST(pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) AS text)
+FROM pg_catalog.pg_replication_slots WHERE NOT active AND restart_lsn IS NOT NULL ORDER BY 1

@@ -1,0 +1,31 @@
+-- of index/build.py
+
+-- beyond_half --
+CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit} THEN false
+     ELSE EXISTS (SELECT FROM unnest(CAST({vector} AS real[])) AS element WHERE abs(element) >= {limit}) END
+
+-- memory --
+SELECT name, setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings
+WHERE name IN ('maintenance_work_mem', 'shared_buffers', 'effective_cache_size')
+
+-- of index/build_progress.py
+
+-- waits --
+SELECT pid, application_name, usename, xact_start FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+  AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL) AND xact_start < now() - interval '1 second'
+ORDER BY xact_start LIMIT 5
+
+-- phase --
+SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total, lockers_done, lockers_total,
+       current_locker_pid
+FROM pg_catalog.pg_stat_progress_create_index WHERE relid = ANY (:tables) AND datname = current_database()
+
+-- of index/partitioned.py
+
+-- attached --
+-- whatever its name: what the server has made for a new partition has another one than ours
+SELECT n.nspname, c.relname
+FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_index x ON x.indexrelid = i.inhrelid
+     JOIN pg_catalog.pg_class c ON c.oid = x.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE x.indrelid = :part AND i.inhparent = to_regclass(:parent)

@@ -1,0 +1,92 @@
+-- of steps/backfill.py
+
+-- lost --
+-- what would go with the adopted column: no vector has come from these bytes, or the value has been changed on its way
+{adopted} IS NOT NULL AND CASE WHEN {source} IS NULL
+  THEN {ext}.vector_send({vector}) IS DISTINCT FROM {ext}.vector_send({adopted}) ELSE {vector} IS NULL END
+
+-- of steps/expand.py
+
+-- count_lost --
+SELECT count(*) FROM {table}
+WHERE {vector} IS NOT NULL AND CASE WHEN {other_length} THEN true ELSE {not_finite} END AND {kept} IS NOT true
+
+-- of steps/interference.py
+
+-- triggers --
+-- BEFORE (2), ROW (1), of INSERT (4) or UPDATE (16); `elsewhere`: also of an UPDATE that doesn't fire ours. Of a
+-- partition's clones the first is enough, that of the root if it is enabled
+SELECT * FROM (
+  SELECT DISTINCT ON (t.tgname, t.tgfoid)
+         CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname, t.tgname > CAST(:ours AS name) AS later,
+         t.tgtype & 16 <> 0
+         AND (t.tgattr = CAST('' AS int2vector)
+              OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
+                         WHERE a.attrelid = t.tgrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))
+                           AND a.attname <> :source)) AS elsewhere,
+         l.lanname, p.prosrc, encode(t.tgargs, 'escape')
+  FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+       JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+  WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname <> :ours
+    AND t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0
+  ORDER BY t.tgname, t.tgfoid, t.tgparentid) AS found
+
+-- of_rows --
+-- of rows, before or after whatever is done to them
+SELECT DISTINCT ON (t.tgname, t.tgfoid) CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname, p.prosrc,
+       CAST(CAST(p.oid AS regprocedure) AS text)
+FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+     JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname = 'plpgsql'
+WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 = 1
+  AND NOT t.tgname = ANY (CAST(:ours AS name[]))
+ORDER BY t.tgname, t.tgfoid, t.tgparentid
+
+-- rules --
+SELECT CAST(CAST(r.ev_class AS regclass) AS text), r.rulename FROM pg_catalog.pg_rewrite r
+WHERE r.ev_class = ANY (:tables) AND r.ev_type = '2' AND r.ev_enabled <> 'D' ORDER BY 1, 2
+
+-- settable --
+-- a column that can be set and that no trigger is for: ours, if it is there
+SELECT a.attname FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity <> 'a'
+  AND (a.attname = :vector
+       OR NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                      WHERE t.tgrelid = a.attrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))))
+ORDER BY a.attname <> :vector, a.attnum LIMIT 1
+
+-- others --
+SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+               WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+                 AND NOT t.tgname = ANY (CAST(:ours AS name[])))
+
+-- tried --
+-- a few that hold rows, as far as that is known without reading them, first those with triggers of their own. No row is
+-- deleted to be inserted again where rows of others hang on it, or a trigger (8) might do what no rollback takes back
+SELECT c.oid, EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f' AND f.confrelid = ANY (:tables))
+              OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = ANY (:tables) AND t.tgtype & 8 <> 0
+                         AND NOT t.tgisinternal AND t.tgenabled <> 'D')
+FROM pg_catalog.pg_class c
+WHERE c.oid = ANY (:tables) AND c.relkind = 'r' AND pg_catalog.pg_relation_size(c.oid) > 0
+ORDER BY NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                     WHERE t.tgrelid = c.oid AND t.tgparentid = 0 AND NOT t.tgisinternal AND t.tgenabled <> 'D'),
+         c.reltuples DESC LIMIT 12
+
+-- given --
+SELECT a.attname, a.attidentity = 'a' FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
+
+-- of steps/native_column.py
+
+-- create_function --
+-- A value of other dimensions fails the write, with pgvector's own error. Frozen with the first release.
+CREATE OR REPLACE FUNCTION {typing_function}() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS {tag}
+BEGIN
+  NEW.{typed} := NEW.{source};
+  RETURN NEW;
+END
+{tag}
+
+-- create_trigger --
+CREATE TRIGGER {typing} BEFORE INSERT OR UPDATE OF {source} ON {table}
+FOR EACH ROW EXECUTE FUNCTION {typing_function}()
