@@ -22,6 +22,10 @@ class Finding:
     def of(cls, code: str, error: MigrationError) -> Finding:
         return cls("error", code, error.message, error.detail, error.hint)
 
+    @property
+    def error(self) -> MigrationError:
+        return MigrationError(self.message, detail=self.detail, hint=self.hint)
+
     def __str__(self) -> str:
         lines = [f"{self.severity.upper()}:  {self.message}"]
         lines += [f"DETAIL:  {self.detail}"] if self.detail else []

@@ -28,7 +28,7 @@ from ..errors import Changed, MigrationError
 from ..index import replacement
 from ..index.choice import of_all_rows
 from ..sql import quote
-from ..steps import checks, interference
+from ..steps import checks, interference, requirements
 from ..target import Target
 from ..verify import verification
 from . import kept, preparations
@@ -53,7 +53,7 @@ def downgrade(ctx: Context) -> None:
         log.notice(f"{target} is not cut over, nothing to undo")
         return
     with db.reading():
-        checks.require_rights(ctx.with_table(table))
+        requirements.require(ctx, requirements.BLOCKS.rights)
         found.require_names(table, target)
         found.require_dimensions(table, target)
         missing = kept.require(ctx.with_table(table), found.kept, ctx.settings.accept_loss)

@@ -104,10 +104,6 @@ def extension(db: Database) -> Extension | None:
     return row and Extension(row[0], version(row[1]))
 
 
-def extension_available(db: Database) -> bool:
-    return available_version(db) is not None
-
-
 def available_version(db: Database) -> str | None:
     """The one that CREATE EXTENSION would bring."""
     found: str | None = db.value("SELECT default_version FROM pg_catalog.pg_available_extensions WHERE name = 'vector'")

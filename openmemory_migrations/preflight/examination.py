@@ -20,7 +20,7 @@ from ..finding import Finding
 from ..index import build, choice
 from ..index.choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan
 from ..sql import quote
-from ..steps import checks, expand, interference, native_table
+from ..steps import checks, expand, interference, native_table, requirements
 from ..steps.step import Step
 from . import activity, disk, known_faults, prerequisites, state, trial
 from .results import Facts, part
@@ -52,7 +52,8 @@ def _server(step: Step, facts: Facts) -> None:
     facts.extension = catalog.extension(db)
     facts.installed = facts.extension is not None
     facts.findings += prerequisites.of_the_server(db)
-    facts.findings += prerequisites.of_the_extension(db, facts.extension)
+    for block in (requirements.BLOCKS.extension, requirements.BLOCKS.extension_creation):
+        facts.findings += requirements.unmet(step, block)
     if facts.extension is None and (available := catalog.available_version(db)):
         facts.extension = Extension(expand.home(db), catalog.version(available))
     facts.findings += known_faults.faults(facts.server, facts.extension.version if facts.extension else None, settings)
@@ -70,15 +71,11 @@ def _table(step: Step, facts: Facts) -> None:
         return
     db, target, settings = step.db, step.target, step.settings
     facts.revisions = state.revisions(db, settings)
-    try:
-        table = checks.require_table(step)
-    except MigrationError as error:
-        facts.findings.append(Finding.of("table", error))
-        # of a table that can't be migrated the rest is told as well
-        found = catalog.table(db, target.schema, target.table)
-        if found is None or found.kind not in "rp":
-            return
-        table = found
+    facts.findings += requirements.unmet(step, requirements.BLOCKS.table)
+    table = catalog.table(db, target.schema, target.table)
+    # of a table that can't be migrated the rest is told as well
+    if table is None or table.kind not in "rp":
+        return
     facts.table = table
     if mark := Mark.of(table, target):
         facts.findings.append(Finding("notice", "cut-over", f"{mark.said(target)}; nothing to migrate"))
@@ -131,7 +128,7 @@ def _updates(step: Step, facts: Facts, table: Table) -> None:
     if not facts.has("standby", "read-only", "locked") and not (native and facts.dimensions):
         with step.db.transaction():
             locks.set_timeout(step.db, f"{step.settings.lock_timeout_ms}ms")
-            found = list(interference.of_the_table(step.with_table(table), step.settings.lock_timeout_ms))
+            found = list(interference.of_updates(step.with_table(table), step.settings.lock_timeout_ms))
         facts.findings += [Finding.of(code, problem) for code, problem in found]
 
 

@@ -10,13 +10,12 @@ from dataclasses import replace
 
 from ..backfill import engines, pace
 from ..db import catalog, partitions
-from ..db.catalog import Extension
 from ..db.context import TableContext
 from ..db.database import Database
 from ..errors import MigrationError
 from ..finding import Finding
 from ..sql import blocks, quote
-from ..steps import checks, expand, interference
+from ..steps import checks, interference, requirements
 from ..target import VERSION_TABLE
 
 BLOCKS = blocks("preflight")
@@ -40,31 +39,9 @@ def of_the_server(db: Database) -> Iterator[Finding]:
         )
 
 
-def of_the_extension(db: Database, extension: Extension | None) -> Iterator[Finding]:
-    role = quote(db.value("SELECT current_user"))
-    if extension is None:
-        yield from _refused("extension-unavailable", lambda: checks.require_available(db))
-        if catalog.extension_available(db) and not _may_create(db):
-            yield Finding(
-                "error",
-                "extension-rights",
-                f'role {role} may not create extension "vector"',
-                hint=f"Have an administrator run: {expand.create_extension(expand.home(db))};",
-            )
-    elif not db.value("SELECT has_schema_privilege(:schema, 'USAGE')", {"schema": extension.schema}):
-        schema = quote(extension.schema)
-        yield Finding(
-            "error",
-            "rights",
-            f'role {role} may not use schema {schema}, where extension "vector" is',
-            hint=f"GRANT USAGE ON SCHEMA {schema} TO {role};",
-        )
-
-
 def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Finding]:
     target = ctx.target
-    for missing in checks.missing_rights(ctx):
-        yield Finding.of("rights", missing)
+    yield from requirements.unmet(ctx, requirements.BLOCKS.rights)
     yield from _refused("rights", lambda: checks.require_version_table(ctx.db, target.schema, VERSION_TABLE))
     if ctx.settings.backfill_max_lag is not None:
         yield from _refused("rights", lambda: pace.require_sight(ctx.db))
@@ -75,9 +52,7 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
         yield from _refused("stamp", lambda: checks.require_column(ctx.table, target, ctx.settings, stamped))
     elif column is not None and column.ours:
         yield from _refused("dimensions", lambda: checks.agree(column, ctx.settings, target))
-    if column is not None and not column.ours:
-        for problem in expand.not_adoptable(ctx, column):
-            yield Finding.of("column-taken", problem)
+    yield from requirements.unmet(ctx, requirements.BLOCKS.column)
     aside = ctx.table.columns.get(target.adopted)
     adopting = (column is not None and not column.ours) or (aside is not None and aside.set_aside)
     for problem in interference.of_sync(ctx):
@@ -107,8 +82,3 @@ def _refused(code: str, require: Callable[[], object]) -> Iterator[Finding]:
         require()
     except MigrationError as error:
         yield Finding.of(code, error)
-
-
-def _may_create(db: Database) -> bool:
-    """A superuser may, and, where the administrators have called it trusted, who may create in the database."""
-    return bool(db.value(BLOCKS.may_create))

@@ -28,7 +28,7 @@ from ..index import build, choice
 from ..index.choice import SLOWER, NoIndex, Plan
 from ..settings import Settings
 from ..sql import SQL, Argument, Fragment, blocks, dollar_quote, fill, formatted, joined, literal, quote
-from ..steps.expand import EXTENSIONS_SCHEMA
+from ..steps import requirements
 from ..steps.interference import NAME_COLUMNS
 from ..target import CUT_OVER as CUT_OVER_COMMENT
 from ..target import OWN_COMMENT, SET_ASIDE, Target
@@ -311,7 +311,7 @@ class Script:
             "tid_of_place": _tid("place"),
             "tid_of_om_place": _tid("om.place"),
             "tid_of_end": _tid("(place + places)"),
-            "extensions": EXTENSIONS_SCHEMA,
+            **requirements.names(target, settings),
             "quoted_name": SQL(BLOCKS.quoted.replace("extension", "nspname")),
             "call": own["convert"] + "(",
             "own": OWN_COMMENT,
@@ -326,7 +326,6 @@ class Script:
             "sync_text": target.sync,
             "source_text": target.source,
             "vector_text": target.vector,
-            "vector_shown": quote(target.vector),
             "adopted_text": target.adopted,
             "label": f"backfill {target.table}: ",
             "no_lock": f"no lock on table {target} in {TRIES} tries of {settings.lock_timeout_ms} ms",
@@ -335,12 +334,6 @@ class Script:
             "mirrored_text": f"{own['schema']}.{quote(target.mirrored_index)}",
             "name_taken": f"no index: the name {quote(target.index)} is taken by something else",
             "not_ordinary": f"{target} is not an ordinary table",
-            "other_type": f"column {quote(target.vector)} of {target} is of type ",
-            "adopted_taken": f"{target} has both {quote(target.vector)} and {quote(target.adopted)}",
-            "has_views": f"column {quote(target.vector)} of {target} can't be replaced while views show it",
-            "has_rules": f"updates of {target} can't be seen to have an effect, because of rule ",
-            "disable_rule": f"ALTER TABLE {own['table']} DISABLE RULE ",
-            "no_source": f"{target} needs a column {quote(target.source)} of type bytea",
             "no_row": f"no row of {target} holds a vector of {self.size} dimensions",
             "no_column": f"{target} has no column {quote(target.vector)} of this package",
             "other_dimensions": f" vectors of other than {self.size} dimensions have no source beside them",
@@ -398,7 +391,14 @@ class Script:
             "is_distributed": f"{target} is distributed by Citus",
             "online_hint": f"Scripts (--sql) are for ordinary tables of bytes. {self.online}",
         }
+        asked = requirements.BLOCKS
+        of_expand = (asked.table, asked.rights, asked.extension, asked.column)
         names |= {
+            "table_requirements": fill(asked.table, names),
+            "expand_requirements": joined(
+                "\nUNION ALL\n", (fill(f"SELECT * FROM ({block}) AS unmet", names) for block in of_expand)
+            ),
+            "rules_requirements": fill(asked.rules, names),
             "holders": fill(BLOCKS.holders, {**names, "seconds": 0}),
             "long_holders": fill(BLOCKS.holders, {**names, "seconds": 1}),
             "length": fill(STORED.length, names),

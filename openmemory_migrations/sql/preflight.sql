@@ -26,15 +26,6 @@ SELECT CAST(current_setting('max_connections') AS integer),
 FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
 WHERE r.rolname = current_user AND d.datname = current_database()
 
--- of preflight/prerequisites.py
-
--- may_create --
-SELECT rolsuper OR EXISTS (
-  SELECT FROM pg_catalog.pg_available_extension_versions v JOIN pg_catalog.pg_available_extensions e
-         ON e.name = v.name AND e.default_version = v.version
-  WHERE v.name = 'vector' AND v.trusted AND has_database_privilege(current_database(), 'CREATE'))
-FROM pg_catalog.pg_roles WHERE rolname = current_user
-
 -- of preflight/rows.py
 
 -- sizes --

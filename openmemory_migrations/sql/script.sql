@@ -94,7 +94,9 @@ DECLARE
   writes boolean;
 BEGIN
   {>begin}
-  {>require_table}
+  {>require_ordinary}
+  SELECT * INTO found FROM ({expand_requirements}) AS unmet LIMIT 1;
+  {>raise_found}
   IF EXISTS (SELECT FROM {table} WHERE {source} IS NOT NULL)
      AND NOT EXISTS (SELECT FROM {table} WHERE {of_length}) THEN
     RAISE EXCEPTION USING MESSAGE = {no_row|literal},
@@ -103,25 +105,11 @@ BEGIN
   END IF;
   {>find_extension}
   IF extension IS NULL THEN
-    extension := CASE WHEN to_regnamespace({extensions|literal}) IS NULL THEN 'public' ELSE {extensions|literal} END;
+    extension := CASE WHEN to_regnamespace({extensions}) IS NULL THEN 'public' ELSE {extensions} END;
     EXECUTE 'CREATE EXTENSION vector SCHEMA ' || {>quoted};
   END IF;
   {>find_column}
   IF found.type IS NOT NULL AND NOT found.ours THEN
-    IF found.name <> 'vector' THEN
-      RAISE EXCEPTION USING MESSAGE = {other_type|literal} || found.type,
-        HINT = 'Rename or drop that column: this package puts its vectors there.';
-    END IF;
-    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = {table_text|literal}::regclass AND attname = {adopted_text|literal}
-               AND NOT attisdropped) THEN
-      RAISE EXCEPTION USING MESSAGE = {adopted_taken|literal},
-        HINT = 'Rename or drop the latter: the former is set aside under that name.';
-    END IF;
-    IF EXISTS (SELECT FROM pg_depend JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
-               WHERE classid = 'pg_rewrite'::regclass AND refobjid = {table_text|literal}::regclass
-                 AND attname = {vector_text|literal}) THEN
-      RAISE EXCEPTION USING MESSAGE = {has_views|literal}, HINT = 'Drop them, run the script again, and create them anew.';
-    END IF;
     EXECUTE format({count_lost}, {>quoted}) INTO lost;
     IF lost > 0 THEN
       RAISE EXCEPTION USING MESSAGE = lost || {other_dimensions|literal};
@@ -215,12 +203,8 @@ BEGIN
   {>find_extension}
   {>require_column}
   {>require_size}
-  SELECT string_agg(quote_ident(rulename), ', ') AS rules INTO found FROM pg_rewrite
-   WHERE ev_class = {table_text|literal}::regclass AND ev_type = '2' AND ev_enabled <> 'D';
-  IF found.rules IS NOT NULL THEN
-    RAISE EXCEPTION USING MESSAGE = {has_rules|literal} || found.rules,
-      HINT = {disable_rule|literal} || found.rules || '; and ENABLE it when this has run.';
-  END IF;
+  SELECT * INTO found FROM ({rules_requirements}) AS unmet LIMIT 1;
+  {>raise_found}
   {find_aside}
   adopted := found.ours IS TRUE;
   EXECUTE format({create_convert}, {>quoted});
@@ -316,7 +300,7 @@ BEGIN
              -- what a function of others' raises, or comes upon, is about a row
              AND NOT (left(SQLSTATE, 2) IN ('0A', '42', '55')
                       AND line ~ 'PL/[A-Za-z0-9]+ function (?!inline_code_block)')
-             AND line !~ E'^PL/[A-Za-z0-9]+ function (?!inline_code_block)[^\n]* at RAISE' THEN
+             AND line !~ ('^PL/[A-Za-z0-9]+ function (?!inline_code_block)[^' || chr(10) || ']* at RAISE') THEN
             RAISE;  -- of the statement, the transaction or the server, not of a row
           ELSIF places > 1 THEN
             places := places / 2;
@@ -646,14 +630,16 @@ FOR attempt IN 1..{tries} LOOP
   END IF;
 
 -- require_table --
-IF to_regclass({table_text|literal}) IS NULL THEN
-    RAISE EXCEPTION USING MESSAGE = {no_table|literal};
-  END IF;
-  {>require_ordinary}
-  SELECT format_type(atttypid, NULL) AS type INTO found FROM pg_attribute
-   WHERE attrelid = {table_text|literal}::regclass AND attname = {source_text|literal} AND NOT attisdropped;
-  IF found.type IS DISTINCT FROM 'bytea' THEN
-    RAISE EXCEPTION USING MESSAGE = {no_source|literal} || coalesce(', but of type ' || found.type, '');
+{>require_ordinary}
+  SELECT * INTO found FROM ({table_requirements}) AS unmet LIMIT 1;
+  {>raise_found}
+
+-- raise_found --
+-- what does not hold; RAISE takes no NULL
+IF found.detail IS NOT NULL THEN
+    RAISE EXCEPTION USING MESSAGE = found.message, DETAIL = found.detail, HINT = found.hint;
+  ELSIF found.message IS NOT NULL THEN
+    RAISE EXCEPTION USING MESSAGE = found.message, HINT = found.hint;
   END IF;
 
 -- require_column --
@@ -664,7 +650,7 @@ IF to_regclass({table_text|literal}) IS NULL THEN
 
 -- require_size --
 IF found.type NOT LIKE '%vector({size})' THEN
-    RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown|literal} || ' is ' || found.type || ' already',
+    RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown} || ' is ' || found.type || ' already',
       HINT = 'Set OM_VEC_DIM to the dimensions that it has.';
   END IF;
 

@@ -41,10 +41,6 @@ WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AN
   AND NOT t.tgname = ANY (CAST(:ours AS name[]))
 ORDER BY t.tgname, t.tgfoid, t.tgparentid
 
--- rules --
-SELECT CAST(CAST(r.ev_class AS regclass) AS text), r.rulename FROM pg_catalog.pg_rewrite r
-WHERE r.ev_class = ANY (:tables) AND r.ev_type = '2' AND r.ev_enabled <> 'D' ORDER BY 1, 2
-
 -- settable --
 -- a column that can be set and that no trigger is for: ours, if it is there
 SELECT a.attname FROM pg_catalog.pg_attribute a

@@ -60,7 +60,7 @@ def upgrade(ctx: VectorContext, *, last: bool) -> Leftovers:
     target = ctx.target
     with ctx.db.transaction():
         interference.warn(interference.of_sync(ctx))
-        for _, problem in interference.of_the_table(ctx, ctx.settings.lock_timeout_ms):
+        for _, problem in interference.of_updates(ctx, ctx.settings.lock_timeout_ms):
             raise problem
     left = run(ctx)
     aside = ctx.table.columns.get(target.adopted)

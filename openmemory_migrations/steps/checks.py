@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from .. import log
 from ..columns.marks import Mark
-from ..db import catalog, locks, partitions
+from ..db import catalog, locks
 from ..db.catalog import Column, Table
 from ..db.context import Context, TableContext
 from ..db.database import Database
-from ..db.partitions import Part
 from ..errors import ANEW, Changed, MigrationError
 from ..settings import Settings
 from ..sql import quote
 from ..target import Target
+from . import requirements
 
 OLDEST_SERVER = 140_000  # the backfill reads by ranges of tids, which came with PostgreSQL 14
 
@@ -34,57 +34,13 @@ def lock(ctx: TableContext) -> None:
 
 def require_table(ctx: Context) -> Table:
     """The table, fit to be migrated. Raises MigrationError naming what is missing or different."""
-    db, target = ctx.db, ctx.target
-    require_server(db)
-    table = catalog.table(db, target.schema, target.table)
+    require_server(ctx.db)
+    requirements.require(ctx, requirements.BLOCKS.table)
+    table = catalog.table(ctx.db, ctx.target.schema, ctx.target.table)
     if table is None:
-        raise MigrationError(
-            f"table {target} does not exist",
-            hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them; it creates the table when it starts.",
-        )
-    db.expect(table.oid)
-    if table.is_partition:
-        raise MigrationError(
-            f"{target} is a partition", hint="Set OM_VECTOR_TABLE to the table that it is a partition of."
-        )
-    if table.kind != "p" and (table.kind != "r" or table.has_children):
-        what = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
-        raise MigrationError(
-            f"{target} is {what.get(table.kind, 'a table that others inherit from')}",
-            hint="Only an ordinary or a partitioned table can be migrated.",
-        )
-    parts = partitions.parts(db, table.oid)
-    for part in parts:
-        if part.kind not in "rp":
-            raise MigrationError(
-                f"partition {part} of {target} is a foreign table",
-                hint="Only tables of this server can be migrated; detach it, or migrate it where it is.",
-            )
-    source = table.columns.get(target.source)
-    if Mark.of(table, target):
-        _require_visible(target, parts)
-        return table
-    if source is None:
-        raise MigrationError(
-            f"table {target} has no column {quote(target.source)}",
-            detail="Its columns are " + ", ".join(quote(name) for name in table.columns) + ".",
-            hint="Set OM_PG_SCHEMA and OM_VECTOR_TABLE to the table that OpenMemory writes its vectors to.",
-        )
-    if source.type != "bytea" and not source.is_vector:
-        raise MigrationError(
-            f"column {quote(target.source)} of {target} is of type {source.type}",
-            hint="Expected bytea (float32, little-endian), as OpenMemory creates it.",
-        )
-    _require_visible(target, parts)
+        raise Changed(f"{ctx.target} was dropped just now")
+    ctx.db.expect(table.oid)
     return table
-
-
-def _require_visible(target: Target, parts: list[Part]) -> None:
-    if hidden := [part for part in parts if part.rows_hidden]:
-        raise MigrationError(
-            f"row-level security of {hidden[0]} would hide rows from this role",
-            hint="Connect as a role that bypasses it: the owner (without FORCE), one with BYPASSRLS, a superuser.",
-        )
 
 
 def already_vector(table: Table, target: Target) -> bool:
@@ -100,45 +56,6 @@ def already_vector(table: Table, target: Target) -> bool:
         hint=None if source.dimensions else "alembic upgrade head gives it the dimensions that it lacks.",
     )
     return True
-
-
-def require_rights(ctx: TableContext) -> None:
-    for problem in missing_rights(ctx):
-        raise problem
-
-
-def missing_rights(ctx: TableContext) -> Iterator[MigrationError]:
-    """Each right on the table and its schema that the first step needs and this role hasn't."""
-    target, table = ctx.target, ctx.table
-    role = ctx.db.value("SELECT current_user")
-    if not table.owned:
-        yield MigrationError(
-            f"role {quote(role)} does not own table {target}",
-            detail=f"Only its owner, {quote(table.owner)}, or a member of that role can add a column and a trigger.",
-            hint=f"Connect as {quote(table.owner)}, or: GRANT {quote(table.owner)} TO {quote(role)};",
-        )
-    for part in partitions.parts(ctx.db, table.oid):
-        if not part.owned and part.oid != table.oid:
-            yield MigrationError(
-                f"role {quote(role)} does not own partition {part} of {target}",
-                detail=f"It belongs to {quote(part.owner)}; a column is added to all partitions at once.",
-                hint=f"ALTER TABLE {part.sql_name} OWNER TO {quote(table.owner)};",
-            )
-    if ctx.settings.sync_trigger and not ctx.db.value(
-        "SELECT has_schema_privilege(:schema, 'CREATE')", {"schema": target.schema}
-    ):
-        yield MigrationError(
-            f"role {quote(role)} may not create functions in schema {quote(target.schema)}",
-            hint=f"GRANT CREATE ON SCHEMA {quote(target.schema)} TO {quote(role)};",
-        )
-
-
-def require_available(db: Database) -> None:
-    if not catalog.extension_available(db):
-        raise MigrationError(
-            'extension "vector" is not available on this server',
-            hint="Have an administrator install pgvector for this PostgreSQL, then: CREATE EXTENSION vector;",
-        )
 
 
 def require_column(table: Table, target: Target, settings: Settings, stamp: Iterable[str] | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
@@ -20,12 +20,11 @@ from ..errors import ANEW, MigrationError
 from ..settings import Settings
 from ..sql import SQL, blocks, fill, literal, quote
 from ..target import SET_ASIDE, Target
-from . import checks, interference
+from . import checks, interference, requirements
 
 BLOCKS = blocks("steps")
 
 FOR_AN_INDEX = "For an index, set OM_VEC_DIM or OM_TIER"
-EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 
 
 def upgrade(ctx: Context) -> None:
@@ -35,13 +34,12 @@ def upgrade(ctx: Context) -> None:
         table = checks.require_table(ctx)
         if checks.already_vector(table, target):
             return
-        checks.require_rights(ctx.with_table(table))
+        for block in (requirements.BLOCKS.rights, requirements.BLOCKS.extension, requirements.BLOCKS.column):
+            requirements.require(ctx, block)
         extension = catalog.extension(db)
-        if extension is None:
-            checks.require_available(db)
         size = _dimensions(ctx.with_table(table), extension)
         column = table.columns.get(target.vector)
-        for _, problem in interference.of_the_table(ctx.with_table(table), settings.lock_timeout_ms):
+        for _, problem in interference.of_updates(ctx.with_table(table), settings.lock_timeout_ms):
             raise problem
         interfering = list(interference.of_sync(ctx.with_table(table)))
         if column is not None and not column.ours:
@@ -167,7 +165,7 @@ def vector_type(extension: Extension, size: int | None) -> SQL:
 
 def home(db: Database) -> str:
     """The schema that an extension which isn't there yet is created in."""
-    return EXTENSIONS_SCHEMA if catalog.schema_exists(db, EXTENSIONS_SCHEMA) else "public"
+    return requirements.EXTENSIONS_SCHEMA if catalog.schema_exists(db, requirements.EXTENSIONS_SCHEMA) else "public"
 
 
 def create_extension(schema: str) -> str:
@@ -198,33 +196,11 @@ def _dimensions(ctx: TableContext, extension: Extension | None) -> int | None:
         checks.agree(column, ctx.settings, ctx.target)
         return column.dimensions
     if column is not None:
-        for problem in not_adoptable(ctx, column):
-            raise problem
         assert extension is not None
         found = dimensions.survey(ctx.db, ctx.db.names["vector"], **extension.names())
     else:
         found = dimensions.survey(ctx.db)
     return dimensions.resolve(ctx.settings.dimensions, found)
-
-
-def not_adoptable(ctx: TableContext, column: Column) -> Iterator[MigrationError]:
-    """Each reason why a column that isn't ours can't be set aside for one that is."""
-    target = ctx.target
-    if not column.is_vector:
-        yield MigrationError(
-            f"column {quote(target.vector)} of {target} is of type {column.type}",
-            hint="Rename or drop that column: this package puts its vectors there.",
-        )
-    if target.adopted in ctx.table.columns:
-        yield MigrationError(
-            f"{target} has both {quote(target.vector)} and {quote(target.adopted)}, neither made by this package",
-            hint=f"Rename or drop {quote(target.adopted)}: the existing column is set aside under that name.",
-        )
-    if views := catalog.views_on(ctx.db, ctx.table.oid, target.vector):
-        yield MigrationError(
-            f"column {quote(target.vector)} of {target} can't be replaced while views show it: {', '.join(views)}",
-            hint="Drop them, run the same command again, and create them anew.",
-        )
 
 
 def _refuse_loss(ctx: Context, column: Column, aside: Column | None) -> None:

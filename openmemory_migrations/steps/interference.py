@@ -22,6 +22,7 @@ from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_err
 from ..errors import MigrationError
 from ..sql import Fragment, blocks, fill, joined, quote
 from ..target import Target
+from . import requirements
 
 BLOCKS = blocks("steps")
 
@@ -243,34 +244,11 @@ def of_updates(ctx: TableContext, lock_timeout_ms: int) -> Iterator[tuple[str, M
     parts = partitions.parts(db, ctx.table.oid)
     if not all(part.owned for part in parts) or not db.value("SELECT EXISTS (SELECT FROM {table})"):
         return
-    rules = list(db.rows(BLOCKS.rules, {"tables": [part.oid for part in parts]}))
-    for on, name in rules:
-        yield (
-            "rule",
-            MigrationError(
-                f"rule {quote(name)} on {on} rewrites each UPDATE",
-                detail="It can't be seen then what an UPDATE has written.",
-                hint=f"ALTER TABLE {on} DISABLE RULE {quote(name)}; and afterwards ENABLE.",
-            ),
-        )
+    rules = requirements.unmet(ctx, requirements.BLOCKS.rules)
+    yield from ((rule.code, rule.error) for rule in rules)
     for part in () if rules else parts:
         if part.is_leaf and (problem := _refused(part.at(db), ctx.target, part, lock_timeout_ms)):
             yield "update", problem
-
-
-def of_the_table(ctx: TableContext, lock_timeout_ms: int) -> Iterator[tuple[str, MigrationError]]:
-    """The same for a step that adds a column."""
-    if ctx.target.vector not in ctx.table.columns and ctx.db.value(
-        "SELECT reloftype <> 0 FROM pg_catalog.pg_class WHERE oid = :oid", {"oid": ctx.table.oid}
-    ):
-        yield (
-            "typed-table",
-            MigrationError(
-                f"{ctx.target} is a typed table, which gets no column of its own",
-                hint=f"ALTER TABLE {ctx.db.names['table']} NOT OF;",
-            ),
-        )
-    yield from of_updates(ctx, lock_timeout_ms)
 
 
 def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_ms: int) -> MigrationError | None:

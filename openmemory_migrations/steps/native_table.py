@@ -20,7 +20,7 @@ from ..errors import ANEW, MigrationError
 from ..index import choice, partitioned
 from ..sql import SQL, quote
 from ..target import Target
-from . import checks, finalize, interference, native_column
+from . import checks, finalize, interference, native_column, requirements
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def look(ctx: Context) -> Look:
     for _, problem in problems:
         raise problem
     if found.pending:
-        for _, problem in interference.of_the_table(found.ctx, ctx.settings.lock_timeout_ms):
+        for _, problem in interference.of_updates(found.ctx, ctx.settings.lock_timeout_ms):
             raise problem
     return found
 
@@ -201,8 +201,9 @@ def _problems(found: Look) -> Iterator[tuple[str, MigrationError]]:
                 hint="Create the table anew with dimensions, and copy the rows.",
             ),
         )
-    for missing in checks.missing_rights(replace(ctx, settings=replace(ctx.settings, sync_trigger=not found.empty))):
-        yield "rights", missing
+    rights = replace(ctx, settings=replace(ctx.settings, sync_trigger=not found.empty))
+    for missing in requirements.unmet(rights, requirements.BLOCKS.rights):
+        yield missing.code, missing.error
     if not found.empty:
         for problem in native_column.interfering(ctx):
             yield "interference", problem

@@ -70,7 +70,7 @@ def prepare(database: Database, schema: str, table: str) -> None:
         database.run(alter, value)
 
 
-@pytest.fixture(params=[NAMES, SHORT], ids=["long names", "short names"])
+@pytest.fixture(params=[NAMES, pytest.param(SHORT, marks=pytest.mark.slow)], ids=["long names", "short names"])
 def names(request: pytest.FixtureRequest) -> dict[str, str]:
     found: dict[str, str] = request.param
     return found
@@ -94,7 +94,9 @@ def untouched(database: Database) -> bool:
     return not database.rows("SELECT FROM public.pwned")
 
 
-@pytest.mark.parametrize("engine", ["native", "client", "server"])
+@pytest.mark.parametrize(
+    "engine", ["native", pytest.param("client", marks=pytest.mark.slow), pytest.param("server", marks=pytest.mark.slow)]
+)
 def test_a_life_under_these_settings(table: Database, names: dict[str, str], engine: str) -> None:
     env = {"OM_PG_SCHEMA": names["schema"], "OM_VECTOR_TABLE": names["table"], "OM_BACKFILL_ENGINE": engine}
     env["OM_VEC_DIM"] = str(DIM)
@@ -122,7 +124,7 @@ def test_a_life_under_these_settings(table: Database, names: dict[str, str], eng
     assert untouched(table)
 
 
-@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
+@pytest.mark.parametrize("single", [{}, pytest.param(SINGLE, marks=pytest.mark.slow)], ids=["", "one transaction"])
 def test_a_script_under_these_settings(
     server: Server, table: Database, names: dict[str, str], single: dict[str, str]
 ) -> None:

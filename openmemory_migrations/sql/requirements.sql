@@ -1,0 +1,197 @@
+-- what has to hold before anything is changed: each block gives what does not, the first thing first. The steps and the
+-- scripts raise that one, `check` lists all of them
+
+-- it --
+SELECT c.oid, c.relkind, c.relispartition, c.reloftype, pg_catalog.pg_get_userbyid(c.relowner) AS owner
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE n.nspname = {schema_name} AND c.relname = {table_name}
+
+-- tree --
+-- the table, its partitions, and what else inherits from it
+SELECT oid FROM it
+  UNION ALL
+  SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
+
+-- columns --
+SELECT a.attname, a.attnum, a.attgenerated, a.atttypmod, pg_catalog.format_type(a.atttypid, -1) AS type,
+         t.typname = 'vector' AND e.oid IS NOT NULL AS is_vector,
+         coalesce(pg_catalog.col_description(a.attrelid, a.attnum), '') AS comment
+  FROM it JOIN pg_catalog.pg_attribute a ON a.attrelid = it.oid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+       LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace
+  WHERE a.attnum > 0 AND NOT a.attisdropped
+
+-- table --
+-- a table that was cut over may have no source, and one of vectors needs none that is not generated unless it gets its
+-- dimensions
+WITH RECURSIVE it AS MATERIALIZED (
+  {>it}),
+tree (oid) AS (
+  {>tree}),
+parts AS MATERIALIZED (
+  SELECT c.relkind, '"' || n.nspname || '.' || c.relname || '"' AS shown, pg_catalog.row_security_active(c.oid) AS hidden
+  FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace),
+columns AS MATERIALIZED (
+  {>columns}),
+source AS (
+  SELECT s.* FROM it LEFT JOIN columns s ON s.attname = {source_name}
+  WHERE it.relkind IN ('r', 'p')
+    AND NOT EXISTS (SELECT FROM columns WHERE attname IN ({source_name}, {vector_name}) AND is_vector
+                    AND starts_with(comment, {cut_over_mark})))
+SELECT code, 'error' AS severity, message, detail, hint FROM (
+  SELECT 1 AS place, 'table' AS code, 'table ' || {itself} || ' does not exist' AS message, NULL AS detail,
+         'Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them; it creates the table when it starts.' AS hint
+  WHERE NOT EXISTS (SELECT FROM it)
+  UNION ALL
+  SELECT 2, 'table', {itself} || ' is a partition', NULL,
+         'Set OM_VECTOR_TABLE to the table that it is a partition of.'
+  FROM it WHERE relispartition
+  UNION ALL
+  SELECT 3, 'table',
+         {itself} || CASE relkind WHEN 'v' THEN ' is a view' WHEN 'm' THEN ' is a materialized view'
+                                  WHEN 'f' THEN ' is a foreign table' WHEN 'r' THEN ' is a table that others inherit from'
+                                  ELSE ' is no table' END,
+         NULL, 'Only an ordinary or a partitioned table can be migrated.'
+  FROM it
+  WHERE NOT relispartition AND relkind <> 'p'
+    AND (relkind <> 'r' OR EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = it.oid))
+  UNION ALL
+  SELECT 4, 'table', 'partition ' || shown || ' of ' || {itself} || ' is a foreign table', NULL,
+         'Only tables of this server can be migrated; detach it, or migrate it where it is.'
+  FROM parts WHERE relkind NOT IN ('r', 'p') AND EXISTS (SELECT FROM it WHERE it.relkind = 'p')
+  UNION ALL
+  SELECT 5, 'table', 'table ' || {itself} || ' has no column ' || {source_shown},
+         'Its columns are ' || (SELECT string_agg('"' || replace(attname, '"', '""') || '"', ', ' ORDER BY attnum)
+                                FROM columns) || '.',
+         'Set OM_PG_SCHEMA and OM_VECTOR_TABLE to the table that OpenMemory writes its vectors to.'
+  FROM source WHERE attname IS NULL
+  UNION ALL
+  SELECT 6, 'table', 'column ' || {source_shown} || ' of ' || {itself} || ' is of type ' || type, NULL,
+         'Expected bytea (float32, little-endian), as OpenMemory creates it.'
+  FROM source WHERE type <> 'bytea' AND NOT is_vector
+  UNION ALL
+  SELECT 7, 'generated', 'column ' || {source_shown} || ' of ' || {itself} || ' is a generated column',
+         'It has no value yet when a trigger fires, so nothing could keep vectors in step with it.',
+         CASE attgenerated WHEN 's' THEN 'ALTER TABLE ' || {table_shown} || ' ALTER COLUMN ' || {source_shown}
+                                         || ' DROP EXPRESSION; and have the application write it.'
+              ELSE 'Make it an ordinary column, and have the application write it.' END
+  FROM source WHERE attgenerated <> '' AND (type = 'bytea' OR is_vector AND atttypmod < 1)
+  UNION ALL
+  SELECT 8, 'table', 'row-level security of ' || shown || ' would hide rows from this role', NULL,
+         'Connect as a role that bypasses it: the owner (without FORCE), one with BYPASSRLS, a superuser.'
+  FROM parts WHERE hidden) AS unmet
+ORDER BY place, message
+
+-- rights --
+-- of the first step: to add a column and, unless nothing is to follow the source, a trigger
+WITH RECURSIVE it AS MATERIALIZED (
+  {>it}),
+tree (oid) AS (
+  {>tree}),
+parts AS MATERIALIZED (
+  SELECT c.oid, n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+         pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned
+  FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace),
+who AS (SELECT '"' || replace(current_user, '"', '""') || '"' AS role,
+               '"' || replace(owner, '"', '""') || '"' AS owner FROM it)
+SELECT code, 'error' AS severity, message, detail, hint FROM (
+  SELECT 1 AS place, 'rights' AS code, 'role ' || who.role || ' does not own table ' || {itself} AS message,
+         'Only its owner, ' || who.owner || ', or a member of that role can add a column and a trigger.' AS detail,
+         'Connect as ' || who.owner || ', or: GRANT ' || who.owner || ' TO ' || who.role || ';' AS hint
+  FROM parts JOIN it USING (oid), who WHERE NOT owned
+  UNION ALL
+  SELECT 2, 'rights',
+         'role ' || who.role || ' does not own partition "' || nspname || '.' || relname || '" of ' || {itself},
+         'It belongs to "' || replace(parts.owner, '"', '""') || '"; a column is added to all partitions at once.',
+         'ALTER TABLE "' || replace(nspname, '"', '""') || '"."' || replace(relname, '"', '""') || '" OWNER TO '
+         || who.owner || ';'
+  FROM parts, who WHERE NOT owned AND parts.oid <> (SELECT oid FROM it)
+  UNION ALL
+  SELECT 3, 'rights', 'role ' || who.role || ' may not create functions in schema ' || {schema_shown}, NULL,
+         'GRANT CREATE ON SCHEMA ' || {schema_shown} || ' TO ' || who.role || ';'
+  FROM who WHERE {sync_trigger} AND NOT has_schema_privilege({schema_name}, 'CREATE')) AS unmet
+ORDER BY place, message
+
+-- rules --
+-- of the rows that there are, which an UPDATE could not be seen to change
+WITH RECURSIVE it AS MATERIALIZED (
+  {>it}),
+tree (oid) AS (
+  {>tree}),
+found AS (
+  SELECT CAST(CAST(r.ev_class AS regclass) AS text) AS on_table, '"' || replace(r.rulename, '"', '""') || '"' AS rule
+  FROM tree JOIN pg_catalog.pg_rewrite r ON r.ev_class = tree.oid WHERE r.ev_type = '2' AND r.ev_enabled <> 'D')
+SELECT 'rule' AS code, 'error' AS severity, 'rule ' || rule || ' on ' || on_table || ' rewrites each UPDATE' AS message,
+       'It can''t be seen then what an UPDATE has written.' AS detail,
+       'ALTER TABLE ' || on_table || ' DISABLE RULE ' || rule || '; and afterwards ENABLE.' AS hint
+FROM found ORDER BY on_table, rule
+
+-- extension --
+WITH installed AS (
+  SELECT n.nspname, '"' || replace(n.nspname, '"', '""') || '"' AS shown
+  FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector')
+SELECT code, 'error' AS severity, message, detail, hint FROM (
+  SELECT 1 AS place, 'extension-unavailable' AS code, 'extension "vector" is not available on this server' AS message,
+         CAST(NULL AS text) AS detail,
+         'Have an administrator install pgvector for this PostgreSQL, then: CREATE EXTENSION vector;' AS hint
+  WHERE NOT EXISTS (SELECT FROM installed)
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name = 'vector')
+  UNION ALL
+  SELECT 2, 'rights',
+         'role "' || replace(current_user, '"', '""') || '" may not use schema ' || shown
+         || ', where extension "vector" is', NULL,
+         'GRANT USAGE ON SCHEMA ' || shown || ' TO "' || replace(current_user, '"', '""') || '";'
+  FROM installed WHERE NOT has_schema_privilege(nspname, 'USAGE')) AS unmet
+ORDER BY place
+
+-- extension_creation --
+-- by a superuser, or, where the administrators have called it trusted, by who may create in the database. A hosting
+-- service may have other rules, so the step tries, and only `check` goes by this
+SELECT 'extension-rights' AS code, 'error' AS severity,
+       'role "' || replace(current_user, '"', '""') || '" may not create extension "vector"' AS message,
+       CAST(NULL AS text) AS detail,
+       'Have an administrator run: CREATE EXTENSION vector SCHEMA '
+       || CASE WHEN to_regnamespace({extensions}) IS NULL THEN '"public"' ELSE {extensions_shown} END || ';' AS hint
+FROM pg_catalog.pg_available_extensions e
+     JOIN pg_catalog.pg_available_extension_versions v ON v.name = e.name AND v.version = e.default_version
+WHERE e.name = 'vector' AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'vector')
+  AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
+  AND NOT (v.trusted AND has_database_privilege(current_database(), 'CREATE'))
+
+-- column --
+-- ours can be added, and one of others' under its name set aside for it
+WITH RECURSIVE it AS MATERIALIZED (
+  {>it}),
+tree (oid) AS (
+  {>tree}),
+columns AS MATERIALIZED (
+  {>columns}),
+other AS (
+  SELECT * FROM columns
+  WHERE attname = {vector_name} AND NOT (is_vector AND starts_with(comment, {own_mark}))),
+views AS (
+  SELECT string_agg(DISTINCT CAST(CAST(w.ev_class AS regclass) AS text), ', ') AS names
+  FROM tree JOIN pg_catalog.pg_depend d ON d.refobjid = tree.oid
+       JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+       JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid
+  WHERE d.classid = CAST('pg_catalog.pg_rewrite' AS regclass)
+    AND d.refclassid = CAST('pg_catalog.pg_class' AS regclass) AND a.attname = {vector_name})
+SELECT code, 'error' AS severity, message, detail, hint FROM (
+  SELECT 0 AS place, 'typed-table' AS code, {itself} || ' is a typed table, which gets no column of its own' AS message,
+         CAST(NULL AS text) AS detail, 'ALTER TABLE ' || {table_shown} || ' NOT OF;' AS hint
+  FROM it WHERE reloftype <> 0 AND NOT EXISTS (SELECT FROM columns WHERE attname = {vector_name})
+  UNION ALL
+  SELECT 1, 'column-taken', 'column ' || {vector_shown} || ' of ' || {itself} || ' is of type ' || type, NULL,
+         'Rename or drop that column: this package puts its vectors there.'
+  FROM other WHERE NOT is_vector
+  UNION ALL
+  SELECT 2, 'column-taken',
+         {itself} || ' has both ' || {vector_shown} || ' and ' || {adopted_shown} || ', neither made by this package',
+         NULL,
+         'Rename or drop ' || {adopted_shown} || ': the existing column is set aside under that name.'
+  FROM other WHERE EXISTS (SELECT FROM columns WHERE attname = {adopted_name})
+  UNION ALL
+  SELECT 3, 'column-taken',
+         'column ' || {vector_shown} || ' of ' || {itself} || ' can''t be replaced while views show it: ' || names,
+         NULL, 'Drop them, run the same command again, and create them anew.'
+  FROM other, views WHERE names IS NOT NULL) AS unmet
+ORDER BY place, message

@@ -1,0 +1,49 @@
+"""What has to hold before anything is changed: one query each, which the steps, `check` and the scripts ask alike.
+
+Each refusal names the thing, what was expected, and how to go on.
+"""
+
+from __future__ import annotations
+
+from ..db.context import Context
+from ..finding import Finding
+from ..settings import Settings
+from ..sql import Fragment, blocks, literal, quote
+from ..target import CUT_OVER, OWN_COMMENT, Target
+
+BLOCKS = blocks("requirements")
+EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
+
+
+def names(target: Target, settings: Settings) -> dict[str, Fragment]:
+    """Of a block: strings, as they are and as messages show them."""
+    texts = {
+        "itself": str(target),
+        "schema_name": target.schema,
+        "schema_shown": quote(target.schema),
+        "table_name": target.table,
+        "table_shown": quote(target.schema, target.table),
+        "source_name": target.source,
+        "source_shown": quote(target.source),
+        "vector_name": target.vector,
+        "vector_shown": quote(target.vector),
+        "adopted_name": target.adopted,
+        "adopted_shown": quote(target.adopted),
+        "own_mark": OWN_COMMENT,
+        "cut_over_mark": CUT_OVER,
+        "extensions": EXTENSIONS_SCHEMA,
+        "extensions_shown": quote(EXTENSIONS_SCHEMA),
+    }
+    return {"sync_trigger": settings.sync_trigger, **{name: literal(text) for name, text in texts.items()}}
+
+
+def unmet(ctx: Context, block: str) -> list[Finding]:
+    """What does not hold of a block's, the first thing first."""
+    found = ctx.db.rows(block, **names(ctx.target, ctx.settings))
+    return [Finding(severity, code, message, detail, hint) for code, severity, message, detail, hint in found]
+
+
+def require(ctx: Context, block: str) -> None:
+    """Raises MigrationError for the first thing that doesn't hold."""
+    for found in unmet(ctx, block):
+        raise found.error
