@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -20,7 +19,7 @@ from openmemory_migrations.backfill import walk
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.errors import MigrationError
 from openmemory_migrations.settings import Settings
-from openmemory_migrations.sql import Fragment
+from openmemory_migrations.sql import Fragment, blocks, dollar_quote, fill, quote
 from tests.support.bad_rows import BAD, BAD_COUNT, CONFIGURED, with_v
 from tests.support.commands import alembic
 from tests.support.databases import Databases
@@ -204,9 +203,8 @@ def test_runs_started_together_share_the_table_and_the_function_and_do_nothing_t
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["anew", "again"])
 def test_who_comes_second_finds_the_function_that_another_is_creating(table: Database, how: str) -> None:
-    source = (Path(ops.__file__).parent / "encoding" / "sync_trigger.py").read_text()
-    (text,) = re.findall(r'CREATE_CONVERT = """(.*?)"""', source, re.DOTALL)
-    create = text.format(convert="public.openmemory_bytea_to_vector", ext="public", tag="$f$")
+    names = {"convert": quote("public", "openmemory_bytea_to_vector"), "ext": quote("public"), "tag": dollar_quote([])}
+    create = fill(blocks("encoding").create_convert, names)
     done: list[object] = []
 
     def run() -> None:
