@@ -52,6 +52,7 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
         yield from _refused("stamp", lambda: checks.require_column(ctx.table, target, ctx.settings, stamped))
     elif column is not None and column.ours:
         yield from _refused("dimensions", lambda: checks.agree(column, ctx.settings, target))
+    yield from requirements.unmet(ctx, requirements.BLOCKS.source)
     yield from requirements.unmet(ctx, requirements.BLOCKS.column)
     aside = ctx.table.columns.get(target.adopted)
     adopting = (column is not None and not column.ours) or (aside is not None and aside.set_aside)

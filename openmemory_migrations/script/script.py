@@ -392,7 +392,7 @@ class Script:
             "online_hint": f"Scripts (--sql) are for ordinary tables of bytes. {self.online}",
         }
         asked = requirements.BLOCKS
-        of_expand = (asked.table, asked.rights, asked.extension, asked.column)
+        of_expand = (asked.table, *requirements.OF_EXPAND)
         names |= {
             "table_requirements": fill(asked.table, names),
             "expand_requirements": joined(

@@ -21,8 +21,7 @@ SELECT a.attname, a.attnum, a.attgenerated, a.atttypmod, pg_catalog.format_type(
   WHERE a.attnum > 0 AND NOT a.attisdropped
 
 -- table --
--- a table that was cut over may have no source, and one of vectors needs none that is not generated unless it gets its
--- dimensions
+-- a table that was cut over may have no source
 WITH RECURSIVE it AS MATERIALIZED (
   {>it}),
 tree (oid) AS (
@@ -69,14 +68,7 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
          'Expected bytea (float32, little-endian), as OpenMemory creates it.'
   FROM source WHERE type <> 'bytea' AND NOT is_vector
   UNION ALL
-  SELECT 7, 'generated', 'column ' || {source_shown} || ' of ' || {itself} || ' is a generated column',
-         'It has no value yet when a trigger fires, so nothing could keep vectors in step with it.',
-         CASE attgenerated WHEN 's' THEN 'ALTER TABLE ' || {table_shown} || ' ALTER COLUMN ' || {source_shown}
-                                         || ' DROP EXPRESSION; and have the application write it.'
-              ELSE 'Make it an ordinary column, and have the application write it.' END
-  FROM source WHERE attgenerated <> '' AND (type = 'bytea' OR is_vector AND atttypmod < 1)
-  UNION ALL
-  SELECT 8, 'table', 'row-level security of ' || shown || ' would hide rows from this role', NULL,
+  SELECT 7, 'table', 'row-level security of ' || shown || ' would hide rows from this role', NULL,
          'Connect as a role that bypasses it: the owner (without FORCE), one with BYPASSRLS, a superuser.'
   FROM parts WHERE hidden) AS unmet
 ORDER BY place, message
@@ -156,6 +148,20 @@ FROM pg_catalog.pg_available_extensions e
 WHERE e.name = 'vector' AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'vector')
   AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
   AND NOT (v.trusted AND has_database_privilege(current_database(), 'CREATE'))
+
+-- source --
+-- of a column that is to follow it
+WITH it AS MATERIALIZED (
+  {>it}),
+columns AS MATERIALIZED (
+  {>columns})
+SELECT 'generated' AS code, 'error' AS severity,
+       'column ' || {source_shown} || ' of ' || {itself} || ' is a generated column' AS message,
+       'It has no value yet when a trigger fires, so nothing could keep vectors in step with it.' AS detail,
+       CASE attgenerated WHEN 's' THEN 'ALTER TABLE ' || {table_shown} || ' ALTER COLUMN ' || {source_shown}
+                                       || ' DROP EXPRESSION; and have the application write it.'
+            ELSE 'Make it an ordinary column, and have the application write it.' END AS hint
+FROM columns WHERE attname = {source_name} AND attgenerated <> ''
 
 -- column --
 -- ours can be added, and one of others' under its name set aside for it

@@ -34,8 +34,7 @@ def upgrade(ctx: Context) -> None:
         table = checks.require_table(ctx)
         if checks.already_vector(table, target):
             return
-        for block in (requirements.BLOCKS.rights, requirements.BLOCKS.extension, requirements.BLOCKS.column):
-            requirements.require(ctx, block)
+        requirements.require(ctx, *requirements.OF_EXPAND)
         extension = catalog.extension(db)
         size = _dimensions(ctx.with_table(table), extension)
         column = table.columns.get(target.vector)

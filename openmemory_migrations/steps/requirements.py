@@ -12,6 +12,7 @@ from ..sql import Fragment, blocks, literal, quote
 from ..target import CUT_OVER, OWN_COMMENT, Target
 
 BLOCKS = blocks("requirements")
+OF_EXPAND = (BLOCKS.rights, BLOCKS.extension, BLOCKS.source, BLOCKS.column)  # once it is known that there is a table
 EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 
 
@@ -43,7 +44,8 @@ def unmet(ctx: Context, block: str) -> list[Finding]:
     return [Finding(severity, code, message, detail, hint) for code, severity, message, detail, hint in found]
 
 
-def require(ctx: Context, block: str) -> None:
+def require(ctx: Context, *asked: str) -> None:
     """Raises MigrationError for the first thing that doesn't hold."""
-    for found in unmet(ctx, block):
-        raise found.error
+    for block in asked:
+        for found in unmet(ctx, block):
+            raise found.error
