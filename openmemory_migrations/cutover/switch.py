@@ -9,13 +9,13 @@ from ..columns import guard, marks, properties
 from ..columns.marks import UNDO, Mark
 from ..db import catalog, locks, partitions
 from ..db.context import Context, TableContext, VectorContext
-from ..encoding import back_trigger, sync_trigger
+from ..encoding import back_trigger
 from ..errors import Changed
 from ..index import build, choice, partitioned
 from ..index.build import CannotBuild
 from ..index.choice import INDEX_DIMENSIONS, NoIndex
 from ..sql import quote
-from ..steps import checks, interference
+from ..steps import checks, interference, statements
 from . import gate, kept, preparations
 
 
@@ -146,7 +146,7 @@ def _switch(ctx: TableContext, mode: str, renamed: str | None, away: int) -> Mar
     parts = partitions.parts(db, ctx.table.oid)
     source, vector = properties.attributes(db, target.source), properties.attributes(db, target.vector)
     dimensions = ctx.table.columns[target.vector].dimensions
-    sync_trigger.drop_trigger(db)
+    statements.run(ctx, statements.BLOCKS.remove_trigger)
     preparations.drop_left_at_once(ctx, parts)
     grants = properties.grants(db, parts, target.source)
     if mode == "drop":

@@ -23,12 +23,12 @@ from ..db import catalog, locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database, Seen
-from ..encoding import back_trigger, sync_trigger
+from ..encoding import back_trigger
 from ..errors import Changed, MigrationError
 from ..index import replacement
 from ..index.choice import of_all_rows
 from ..sql import quote
-from ..steps import checks, interference, requirements
+from ..steps import checks, interference, requirements, statements
 from ..target import Target
 from ..verify import verification
 from . import kept, preparations
@@ -210,9 +210,7 @@ def _switch(ctx: VectorContext, at: Database, found: Mark) -> None:
     properties.set_default(db, target.source, found.source.default)
     properties.comment(db, target.source, found.source.comment)
     properties.comment(db, target.vector, target.comment)
-    names = ctx.extension.names()
-    sync_trigger.create_convert(db, **names)
-    sync_trigger.create_trigger(db, table.columns[found.now(target).vector].dimensions, **names)
+    statements.run(ctx, statements.BLOCKS.add_trigger, table.columns[found.now(target).vector].dimensions)
     if found.mode == "swap":
         _rename_index(ctx, found)
 

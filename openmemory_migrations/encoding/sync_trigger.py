@@ -57,24 +57,6 @@ def ensure_convert(db: Database, **names: SQL) -> None:
             raise as_migration_error(error, "creating the function that converts") from error
 
 
-def create_trigger(db: Database, dimensions: int | None, **names: SQL) -> None:
-    """One statement each, inside the caller's transaction; SHARE ROW EXCLUSIVE on the table."""
-    size = SQL("NULL") if dimensions is None else dimensions
-    db.run(BLOCKS.create_sync, dimensions=size, tag=dollar_quote([*db.names.values(), *names.values()]), **names)
-    db.run("REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC")
-    of_a_trigger(db, BLOCKS.create_sync_trigger, **names)
-    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["sync"])
-    db.run("COMMENT ON TRIGGER {sync} ON {table} IS {comment}")
-
-
-def drop_trigger(db: Database) -> None:
-    """The trigger and its function, then the function that converts if no other table of the schema needs it."""
-    of_a_trigger(db, "DROP TRIGGER IF EXISTS {sync} ON {table}")
-    db.run("DROP FUNCTION IF EXISTS {sync_function}()")
-    if not called(db, db.names["convert"]):
-        db.run("DROP FUNCTION IF EXISTS {convert}(bytea, integer)")
-
-
 def called(db: Database, function: str) -> bool:
     """Whether another function calls the one of that quoted name: each table's trigger has one that does."""
     calls = "SELECT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE position(:call IN prosrc) > 0)"

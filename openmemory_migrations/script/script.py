@@ -27,8 +27,8 @@ from ..errors import INDEX_ANEW
 from ..index import build, choice
 from ..index.choice import SLOWER, NoIndex, Plan
 from ..settings import Settings
-from ..sql import SQL, Argument, Fragment, blocks, dollar_quote, fill, formatted, joined, literal, quote
-from ..steps import requirements
+from ..sql import SQL, Argument, Fragment, blocks, dollar_quote, fill, joined, literal, quote
+from ..steps import requirements, statements
 from ..steps.interference import NAME_COLUMNS
 from ..target import CUT_OVER as CUT_OVER_COMMENT
 from ..target import OWN_COMMENT, SET_ASIDE, Target
@@ -36,7 +36,6 @@ from ..target import OWN_COMMENT, SET_ASIDE, Target
 BLOCKS = blocks("script")
 PLACES = 2048  # that a row may have in a page, and more, whatever the size of a block
 PAGES = 64  # of heap, in one batch at most: some 14,000 of the smallest rows
-EXT = Argument("%1$s")  # the extension's schema, in what a block EXECUTEs
 
 RUNNING = "-- Running "  # of Alembic's, before each step
 
@@ -262,7 +261,7 @@ class Script:
 
     def formatted(self, template: str, **more: Fragment) -> SQL:
         """The same for EXECUTE format(), whose first argument is the extension's schema."""
-        return literal(fill(formatted(template), {**self._inner(), "ext": EXT, **more}, formatted))
+        return statements.with_extension(template, self._inner(), **more)
 
     def _inner(self) -> dict[str, Fragment]:
         own = self.target.names()
@@ -278,21 +277,6 @@ class Script:
             ),
             "tag": dollar_quote(own.values()),
         }
-
-    @property
-    def create_trigger(self) -> SQL:
-        """What makes the trigger and its functions, in a DO block that knows the extension's schema."""
-        texts = (
-            sync_trigger.BLOCKS.create_convert,
-            sync_trigger.BLOCKS.create_sync,
-            "REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC",
-            sync_trigger.BLOCKS.create_sync_trigger,
-            sync_trigger.FIRE_ALWAYS.replace("{trigger}", "{sync}"),
-            "COMMENT ON TRIGGER {sync} ON {table} IS {comment}",
-        )
-        of = {"quoted": SQL(BLOCKS.quoted)}
-        execute = [fill("EXECUTE format({text}, {quoted});", {**of, "text": self.formatted(text)}) for text in texts]
-        return joined("\n      ", execute)
 
     def names(self) -> dict[str, Fragment | str]:
         target, settings, sql, formatted = self.target, self.settings, self.sql, self.formatted
@@ -340,7 +324,6 @@ class Script:
             "count_lost": formatted(
                 "SELECT count(*) FROM {table} WHERE {source} IS NULL AND {ext}.vector_dims({vector}) <> {size}"
             ),
-            "rename": sql("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}"),
             "count_sourceless": sql(
                 "SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL AND " + STORED.without("{column_size}")
             ),
@@ -350,18 +333,11 @@ class Script:
                 which=Argument("%1$s"),
             ),
             "not_kept": sql(" AND {vector}::text IS DISTINCT FROM {adopted}::text"),
-            "set_aside": sql("COMMENT ON COLUMN {table}.{adopted} IS "),
-            "set_aside_comment": SET_ASIDE,
-            "set_aside_length": len(SET_ASIDE) + 1,
-            "restore": sql("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}"),
-            "add": formatted("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {vector} {ext}.vector({size})"),
             "write": sql(
                 "UPDATE ONLY {table} SET {source} = {source} WHERE ctid = (SELECT ctid FROM ONLY {table} LIMIT 1)"
             ),
             "write_fails": f"UPDATE of {target} would fail from now on: in a trigger, SQLSTATE ",
             "name_columns": NAME_COLUMNS.format(table=target.names()["table"]),
-            "remark": sql("COMMENT ON COLUMN {table}.{vector} IS {comment}"),
-            "drop_column": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}"),
             "drop_adopted": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
             "not_carried": sql(
                 "SELECT count(*) FROM {table} WHERE {adopted} IS NOT NULL AND CASE WHEN {source} IS NULL"
@@ -373,7 +349,6 @@ class Script:
             if settings.sync_trigger
             else fill(BLOCKS.drop_convert, {**own, "call": own["convert"] + "("}),
             "guard_comment": guard.COMMENT,
-            "trigger": self.create_trigger if settings.sync_trigger else SQL(""),
             "kept_text": own["kept"],
             "kept_comment": kept.COMMENT,
             "kept_away": f"rows of {target} are in table {quote(target.kept)}, where a cutover has left them",
@@ -392,9 +367,18 @@ class Script:
             "online_hint": f"Scripts (--sql) are for ordinary tables of bytes. {self.online}",
         }
         asked = requirements.BLOCKS
+        of_change = {**requirements.names(target, settings), **statements.names(target, self.size)}
+
+        def changes(template: str) -> SQL:
+            return fill("ARRAY(SELECT statement FROM ({it}) AS wanted)", {"it": fill(template, of_change)})
+
         of_expand = (asked.table, *requirements.OF_EXPAND)
         names |= {
             "table_requirements": fill(asked.table, names),
+            "add_column": changes(asked.add_column),
+            "add_trigger": changes(asked.add_trigger) if settings.sync_trigger else SQL("ARRAY[]::text[]"),
+            "remove_trigger": changes(asked.remove_trigger),
+            "remove_column": changes(asked.remove_column),
             "expand_requirements": joined(
                 "\nUNION ALL\n", (fill(f"SELECT * FROM ({block}) AS unmet", names) for block in of_expand)
             ),
@@ -419,7 +403,7 @@ class Script:
             "portable": sql("{convert}({source}, {size})"),
             "native": formatted(native.fit(self.size)),
             "create_native": formatted(";\n".join(native.CREATE)),
-            "try_native": native.trial(ext=EXT),  # in which there is no percent sign
+            "try_native": native.trial(ext=statements.EXT),  # in which there is no percent sign
             "native_version": literal(f"{{{','.join(map(str, native.OLDEST))}}}"),
             "drop_native": SQL(native.DROP + ";"),
             "may_be_native": settings.backfill_engine in (None, "native"),

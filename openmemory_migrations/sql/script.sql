@@ -92,6 +92,7 @@ DECLARE
   found record;
   lost bigint;
   writes boolean;
+  statement text;
 BEGIN
   {>begin}
   {>require_ordinary}
@@ -127,13 +128,9 @@ BEGIN
           writes := false;
         END;
       END IF;
-      IF found.type IS NOT NULL AND NOT found.ours THEN
-        EXECUTE {rename};
-        EXECUTE {set_aside} || quote_literal({set_aside_comment|literal} || found.comment);
-      END IF;
-      EXECUTE format({add}, {>quoted});
-      EXECUTE {remark};
-      {trigger}
+      FOREACH statement IN ARRAY {add_column} || {add_trigger} LOOP
+        EXECUTE statement;
+      END LOOP;
       IF writes THEN
         {>try_write}
         WHEN {>lock_failed} THEN
@@ -510,7 +507,7 @@ DO {tag}
 DECLARE
   found record;
   aside record;
-  guard record;
+  statement text;
   lost bigint;
   not_finite bigint;
   newly bigint;
@@ -551,10 +548,9 @@ BEGIN
             HINT = 'Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS=' || lost;
         END IF;
       END IF;
-      {>drop_guard}
-      DROP TRIGGER IF EXISTS {sync} ON {table};
-      DROP FUNCTION IF EXISTS {sync_function}();
-      {>drop_convert}
+      FOREACH statement IN ARRAY {remove_trigger} || {remove_column} LOOP
+        EXECUTE statement;
+      END LOOP;
       -- of a cutover that was interrupted and never resumed; its other preparations go along
       IF {>kept_exists} THEN
         LOCK TABLE {kept} IN ACCESS EXCLUSIVE MODE;
@@ -562,13 +558,6 @@ BEGIN
           RAISE EXCEPTION USING MESSAGE = {kept_away|literal}, HINT = {kept_hint|literal};
         END IF;
         DROP TABLE {kept};
-      END IF;
-      IF found.ours THEN
-        EXECUTE {drop_column};
-        IF aside.ours THEN
-          EXECUTE {set_aside} || coalesce(quote_literal(nullif(substr(aside.comment, {set_aside_length}), '')), 'NULL');
-          EXECUTE {restore};
-        END IF;
       END IF;
       EXIT;
     {>again}

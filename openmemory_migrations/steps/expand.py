@@ -14,13 +14,13 @@ from ..db.catalog import Column, Extension
 from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.sqlerrors import as_migration_error, sqlstate
-from ..encoding import dimensions, sync_trigger
+from ..encoding import dimensions
 from ..encoding.stored import STORED
 from ..errors import ANEW, MigrationError
 from ..settings import Settings
-from ..sql import SQL, blocks, fill, literal, quote
-from ..target import SET_ASIDE, Target
-from . import checks, interference, requirements
+from ..sql import SQL, blocks, fill, quote
+from ..target import Target
+from . import checks, interference, requirements, statements
 
 BLOCKS = blocks("steps")
 
@@ -49,19 +49,13 @@ def upgrade(ctx: Context) -> None:
     db.take_over()
 
     interference.warn(interfering)
-    names = extension.names()
     what = f"adding {quote(target.vector)} to {target}"
 
     def change() -> None:
         checks.lock(ctx.with_table(table))
-        if column is not None and not column.ours:
-            db.run("ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}")
-            _comment(db, SET_ASIDE + column.comment)
-        db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {vector} {type}", type=vector_type(extension, size))
-        db.run("COMMENT ON COLUMN {table}.{vector} IS {comment}")
+        statements.run(ctx, statements.BLOCKS.add_column, size)
         if settings.sync_trigger:
-            sync_trigger.create_convert(db, **names)
-            sync_trigger.create_trigger(db, size, **names)
+            statements.run(ctx, statements.BLOCKS.add_trigger, size)
 
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change))
     log.notice(
@@ -131,23 +125,15 @@ def _take_away(ctx: Context) -> None:
         log.warning(f"column {quote(target.vector)} of {target} is not this package's, leaving it")
 
     def change() -> None:
-        guard.drop(db)
-        sync_trigger.drop_trigger(db)
+        statements.run(ctx, statements.BLOCKS.remove_trigger)
         if column is not None and column.ours:
-            db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {vector}")
-            if aside is not None:
-                _comment(db, aside.comment.removeprefix(SET_ASIDE))
-                db.run("ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}")
+            statements.run(ctx, statements.BLOCKS.remove_column)
 
     what = f"removing {quote(target.vector)} from {target}"
     locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change), seen)
     if column is not None and column.ours:
         what = "as the upgrade found it, is back" if aside else f"dropped, {quote(target.source)} is as it was"
         log.notice(f"column {quote(target.vector)} of {target}{',' if aside else ''} {what}")
-
-
-def _comment(db: Database, text: str) -> None:
-    db.run("COMMENT ON COLUMN {table}.{adopted} IS {text}", text=literal(text) if text else SQL("NULL"))
 
 
 def _origin(settings: Settings) -> str:

@@ -11,7 +11,7 @@ from ..settings import Settings
 from ..sql import Fragment, blocks, literal, quote
 from ..target import CUT_OVER, OWN_COMMENT, Target
 
-BLOCKS = blocks("requirements")
+BLOCKS = blocks("questions")
 OF_EXPAND = (BLOCKS.rights, BLOCKS.extension, BLOCKS.source, BLOCKS.column)  # once it is known that there is a table
 EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 

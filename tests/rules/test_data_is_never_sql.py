@@ -199,6 +199,8 @@ VOUCHED = {
     "sql/__init__.py:dollar_quote": "a tag that is in no text",
     "sql/__init__.py:fill": "nothing but SQL and numbers was put in",
     "sql/__init__.py:joined": "SQL, joined by constants",
+    "steps/statements.py:names": "a number in parentheses",
+    "steps/statements.py:run": "statements that a block of ours has put together",
     "verify/equality.py:_inside": "numbers",
     "verify/queries.py:_bound": "a number",
     "verify/queries.py:_sizes": "one of two constants",

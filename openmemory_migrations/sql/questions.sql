@@ -1,5 +1,6 @@
--- what has to hold before anything is changed: each block gives what does not, the first thing first. The steps and the
--- scripts raise that one, `check` lists all of them
+-- what the steps and the scripts ask alike. Requirements give what does not hold, the first thing first: step and script
+-- raise that one, `check` lists all. Statements are executed one after the other, under the lock on
+-- the table; Citus has to be told of the DDL of a trigger
 
 -- it --
 SELECT c.oid, c.relkind, c.relispartition, c.reloftype, pg_catalog.pg_get_userbyid(c.relowner) AS owner
@@ -201,3 +202,91 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
          NULL, 'Drop them, run the same command again, and create them anew.'
   FROM other, views WHERE names IS NOT NULL) AS unmet
 ORDER BY place, message
+
+-- ext --
+SELECT '"' || replace(n.nspname, '"', '""') || '"' AS name
+  FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
+
+-- add_column --
+WITH it AS MATERIALIZED (
+  {>it}),
+columns AS MATERIALIZED (
+  {>columns}),
+ext AS (
+  {>ext}),
+other AS (
+  SELECT * FROM columns
+  WHERE attname = {vector_name} AND NOT (is_vector AND starts_with(comment, {own_mark})))
+SELECT statement, of_trigger FROM (
+  SELECT 1 AS place, {rename} AS statement, false AS of_trigger FROM other
+  UNION ALL
+  SELECT 2, {comment_adopted} || quote_literal({set_aside_mark} || comment), false FROM other
+  UNION ALL
+  SELECT 3, format({add}, name), false FROM ext
+  WHERE EXISTS (SELECT FROM other) OR NOT EXISTS (SELECT FROM columns WHERE attname = {vector_name})
+  UNION ALL
+  SELECT 4, {comment_ours}, false) AS wanted
+ORDER BY place
+
+-- add_trigger --
+WITH ext AS (
+  {>ext})
+SELECT statement, of_trigger FROM (
+  SELECT 1 AS place, format({create_convert}, name) AS statement, false AS of_trigger FROM ext
+  UNION ALL
+  SELECT 2, format({create_sync}, name), false FROM ext
+  UNION ALL
+  SELECT 3, {revoke_sync}, false
+  UNION ALL
+  SELECT 4, {create_trigger}, true
+  UNION ALL
+  SELECT 5, {fire_always}, true
+  UNION ALL
+  SELECT 6, {comment_trigger}, false) AS wanted
+ORDER BY place
+
+-- remove_trigger --
+-- and what a run that was killed has left to guard a change; the function that converts goes with the last that calls it
+WITH it AS MATERIALIZED (
+  {>it}),
+guards AS MATERIALIZED (
+  SELECT t.tgname, t.tgfoid FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgparentid = 0
+  WHERE pg_catalog.obj_description(t.oid, 'pg_trigger') = {guard_mark}),
+sync AS MATERIALIZED (
+  SELECT pg_catalog.to_regprocedure({sync_call}) AS oid)
+SELECT statement, of_trigger FROM (
+  SELECT 1 AS place, 'DROP TRIGGER ' || quote_ident(tgname) || ' ON ' || {table_shown} AS statement, true AS of_trigger
+  FROM guards
+  UNION ALL
+  SELECT 2, 'DROP FUNCTION ' || CAST(tgfoid AS regprocedure), false FROM guards
+  UNION ALL
+  SELECT 3, {drop_trigger}, true
+  FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {sync_name}
+  UNION ALL
+  SELECT 4, {drop_sync}, false FROM sync WHERE oid IS NOT NULL
+  UNION ALL
+  SELECT 5, {drop_convert}, false FROM sync
+  WHERE pg_catalog.to_regprocedure({convert_call}) IS NOT NULL
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc p
+                    WHERE position({convert_name} || '(' IN p.prosrc) > 0 AND p.oid IS DISTINCT FROM sync.oid
+                      AND p.oid NOT IN (SELECT tgfoid FROM guards))) AS wanted
+ORDER BY place
+
+-- remove_column --
+-- ours, and one of others' that was set aside for it has its name again
+WITH it AS MATERIALIZED (
+  {>it}),
+columns AS MATERIALIZED (
+  {>columns}),
+ours AS (
+  SELECT FROM columns WHERE attname = {vector_name} AND is_vector AND starts_with(comment, {own_mark})),
+aside AS (
+  SELECT nullif(substr(comment, length({set_aside_mark}) + 1), '') AS comment FROM columns, ours
+  WHERE attname = {adopted_name} AND is_vector AND starts_with(comment, {set_aside_mark}))
+SELECT statement, of_trigger FROM (
+  SELECT 1 AS place, {drop_column} AS statement, false AS of_trigger FROM ours
+  UNION ALL
+  SELECT 2, {comment_adopted} || coalesce(quote_literal(comment), 'NULL'), false FROM aside
+  UNION ALL
+  SELECT 3, {restore}, false FROM aside) AS wanted
+ORDER BY place

@@ -1,0 +1,68 @@
+"""What changes the table, statement by statement: one query each, which a step asks under its lock and executes.
+
+The scripts do the same. What is done already is not asked for again, so that a run which was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from ..columns import guard
+from ..db.context import Context
+from ..encoding import sync_trigger
+from ..sql import SQL, Argument, Fragment, blocks, dollar_quote, fill, formatted, literal
+from ..target import SET_ASIDE, Target
+from . import requirements
+
+BLOCKS = blocks("questions")
+EXT = Argument("%1$s")  # the extension's schema, in what the server's format() gets
+
+TEXTS = {
+    "rename": "ALTER TABLE {table} RENAME COLUMN {vector} TO {adopted}",
+    "restore": "ALTER TABLE {table} RENAME COLUMN {adopted} TO {vector}",
+    "comment_ours": "COMMENT ON COLUMN {table}.{vector} IS {comment}",
+    "comment_adopted": "COMMENT ON COLUMN {table}.{adopted} IS ",
+    "drop_column": "ALTER TABLE {table} DROP COLUMN {vector}",
+    "revoke_sync": "REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC",
+    "create_trigger": sync_trigger.BLOCKS.create_sync_trigger,
+    "fire_always": sync_trigger.FIRE_ALWAYS.replace("{trigger}", "{sync}"),
+    "comment_trigger": "COMMENT ON TRIGGER {sync} ON {table} IS {comment}",
+    "drop_trigger": "DROP TRIGGER {sync} ON {table}",
+    "drop_sync": "DROP FUNCTION {sync_function}()",
+    "drop_convert": "DROP FUNCTION {convert}(bytea, integer)",
+}
+WITH_TYPE = {
+    "add": "ALTER TABLE {table} ADD COLUMN {vector} {ext}.vector{size}",
+    "create_convert": sync_trigger.BLOCKS.create_convert,
+    "create_sync": sync_trigger.BLOCKS.create_sync,
+}
+
+
+def names(target: Target, size: int | None) -> dict[str, Fragment]:
+    """Of the blocks: each statement as a string constant, and what they look for."""
+    own: dict[str, Fragment] = {**target.names(), "tag": dollar_quote(target.names().values())}
+    own |= {"size": SQL(f"({size})" if size else ""), "dimensions": size or SQL("NULL")}
+    found: dict[str, Fragment] = {name: literal(fill(text, own)) for name, text in TEXTS.items()}
+    found |= {name: with_extension(text, own) for name, text in WITH_TYPE.items()}
+    return found | {
+        "guard_mark": literal(guard.COMMENT),
+        "set_aside_mark": literal(SET_ASIDE),
+        "sync_name": literal(target.sync),
+        "sync_call": literal(fill("{sync_function}()", own)),
+        "convert_name": literal(fill("{convert}", own)),
+        "convert_call": literal(fill("{convert}(bytea, integer)", own)),
+    }
+
+
+def with_extension(template: str, names: Mapping[str, Fragment], **more: Fragment) -> SQL:
+    """A statement as a string constant for the server's format(), whose first argument is the extension's schema."""
+    return literal(fill(formatted(template), {**names, "ext": EXT, **more}, formatted))
+
+
+def run(ctx: Context, block: str, size: int | None = None) -> None:
+    """Inside the caller's transaction."""
+    asked = {**requirements.names(ctx.target, ctx.settings), **names(ctx.target, size)}
+    for statement, of_trigger in list(ctx.db.rows(block, **asked)):
+        execute = partial(sync_trigger.of_a_trigger, ctx.db) if of_trigger else ctx.db.run
+        execute("{it}", it=SQL(statement))
