@@ -305,16 +305,10 @@ def most_memory(db: Database, settings: Settings) -> int:
 
 
 def _memory(db: Database, settings: Settings) -> tuple[int, int]:
-    """maintenance_work_mem, and the most that a build gets, in kB.
-
-    What the machine bears can't be asked. shared_buffers, customarily a quarter of its memory, and a quarter of
-    effective_cache_size, customarily half of it or more, are the measure. Behind a pooler a session has what its role
-    has.
-    """
-    asked = dict(db.rows(BLOCKS.memory))
-    given = int(asked["maintenance_work_mem"])
+    """maintenance_work_mem, and the most that a build gets, in kB. Behind a pooler a session has what its role has."""
+    ((given, most),) = db.rows(BLOCKS.memory)
     if db.pooled:
         return given, given
     if settings.index_memory:
         return settings.index_memory, settings.index_memory
-    return given, max(given, int(asked["shared_buffers"]), int(asked["effective_cache_size"]) // 4)
+    return given, most

@@ -12,6 +12,7 @@ from ..errors import ANEW, INDEX_ANEW
 from ..settings import Settings
 from ..sql import SQL, fill, joined, quote
 from ..target import Target
+from .formula import N, greatest, least, root, up_to
 
 ROWS_A_LIST = 50  # with fewer ivfflat finds too little: recall@10 0.18 was reported for 200 rows in 100 lists
 LEAST_SAMPLES = 10_000  # rows that ivfflat samples at least, src/ivfbuild.c
@@ -139,9 +140,9 @@ def plan(
             + " halfvec, which came with pgvector 0.7.0",
             "ALTER EXTENSION vector UPDATE;",
         )
-    item = 8 + (2 if half else 4) * dimensions
+    item = item_size(dimensions, half)
     if settings.index == "ivfflat":
-        lists = settings.index_lists or min(_lists(rows), rows // ROWS_A_LIST)
+        lists = settings.index_lists or lists_for(rows)
         if not lists:
             return NoIndex(
                 f"ivfflat needs {ROWS_A_LIST} rows to learn from, there are {rows:,}",
@@ -149,18 +150,18 @@ def plan(
                 wanted=False,
             )
         short = None
-        memory = _ivfflat_memory(lists, dimensions, item, rows)
+        memory = ivfflat_memory(lists, dimensions, item, rows)
         if memory_kb is not None and memory > 1024 * memory_kb:
-            short = Short(lists, math.ceil(memory / 1024))
+            short = Short(lists, kilobytes(memory))
             # bisect finds the first that needs more
             lists = bisect_right(
-                range(lists), 1024 * memory_kb, key=lambda n: _ivfflat_memory(n + 1, dimensions, item, rows)
+                range(lists), 1024 * memory_kb, key=lambda n: ivfflat_memory(n + 1, dimensions, item, rows)
             )
-            memory = _ivfflat_memory(lists, dimensions, item, rows)
+            memory = ivfflat_memory(lists, dimensions, item, rows)
             if not lists:
-                least = _ivfflat_memory(1, dimensions, item, rows)
+                for_one = ivfflat_memory(1, dimensions, item, rows)
                 return NoIndex(
-                    f"ivfflat needs {_size(math.ceil(least / 1024))} of memory even for one list, and gets"
+                    f"ivfflat needs {_size(kilobytes(for_one))} of memory even for one list, and gets"
                     f" {_size(memory_kb)}",
                     f"{more_memory(short.memory_kb)} {INDEX_ANEW}.",
                 )
@@ -170,7 +171,7 @@ def plan(
     else:
         options = {"m": settings.index_m, "ef_construction": settings.index_ef_construction}
         required = set(options)
-        short, memory = None, _hnsw_memory(rows, settings.index_m, item)
+        short, memory = None, hnsw_memory(rows, settings.index_m, item)
         size = PAGE * _pages(item + HNSW_ITEM + 12 * settings.index_m, rows)
     ext, vector = quote(extension.schema), quote(target.vector)
     opclass = f"{'halfvec' if half else 'vector'}_{settings.index_metric}_ops"
@@ -182,7 +183,7 @@ def plan(
         required=frozenset(f"{name}={options[name]}" for name in required),
         expression=fill(expression(opclass, half, dimensions), {"ext": ext, "vector": vector}),
         options=joined(", ", (SQL(f"{name} = {value}") for name, value in options.items())),
-        memory_kb=math.ceil(memory / 1024),
+        memory_kb=kilobytes(memory),
         size=size,
         query=f"ORDER BY {vector}{cast} OPERATOR({ext}.{OPERATORS[settings.index_metric]}) $1{cast}",
         lists=options.get("lists", 0),
@@ -234,8 +235,14 @@ def on_halfvec(settings: Settings, dimensions: int) -> bool:
     return settings.index_halfvec or dimensions > INDEX_DIMENSIONS
 
 
-def _lists(rows: int) -> int:
-    return max(1, rows // 1000) if rows <= 1_000_000 else math.isqrt(rows)
+def item_size(dimensions: int, half: bool) -> int:
+    """Bytes of a vector in memory, or of its cast to halfvec."""
+    return 8 + (2 if half else 4) * dimensions
+
+
+def lists_for(rows: N) -> N:
+    """pgvector's rule, and no more than there are rows to learn them from."""
+    return least(up_to(rows, 1_000_000, greatest(rows // 1000, 1), root(rows)), rows // ROWS_A_LIST)
 
 
 def lists_to_try(rows: int) -> list[int]:
@@ -244,20 +251,24 @@ def lists_to_try(rows: int) -> list[int]:
     return sorted({min(number, most) for number in (max(1, rows // 1000), math.isqrt(rows), most)})
 
 
-def _ivfflat_memory(lists: int, dimensions: int, item: int, rows: int) -> int:
+def ivfflat_memory(lists: N, dimensions: int, item: int, rows: N) -> N:
     """Bytes that pgvector checks against maintenance_work_mem before it begins (src/ivfkmeans.c): room for all samples
     that it wants, and what it keeps of those that it finds, where more rows may have come until then."""
-    samples = max(ROWS_A_LIST * lists, LEAST_SAMPLES)
-    vectors = (samples + 2 * lists) * item + 4 * lists * dimensions
-    found = min(samples, rows + rows // 4 + 1000)
+    samples = greatest(ROWS_A_LIST * lists, LEAST_SAMPLES)
+    vectors = (samples + 2 * lists) * item + 4 * dimensions * lists
+    found = least(samples, rows + rows // 4 + 1000)
     bounds = 4 * found * (lists + 2) + 8 * lists * lists + 8 * lists
     return vectors + bounds + 1024**2
 
 
-def _hnsw_memory(rows: int, m: int, item: int) -> int:
+def hnsw_memory(rows: N, m: int, item: int) -> N:
     """Bytes of the graph in memory: vector, 2 * m neighbours on the lowest layer, the element; a third more for what
     the allocator keeps (measured: without it 7 to 39 % too little) and 1 MiB for small tables."""
-    return 4 * rows * (item + 2 * m * 26 + 300) // 3 + 1024**2
+    return 4 * (item + 2 * m * 26 + 300) * rows // 3 + 1024**2
+
+
+def kilobytes(memory: N) -> N:
+    return (memory + 1023) // 1024
 
 
 def _pages(item: int, rows: int) -> int:

@@ -26,6 +26,7 @@ from ..encoding.stored import STORED
 from ..errors import INDEX_ANEW
 from ..index import build, choice
 from ..index.choice import SLOWER, NoIndex, Plan
+from ..index.formula import Formula
 from ..settings import Settings
 from ..sql import SQL, Argument, Fragment, blocks, dollar_quote, fill, joined, literal, quote
 from ..steps import requirements, statements
@@ -154,7 +155,7 @@ class Script:
         options = "lists = {lists_found}" if wanted.method == "ivfflat" else wanted.options
         names: dict[str, Fragment | str] = {
             **self.rules(),
-            "most_memory": memory or SQL(BLOCKS.most_memory),
+            "most_memory": memory or SQL(build.BLOCKS.most_memory),
             "slower": SLOWER,
             "index_anew": INDEX_ANEW,
             "local": single,
@@ -226,13 +227,12 @@ class Script:
         half = choice.on_halfvec(self.settings, self.size)
         hnsw = settings.index == "hnsw"
         lists = settings.index_lists or (1 if hnsw else 0)
+        item, rows = choice.item_size(self.size, half), Formula("rows")
         return {
-            "lists": SQL(f"{lists}::bigint") if lists else fill(BLOCKS.lists, {"least": choice.ROWS_A_LIST}),
+            "lists": SQL(f"{lists}::bigint") if lists else SQL(str(choice.lists_for(rows))),
             "lists_unused": hnsw,
-            "item": 8 + (2 if half else 4) * self.size,
-            "m": settings.index_m,
-            "rows_a_list": choice.ROWS_A_LIST,
-            "samples": choice.LEAST_SAMPLES,
+            "ivfflat_kb": SQL(str(choice.kilobytes(choice.ivfflat_memory(Formula("lists"), self.size, item, rows)))),
+            "hnsw_kb": SQL(str(choice.kilobytes(choice.hnsw_memory(rows, settings.index_m, item)))),
             "version": literal("{0,7}" if half else "{0,5}" if hnsw else "{0}"),
         }
 

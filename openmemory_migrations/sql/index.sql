@@ -5,8 +5,15 @@ CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit}
      ELSE EXISTS (SELECT FROM unnest(CAST({vector} AS real[])) AS element WHERE abs(element) >= {limit}) END
 
 -- memory --
-SELECT name, setting::bigint * CASE unit WHEN '8kB' THEN 8 ELSE 1 END FROM pg_catalog.pg_settings
-WHERE name IN ('maintenance_work_mem', 'shared_buffers', 'effective_cache_size')
+-- kB: maintenance_work_mem, and the most that a build gets
+SELECT pg_size_bytes(current_setting('maintenance_work_mem')) / 1024, {>most_memory}
+
+-- most_memory --
+-- what the machine bears can't be asked. shared_buffers, customarily a quarter of its memory, and a quarter of
+-- effective_cache_size, customarily half of it or more, are the measure
+(SELECT max(pg_size_bytes(current_setting(name)) / divisor) / 1024
+   FROM (VALUES ('maintenance_work_mem', 1), ('shared_buffers', 1), ('effective_cache_size', 4))
+     AS asked (name, divisor))
 
 -- of index/build_progress.py
 

@@ -691,25 +691,14 @@ IF EXISTS (SELECT FROM ({>ours}) AS found WHERE indexrelid = to_regclass({index_
 -- sizes --
 -- what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
 -- or of as many lists as `most` kB of memory are enough for, none where they aren't even for one
-  (SELECT CASE WHEN {lists_unused} THEN 1 ELSE coalesce(max(lists) FILTER (WHERE needed <= most), 0) END AS lists,
+(SELECT CASE WHEN {lists_unused} THEN 1 ELSE coalesce(max(lists) FILTER (WHERE needed <= most), 0) END AS lists,
           max(lists) AS wanted, max(needed) AS needed, min(needed) AS least,
-          CASE WHEN {lists_unused} THEN max(4 * rows * ({item} + 2 * {m} * 26 + 300) / 3 / 1024 + 1025)
+          CASE WHEN {lists_unused} THEN max({hnsw_kb})
                ELSE coalesce(max(needed) FILTER (WHERE needed <= most), 0) END AS memory
-   FROM (SELECT *, ((samples + 2 * lists) * {item} + 4 * lists * {size}
-                    + 4 * least(samples, rows + rows / 4 + 1000) * (lists + 2)
-                    + 8 * lists * lists + 8 * lists) / 1024 + 1025 AS needed
-         FROM (SELECT *, greatest({rows_a_list} * lists, {samples}) AS samples
-               FROM (SELECT current_setting('openmemory.rows')::bigint AS rows, {most_memory} AS most) AS c,
-                    LATERAL generate_series(1, {lists}) AS lists) AS s)
+   FROM (SELECT *, {ivfflat_kb} AS needed
+         FROM (SELECT current_setting('openmemory.rows')::bigint AS rows, {most_memory} AS most) AS c,
+              LATERAL generate_series(1, {lists}) AS lists)
    AS n)
-
--- most_memory --
-(SELECT max(pg_size_bytes(current_setting(name)) / divisor) / 1024
-   FROM (VALUES ('maintenance_work_mem', 1), ('shared_buffers', 1), ('effective_cache_size', 4))
-     AS asked (name, divisor))
-
--- lists --
-least(CASE WHEN rows <= 1000000 THEN greatest(1, rows / 1000) ELSE floor(sqrt(rows))::bigint END, rows / {least})
 
 -- memory_given --
 PERFORM set_config('maintenance_work_mem', '{given}kB', {local});
