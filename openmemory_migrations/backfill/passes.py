@@ -16,7 +16,7 @@ from typing import Literal
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
-from ..db import locks
+from ..db import locks, tries
 from ..db.catalog import Table
 from ..db.database import Database
 from ..db.keys import SHOWN_KEYS, keys_where
@@ -201,7 +201,7 @@ def passes(
     `once` returns how many rows it has changed, and how many are left to change, counted before it or after. Returns
     what is in the way of so many rows. Raises TryAgain where that is somebody's lock, for too long.
     """
-    pauses, idle, least, no_fewer = locks.pauses(), 0, sys.maxsize, 0
+    pauses, idle, least, no_fewer = tries.pauses(), 0, sys.maxsize, 0
     while True:
         obstacles = Obstacles()
         changed, left = once(obstacles)
@@ -209,7 +209,7 @@ def passes(
             return Obstacles(), 0
         least, no_fewer = (left, 0) if left < least else (least, no_fewer + 1)
         if changed and no_fewer < MOST_WITHOUT_END:
-            pauses, idle = locks.pauses(), 0
+            pauses, idle = tries.pauses(), 0
             continue
         if obstacles.locked:
             holders = locks.table_holders(db, table_oid)

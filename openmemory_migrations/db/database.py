@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from .. import log
 from ..errors import Changed, MigrationError
 from ..sql import SQL, Fragment, blocks, bound, fill, literal, quote
+from . import tries
 from .drivers import driver_of
 from .signals import Stop, listening
 from .sqlerrors import CANCELED, DENIED, LOCK_NOT_AVAILABLE, PASSING, answered, as_migration_error, lost, sqlstate
@@ -37,7 +38,6 @@ LOCK_TIMEOUT = "10s"  # of whatever has no shorter one of its own: nothing waits
 # CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
 PATIENT_LOCK_TIMEOUT = "1h"
 IDLE = "idle_session_timeout"
-TRIES = 30  # of a snapshot, to get its lock on the table
 
 # the locks between runs that are ours: of what, the key, and the process that holds it, which may end unnoticed
 HELD: ContextVar[tuple[tuple[str, int, int], ...]] = ContextVar("HELD", default=())
@@ -401,9 +401,9 @@ class Database:
                     self.run("ROLLBACK TO SAVEPOINT openmemory_migrations")
                 self.run("RELEASE SAVEPOINT openmemory_migrations")
 
-    def patiently(self, begin: Callable[[], T], undo: Callable[[], None], tries: int | None = None) -> T:
+    def patiently(self, begin: Callable[[], T], undo: Callable[[], None], most: int | None = None) -> T:
         """Begins a transaction, again where its lock on the table can't be had yet; nobody waits behind a reader's."""
-        tries = tries or TRIES
+        left = most or tries.TRIES
         while True:
             try:
                 return begin()
@@ -413,8 +413,8 @@ class Database:
                 undo()
                 self._explain(error)
                 undo()
-                tries -= 1
-                if not tries:
+                left -= 1
+                if not left:
                     raise
                 problem = as_migration_error(error, f"waiting for {self.names['table']}")
             log.notice(problem.message, detail=problem.detail)

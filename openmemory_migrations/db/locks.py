@@ -8,7 +8,6 @@ READ COMMITTED transaction that holds them has no snapshot, so CONCURRENTLY does
 from __future__ import annotations
 
 import hashlib
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,14 +21,13 @@ from .. import log
 from ..errors import Changed, MigrationError, TryAgain
 from ..settings import Settings
 from ..sql import blocks, literal
+from . import tries
 from .database import HELD, Database, Seen, no_timeouts, second_connection
 from .sqlerrors import PASSING, as_migration_error, sqlstate
 
 BLOCKS = blocks("db")
 
 MOST_FOR_AUTOVACUUM_MS = 2000  # for which others may queue behind us
-TRIES = 30
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0  # seconds
 POLL = 0.5  # seconds between two looks at an advisory lock
 REMIND = 30.0  # seconds between two lines of a waiter
 LOOKS = 5  # at a table that others change, before giving up
@@ -108,14 +106,14 @@ def decided(work: Callable[[], T]) -> T:
 
 
 def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Callable[[], T], seen: Seen = ()) -> T:
-    """Runs `change` in a transaction of its own under a short lock_timeout, up to 30 tries with growing pauses.
+    """Runs `change` in a transaction of its own under a short lock_timeout, with growing pauses between its tries.
 
     Whoever queues behind a waiting ACCESS EXCLUSIVE lock waits no longer than that timeout. Raises MigrationError,
     naming who holds the table, when no try got its locks. A change that was decided by what was `seen` before is made
     under that lock, unless the table isn't what it was: Changed.
     """
     waits_ms, give_way = timeout_ms, False
-    for attempt, pause in enumerate(pauses(), 1):
+    for attempt, pause in enumerate(tries.pauses(), 1):
         try:
             with db.transaction():
                 # or Citus refuses functions beside a change of its tables
@@ -132,10 +130,10 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         holders = table_holders(db, table_oid)
         give_way, longer = _autovacuum(db, table_oid)
         waits_ms = max(timeout_ms, longer) if attempt == 1 else timeout_ms
-        log.notice(f"{problem.message}, try {attempt} of {TRIES}, again in {pause:.1f} s", detail=holders)
+        log.notice(f"{problem.message}, try {attempt} of {tries.TRIES}, again in {pause:.1f} s", detail=holders)
         db.stop.sleep(pause)
     raise TryAgain(
-        f"{what}: no success in {TRIES} tries of {timeout_ms:,} ms",
+        f"{what}: no success in {tries.TRIES} tries of {timeout_ms:,} ms",
         detail=f"{problem.message}. {holders}",
         hint="Run the same command again when that transaction is over; nothing was changed by this step.",
     )
@@ -180,14 +178,6 @@ def batch_timeout(db: Database, settings: Settings) -> str:
     return f"{max(1, min(settings.lock_timeout_ms, deadlock_ms // 2))}ms"
 
 
-def pauses() -> Iterator[float]:
-    """Seconds to rest after each of the tries: growing, and with jitter, so that two runs don't meet for ever."""
-    pause = FIRST_PAUSE
-    for _ in range(TRIES):
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(pause * 1.5, LONGEST_PAUSE)
-
-
 def passing(error: DBAPIError, doing: str) -> MigrationError:
     """The error as ours, where another try may mend it; raises it where none can."""
     problem = as_migration_error(error, doing)
@@ -202,17 +192,17 @@ class Tries:
     def __init__(self, sleep: Sleep) -> None:
         self._sleep = sleep
         self._smallest = False
-        self._pauses = enumerate(pauses(), 1)
+        self._pauses = enumerate(tries.pauses(), 1)
 
     def rest(self, problem: MigrationError, number: int, unit: str = "rows") -> None:
         """Rests before the next try, which takes so many rows, or pages; raises TryAgain after the last one."""
         self._smallest = number == 1
         for attempt, pause in self._pauses:
-            log.notice(f"{problem.message}, try {attempt} of {TRIES}, again with {number:,} {unit}")
+            log.notice(f"{problem.message}, try {attempt} of {tries.TRIES}, again with {number:,} {unit}")
             self._sleep(pause)
             return
         raise TryAgain(
-            f"a batch has failed {TRIES} times; what is committed is kept",
+            f"a batch has failed {tries.TRIES} times; what is committed is kept",
             detail=f"The last time: {problem.message}. {problem.detail or ''}".rstrip(),
             hint="Run the same command again to continue.",
         )

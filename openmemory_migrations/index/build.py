@@ -12,7 +12,7 @@ from dataclasses import replace
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
-from ..db import catalog, citus, locks
+from ..db import catalog, citus, tries
 from ..db.catalog import Index
 from ..db.context import Context, VectorContext
 from ..db.database import PATIENT_LOCK_TIMEOUT, Database
@@ -93,7 +93,7 @@ def drop_ours(
     """
     db, target = ctx.db, ctx.target
     dropped = False
-    for pause in locks.pauses():
+    for pause in tries.pauses():
         with db.transaction():
             found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
         left = [

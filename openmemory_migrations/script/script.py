@@ -19,8 +19,8 @@ from typing import Literal
 from ..backfill.leftovers import NOT_FINITE
 from ..columns import guard, marks
 from ..cutover import kept
+from ..db import tries
 from ..db.catalog import Extension
-from ..db.locks import TRIES
 from ..encoding import native, sync_trigger
 from ..encoding.stored import STORED
 from ..errors import INDEX_ANEW
@@ -286,7 +286,11 @@ class Script:
             **own,
             "size": self.size,
             "concurrently": self.concurrently,
-            "tries": TRIES,
+            "tries": tries.TRIES,
+            "rest_before": SQL(
+                f"least({tries.FIRST_PAUSE} * {tries.GROWTH} ^ attempt, {tries.LONGEST_PAUSE})"
+                f" * ({tries.LEAST_SHARE} + random() * {1 - tries.LEAST_SHARE})"
+            ),
             "lock_timeout": settings.lock_timeout_ms,
             "accept_loss": settings.accept_loss,
             "batch": settings.backfill_batch,
@@ -312,7 +316,7 @@ class Script:
             "vector_text": target.vector,
             "adopted_text": target.adopted,
             "label": f"backfill {target.table}: ",
-            "no_lock": f"no lock on table {target} in {TRIES} tries of {settings.lock_timeout_ms} ms",
+            "no_lock": f"no lock on table {target} in {tries.TRIES} tries of {settings.lock_timeout_ms} ms",
             "no_table": f"table {target} does not exist",
             "index_text": f"{own['schema']}.{quote(target.index)}",
             "mirrored_text": f"{own['schema']}.{quote(target.mirrored_index)}",

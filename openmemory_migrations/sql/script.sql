@@ -413,7 +413,7 @@ coalesce({problem},
 
 -- rest --
 -- the end of a try, in the loop over `attempt`
-PERFORM pg_sleep(least(0.1 * 1.5 ^ attempt, 30) * (0.5 + random() / 2));
+PERFORM pg_sleep({rest_before});
 
 -- again --
 EXCEPTION WHEN {>lock_failed} THEN

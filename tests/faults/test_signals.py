@@ -144,7 +144,7 @@ def test_a_signal_ends_the_pause_between_two_tries(database: Database, number: S
     with (
         transaction(database, f"LOCK TABLE {TABLE} IN ACCESS SHARE MODE"),
         running(
-            database, "upgrade", "head", env={"OM_LOCK_TIMEOUT_MS": "20"}, patch="locks.FIRST_PAUSE = 100.0"
+            database, "upgrade", "head", env={"OM_LOCK_TIMEOUT_MS": "20"}, patch="tries.FIRST_PAUSE = 100.0"
         ) as run,
     ):
         run.says(r"try 1 of 30, again in \d\d+\.\d s")

@@ -104,7 +104,7 @@ def test_the_hosts_session_gets_its_idle_session_timeout_back(database: Database
 @pytest.mark.parametrize("command", ["upgrade", "backfill", "status"])
 def test_a_reader_waits_for_a_lock_in_tries_and_then_names_its_holder(database: Database, command: str) -> None:
     (filled if command == "upgrade" else expanded)(database, random_rows(2, 8))
-    short = "database.LOCK_TIMEOUT, database.TRIES, connections.RECONNECT_PAUSES = '100ms', 2, ()"
+    short = "database.LOCK_TIMEOUT, tries.TRIES, connections.RECONNECT_PAUSES = '100ms', 2, ()"
 
     with transaction(database, f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE") as holder:
         if command == "upgrade":

@@ -60,7 +60,7 @@ def test_a_snapshot_that_waited_for_a_rewrite_sees_the_rows(table: Database) -> 
 def test_the_lock_is_taken_by_the_role_that_the_hosts_transaction_had(
     server: embedded.Server, table: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openmemory_migrations.db.database.TRIES", 2)
+    monkeypatch.setattr("openmemory_migrations.db.tries.TRIES", 2)
     monkeypatch.setattr("openmemory_migrations.db.database.LOCK_TIMEOUT", "50ms")
     owner, login = f"owner of {table.name}", f"login of {table.name}"
     table.run(f'CREATE ROLE "{owner}"; ALTER TABLE {TABLE} OWNER TO "{owner}"')

@@ -296,7 +296,7 @@ def test_a_row_that_stays_locked_is_waited_for_and_its_holder_named(table: Datab
         connection.autocommit = False
         cursor.execute(f"SELECT FROM {TABLE} WHERE {where(BAD[1])} FOR UPDATE")
         env = {"OM_CUTOVER": "drop", "OM_LOCK_TIMEOUT_MS": "50", **ACCEPTED}
-        ended = result(start_alembic(table, *UP, env=env, patch="locks.TRIES = 4"))
+        ended = result(start_alembic(table, *UP, env=env, patch="tries.TRIES = 4"))
     assert ended.returncode != 0
     assert "1 rows are left, and rows stay locked by somebody" in ended.log
     assert "Locks on the table are held by process" in ended.log

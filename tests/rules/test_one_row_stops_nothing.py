@@ -135,7 +135,7 @@ def test_a_row_that_is_locked_is_waited_for_when_all_others_are_done(database: D
 def test_a_row_that_stays_locked_ends_the_run(database: Database, engine: str) -> None:
     column = table(database, engine)
     env = {"OM_LOCK_TIMEOUT_MS": "20"} | ({} if engine == "native" else {"OM_BACKFILL_ENGINE": engine})
-    patch = "locks.TRIES, locks.FIRST_PAUSE = 4, 0.01"
+    patch = "tries.TRIES, tries.FIRST_PAUSE = 4, 0.01"
     with closing(database.connect()) as connection, connection.cursor() as cursor:
         connection.autocommit = False
         cursor.execute(LOCKED)
@@ -154,7 +154,7 @@ def test_what_waits_for_a_lock_elsewhere_ends_the_run_when_all_others_are_done(d
     column = table(database, engine)
     database.run(f"CREATE TABLE other AS SELECT 1 AS n; {ELSEWHERE}")
     env = {"OM_LOCK_TIMEOUT_MS": "20"} | ({} if engine == "native" else {"OM_BACKFILL_ENGINE": engine})
-    patch = "locks.TRIES, locks.FIRST_PAUSE = 4, 0.01"
+    patch = "tries.TRIES, tries.FIRST_PAUSE = 4, 0.01"
     with closing(database.connect()) as connection, connection.cursor() as cursor:
         connection.autocommit = False
         cursor.execute("UPDATE other SET n = 2")

@@ -70,7 +70,7 @@ def start_om(
 
 PATCHED = (
     "from openmemory_migrations.backfill import pace",
-    "from openmemory_migrations.db import connections, database, locks",
+    "from openmemory_migrations.db import connections, database, locks, tries",
     "from openmemory_migrations.index import build_progress",
 )
 
