@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..backfill.leftovers import NOT_FINITE
-from ..columns import guard, marks
+from ..columns import marks
 from ..cutover import kept
 from ..db import tries
 from ..db.catalog import Extension
@@ -342,7 +342,6 @@ class Script:
             ),
             "write_fails": f"UPDATE of {target} would fail from now on: in a trigger, SQLSTATE ",
             "name_columns": NAME_COLUMNS.format(table=target.names()["table"]),
-            "drop_adopted": sql("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}"),
             "not_carried": sql(
                 "SELECT count(*) FROM {table} WHERE {adopted} IS NOT NULL AND CASE WHEN {source} IS NULL"
                 " THEN {vector}::text IS DISTINCT FROM {adopted}::text ELSE {vector} IS NULL END"
@@ -352,7 +351,6 @@ class Script:
             "drop_convert": SQL("")
             if settings.sync_trigger
             else fill(BLOCKS.drop_convert, {**own, "call": own["convert"] + "("}),
-            "guard_comment": guard.COMMENT,
             "kept_text": own["kept"],
             "kept_comment": kept.COMMENT,
             "kept_away": f"rows of {target} are in table {quote(target.kept)}, where a cutover has left them",
@@ -383,6 +381,7 @@ class Script:
             "add_trigger": changes(asked.add_trigger) if settings.sync_trigger else SQL("ARRAY[]::text[]"),
             "remove_trigger": changes(asked.remove_trigger),
             "remove_column": changes(asked.remove_column),
+            "remove_adopted": changes(asked.remove_adopted),
             "expand_requirements": joined(
                 "\nUNION ALL\n", (fill(f"SELECT * FROM ({block}) AS unmet", names) for block in of_expand)
             ),

@@ -207,6 +207,17 @@ ORDER BY place, message
 SELECT '"' || replace(n.nspname, '"', '""') || '"' AS name
   FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
 
+-- guards --
+-- what a run has left that guarded a change and was killed
+SELECT t.tgname, t.tgfoid FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgparentid = 0
+  WHERE pg_catalog.obj_description(t.oid, 'pg_trigger') = {guard_mark}
+
+-- drop_guards --
+SELECT 1 AS place, 'DROP TRIGGER ' || quote_ident(tgname) || ' ON ' || {table_shown} AS statement, true AS of_trigger
+  FROM guards
+  UNION ALL
+  SELECT 2, 'DROP FUNCTION ' || CAST(tgfoid AS regprocedure), false FROM guards
+
 -- add_column --
 WITH it AS MATERIALIZED (
   {>it}),
@@ -246,19 +257,15 @@ SELECT statement, of_trigger FROM (
 ORDER BY place
 
 -- remove_trigger --
--- and what a run that was killed has left to guard a change; the function that converts goes with the last that calls it
+-- the function that converts goes with the last that calls it
 WITH it AS MATERIALIZED (
   {>it}),
 guards AS MATERIALIZED (
-  SELECT t.tgname, t.tgfoid FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgparentid = 0
-  WHERE pg_catalog.obj_description(t.oid, 'pg_trigger') = {guard_mark}),
+  {>guards}),
 sync AS MATERIALIZED (
   SELECT pg_catalog.to_regprocedure({sync_call}) AS oid)
 SELECT statement, of_trigger FROM (
-  SELECT 1 AS place, 'DROP TRIGGER ' || quote_ident(tgname) || ' ON ' || {table_shown} AS statement, true AS of_trigger
-  FROM guards
-  UNION ALL
-  SELECT 2, 'DROP FUNCTION ' || CAST(tgfoid AS regprocedure), false FROM guards
+  {>drop_guards}
   UNION ALL
   SELECT 3, {drop_trigger}, true
   FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {sync_name}
@@ -289,4 +296,19 @@ SELECT statement, of_trigger FROM (
   SELECT 2, {comment_adopted} || coalesce(quote_literal(comment), 'NULL'), false FROM aside
   UNION ALL
   SELECT 3, {restore}, false FROM aside) AS wanted
+ORDER BY place
+
+-- remove_adopted --
+-- the column that was set aside, once all that it has alone is in ours
+WITH it AS MATERIALIZED (
+  {>it}),
+columns AS MATERIALIZED (
+  {>columns}),
+guards AS MATERIALIZED (
+  {>guards})
+SELECT statement, of_trigger FROM (
+  {>drop_guards}
+  UNION ALL
+  SELECT 3, {drop_adopted}, false FROM columns
+  WHERE attname = {adopted_name} AND is_vector AND starts_with(comment, {set_aside_mark})) AS wanted
 ORDER BY place

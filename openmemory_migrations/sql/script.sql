@@ -188,7 +188,7 @@ DECLARE
   free tid[];
   locked tid[];
   were_locked tid[];
-  guard record;
+  statement text;
   waits integer := 0;
   said timestamptz := clock_timestamp();
   skipped text[];
@@ -378,8 +378,9 @@ BEGIN
           DETAIL = 'Their rows hold bytes that no vector can hold, or a trigger changes them on their way.',
           HINT = 'Mend that and run this step again, or accept the loss with OM_ACCEPT_LOSS=' || moved;
       END IF;
-      {>drop_guard}
-      EXECUTE {drop_adopted};
+      FOREACH statement IN ARRAY {remove_adopted} LOOP
+        EXECUTE statement;
+      END LOOP;
       EXIT;
     {>again}
   END LOOP;
@@ -491,15 +492,6 @@ FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 -- without those that the server has refused: $1
 SELECT ctid AS tid FROM ONLY {table}
 WHERE {pending} AND CASE WHEN ctid = ANY ($1) THEN false ELSE {value} IS NOT NULL END
-
--- drop_guard --
--- what an online run has left that was killed
-FOR guard IN SELECT tgname, CAST(tgfoid AS regprocedure) AS its FROM pg_trigger
-                WHERE tgrelid = to_regclass({table_text|literal}) AND obj_description(oid, 'pg_trigger') = {guard_comment|literal}
-      LOOP
-        EXECUTE 'DROP TRIGGER ' || quote_ident(guard.tgname) || ' ON ' || {table_text|literal};
-        EXECUTE 'DROP FUNCTION ' || guard.its;
-      END LOOP;
 
 -- drop_expand --
 DO {tag}

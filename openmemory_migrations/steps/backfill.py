@@ -33,7 +33,7 @@ from ..encoding import dimensions
 from ..encoding.stored import STORED
 from ..errors import Changed, MigrationError
 from ..sql import blocks, quote
-from . import interference
+from . import interference, statements
 
 BLOCKS = blocks("steps")
 
@@ -247,8 +247,7 @@ def _drop_adopted(ctx: VectorContext) -> None:
         interference.require_none(interference.of_sync(ctx))
 
     def drop() -> None:
-        guard.drop(db)
-        db.run("ALTER TABLE {table} DROP COLUMN IF EXISTS {adopted}")
+        statements.run(ctx, statements.BLOCKS.remove_adopted)
 
     what = f"dropping {quote(target.adopted)} of {target}"
     locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, drop, seen)

@@ -24,6 +24,7 @@ TEXTS = {
     "comment_ours": "COMMENT ON COLUMN {table}.{vector} IS {comment}",
     "comment_adopted": "COMMENT ON COLUMN {table}.{adopted} IS ",
     "drop_column": "ALTER TABLE {table} DROP COLUMN {vector}",
+    "drop_adopted": "ALTER TABLE {table} DROP COLUMN {adopted}",
     "revoke_sync": "REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC",
     "create_trigger": sync_trigger.BLOCKS.create_sync_trigger,
     "fire_always": sync_trigger.FIRE_ALWAYS.replace("{trigger}", "{sync}"),
