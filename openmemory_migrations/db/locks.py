@@ -113,7 +113,7 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
     under that lock, unless the table isn't what it was: Changed.
     """
     waits_ms, give_way = timeout_ms, False
-    for attempt, pause in enumerate(tries.pauses(), 1):
+    for attempt, pause in tries.attempts():
         try:
             with db.transaction():
                 # or Citus refuses functions beside a change of its tables
@@ -130,8 +130,9 @@ def retried(db: Database, timeout_ms: int, table_oid: int, what: str, change: Ca
         holders = table_holders(db, table_oid)
         give_way, longer = _autovacuum(db, table_oid)
         waits_ms = max(timeout_ms, longer) if attempt == 1 else timeout_ms
-        log.notice(f"{problem.message}, try {attempt} of {tries.TRIES}, again in {pause:.1f} s", detail=holders)
-        db.stop.sleep(pause)
+        if pause is not None:
+            log.notice(f"{problem.message}, try {attempt} of {tries.TRIES}, again in {pause:.1f} s", detail=holders)
+            db.stop.sleep(pause)
     raise TryAgain(
         f"{what}: no success in {tries.TRIES} tries of {timeout_ms:,} ms",
         detail=f"{problem.message}. {holders}",
@@ -192,12 +193,13 @@ class Tries:
     def __init__(self, sleep: Sleep) -> None:
         self._sleep = sleep
         self._smallest = False
-        self._pauses = enumerate(tries.pauses(), 1)
+        self._attempts = tries.attempts()
 
     def rest(self, problem: MigrationError, number: int, unit: str = "rows") -> None:
         """Rests before the next try, which takes so many rows, or pages; raises TryAgain after the last one."""
         self._smallest = number == 1
-        for attempt, pause in self._pauses:
+        attempt, pause = next(self._attempts)
+        if pause is not None:
             log.notice(f"{problem.message}, try {attempt} of {tries.TRIES}, again with {number:,} {unit}")
             self._sleep(pause)
             return

@@ -93,7 +93,7 @@ def drop_ours(
     """
     db, target = ctx.db, ctx.target
     dropped = False
-    for pause in tries.pauses():
+    for _, pause in tries.attempts():
         with db.transaction():
             found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
         left = [
@@ -112,8 +112,9 @@ def drop_ours(
             waited = sqlstate(error) == LOCK_NOT_AVAILABLE and not db.pooled
             if waited or sqlstate(error) not in (*PASSING, RACED) or lock_timeout != PATIENT_LOCK_TIMEOUT:
                 raise problem from error
-        log.notice(f"{problem.message}, again in {pause:.1f} s")
-        db.stop.sleep(pause)
+        if pause is not None:
+            log.notice(f"{problem.message}, again in {pause:.1f} s")
+            db.stop.sleep(pause)
     raise problem
 
 

@@ -41,7 +41,8 @@ def of_the_server(db: Database) -> Iterator[Finding]:
 
 def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Finding]:
     target = ctx.target
-    yield from requirements.unmet(ctx, requirements.BLOCKS.rights)
+    for block in requirements.OF_TABLE:
+        yield from requirements.unmet(ctx, block)
     yield from _refused("rights", lambda: checks.require_version_table(ctx.db, target.schema, VERSION_TABLE))
     if ctx.settings.backfill_max_lag is not None:
         yield from _refused("rights", lambda: pace.require_sight(ctx.db))
@@ -52,8 +53,6 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
         yield from _refused("stamp", lambda: checks.require_column(ctx.table, target, ctx.settings, stamped))
     elif column is not None and column.ours:
         yield from _refused("dimensions", lambda: checks.agree(column, ctx.settings, target))
-    yield from requirements.unmet(ctx, requirements.BLOCKS.source)
-    yield from requirements.unmet(ctx, requirements.BLOCKS.column)
     aside = ctx.table.columns.get(target.adopted)
     adopting = (column is not None and not column.ours) or (aside is not None and aside.set_aside)
     for problem in interference.of_sync(ctx):

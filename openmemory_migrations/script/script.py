@@ -288,7 +288,7 @@ class Script:
             "concurrently": self.concurrently,
             "tries": tries.TRIES,
             "rest_before": SQL(
-                f"least({tries.FIRST_PAUSE} * {tries.GROWTH} ^ attempt, {tries.LONGEST_PAUSE})"
+                f"least({tries.FIRST_PAUSE} * {tries.GROWTH} ^ (attempt - 1), {tries.LONGEST_PAUSE})"
                 f" * ({tries.LEAST_SHARE} + random() * {1 - tries.LEAST_SHARE})"
             ),
             "lock_timeout": settings.lock_timeout_ms,
@@ -394,8 +394,8 @@ class Script:
         }
         arguments = {"value": Argument("%1$s"), "same_bytes": Argument("%2$s")}
         for which, pending, value in (
-            ("", BLOCKS.pending, "{value}"),
-            ("_adopted", BLOCKS.pending_adopted, BLOCKS.value_adopted),
+            ("", STORED.pending("{size}"), "{value}"),
+            ("_adopted", BLOCKS.pending_adopted.replace("{of_length}", STORED.of("{size}")), BLOCKS.value_adopted),
         ):
             names["count" + which] = sql(BLOCKS.count_pending.replace("{pending}", pending))
             for name in ("convert_pages", "count_right", "remaining"):

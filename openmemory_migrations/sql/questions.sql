@@ -3,7 +3,7 @@
 -- the table; Citus has to be told of the DDL of a trigger
 
 -- it --
-SELECT c.oid, c.relkind, c.relispartition, c.reloftype, pg_catalog.pg_get_userbyid(c.relowner) AS owner
+SELECT c.oid, c.relkind, c.relispartition, c.reloftype, CAST(pg_catalog.pg_get_userbyid(c.relowner) AS text) AS owner
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
   WHERE n.nspname = {schema_name} AND c.relname = {table_name}
 
@@ -14,7 +14,7 @@ SELECT oid FROM it
   SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
 
 -- columns --
-SELECT a.attname, a.attnum, a.attgenerated, a.atttypmod, pg_catalog.format_type(a.atttypid, -1) AS type,
+SELECT CAST(a.attname AS text) AS attname, a.attnum, a.attgenerated, a.atttypmod, pg_catalog.format_type(a.atttypid, -1) AS type,
          t.typname = 'vector' AND e.oid IS NOT NULL AS is_vector,
          coalesce(pg_catalog.col_description(a.attrelid, a.attnum), '') AS comment
   FROM it JOIN pg_catalog.pg_attribute a ON a.attrelid = it.oid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -28,7 +28,7 @@ WITH RECURSIVE it AS MATERIALIZED (
 tree (oid) AS (
   {>tree}),
 parts AS MATERIALIZED (
-  SELECT c.relkind, '"' || n.nspname || '.' || c.relname || '"' AS shown, pg_catalog.row_security_active(c.oid) AS hidden
+  SELECT c.relkind, '"' || CAST(n.nspname AS text) || '.' || CAST(c.relname AS text) || '"' AS shown, pg_catalog.row_security_active(c.oid) AS hidden
   FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace),
 columns AS MATERIALIZED (
   {>columns}),
@@ -36,7 +36,7 @@ source AS (
   SELECT s.* FROM it LEFT JOIN columns s ON s.attname = {source_name}
   WHERE it.relkind IN ('r', 'p')
     AND NOT EXISTS (SELECT FROM columns WHERE attname IN ({source_name}, {vector_name}) AND is_vector
-                    AND starts_with(comment, {cut_over_mark})))
+                    AND pg_catalog.starts_with(comment, {cut_over_mark})))
 SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 1 AS place, 'table' AS code, 'table ' || {itself} || ' does not exist' AS message, NULL AS detail,
          'Set OM_PG_SCHEMA and OM_VECTOR_TABLE as OpenMemory has them; it creates the table when it starts.' AS hint
@@ -60,7 +60,7 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   FROM parts WHERE relkind NOT IN ('r', 'p') AND EXISTS (SELECT FROM it WHERE it.relkind = 'p')
   UNION ALL
   SELECT 5, 'table', 'table ' || {itself} || ' has no column ' || {source_shown},
-         'Its columns are ' || (SELECT string_agg('"' || replace(attname, '"', '""') || '"', ', ' ORDER BY attnum)
+         'Its columns are ' || (SELECT pg_catalog.string_agg('"' || pg_catalog.replace(attname, '"', '""') || '"', ', ' ORDER BY attnum)
                                 FROM columns) || '.',
          'Set OM_PG_SCHEMA and OM_VECTOR_TABLE to the table that OpenMemory writes its vectors to.'
   FROM source WHERE attname IS NULL
@@ -81,11 +81,12 @@ WITH RECURSIVE it AS MATERIALIZED (
 tree (oid) AS (
   {>tree}),
 parts AS MATERIALIZED (
-  SELECT c.oid, n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+  SELECT c.oid, CAST(n.nspname AS text) AS nspname, CAST(c.relname AS text) AS relname,
+         CAST(pg_catalog.pg_get_userbyid(c.relowner) AS text) AS owner,
          pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned
   FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace),
-who AS (SELECT '"' || replace(current_user, '"', '""') || '"' AS role,
-               '"' || replace(owner, '"', '""') || '"' AS owner FROM it)
+who AS (SELECT '"' || pg_catalog.replace(CAST(current_user AS text), '"', '""') || '"' AS role,
+               '"' || pg_catalog.replace(owner, '"', '""') || '"' AS owner FROM it)
 SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 1 AS place, 'rights' AS code, 'role ' || who.role || ' does not own table ' || {itself} AS message,
          'Only its owner, ' || who.owner || ', or a member of that role can add a column and a trigger.' AS detail,
@@ -94,14 +95,14 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   UNION ALL
   SELECT 2, 'rights',
          'role ' || who.role || ' does not own partition "' || nspname || '.' || relname || '" of ' || {itself},
-         'It belongs to "' || replace(parts.owner, '"', '""') || '"; a column is added to all partitions at once.',
-         'ALTER TABLE "' || replace(nspname, '"', '""') || '"."' || replace(relname, '"', '""') || '" OWNER TO '
+         'It belongs to "' || pg_catalog.replace(parts.owner, '"', '""') || '"; a column is added to all partitions at once.',
+         'ALTER TABLE "' || pg_catalog.replace(nspname, '"', '""') || '"."' || pg_catalog.replace(relname, '"', '""') || '" OWNER TO '
          || who.owner || ';'
   FROM parts, who WHERE NOT owned AND parts.oid <> (SELECT oid FROM it)
   UNION ALL
   SELECT 3, 'rights', 'role ' || who.role || ' may not create functions in schema ' || {schema_shown}, NULL,
          'GRANT CREATE ON SCHEMA ' || {schema_shown} || ' TO ' || who.role || ';'
-  FROM who WHERE {sync_trigger} AND NOT has_schema_privilege({schema_name}, 'CREATE')) AS unmet
+  FROM who WHERE {sync_trigger} AND NOT pg_catalog.has_schema_privilege({schema_name}, 'CREATE')) AS unmet
 ORDER BY place, message
 
 -- rules --
@@ -111,7 +112,7 @@ WITH RECURSIVE it AS MATERIALIZED (
 tree (oid) AS (
   {>tree}),
 found AS (
-  SELECT CAST(CAST(r.ev_class AS regclass) AS text) AS on_table, '"' || replace(r.rulename, '"', '""') || '"' AS rule
+  SELECT CAST(CAST(r.ev_class AS regclass) AS text) AS on_table, '"' || pg_catalog.replace(CAST(r.rulename AS text), '"', '""') || '"' AS rule
   FROM tree JOIN pg_catalog.pg_rewrite r ON r.ev_class = tree.oid WHERE r.ev_type = '2' AND r.ev_enabled <> 'D')
 SELECT 'rule' AS code, 'error' AS severity, 'rule ' || rule || ' on ' || on_table || ' rewrites each UPDATE' AS message,
        'It can''t be seen then what an UPDATE has written.' AS detail,
@@ -120,7 +121,7 @@ FROM found ORDER BY on_table, rule
 
 -- extension --
 WITH installed AS (
-  SELECT n.nspname, '"' || replace(n.nspname, '"', '""') || '"' AS shown
+  SELECT CAST(n.nspname AS text) AS nspname, '"' || pg_catalog.replace(CAST(n.nspname AS text), '"', '""') || '"' AS shown
   FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector')
 SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 1 AS place, 'extension-unavailable' AS code, 'extension "vector" is not available on this server' AS message,
@@ -130,25 +131,25 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name = 'vector')
   UNION ALL
   SELECT 2, 'rights',
-         'role "' || replace(current_user, '"', '""') || '" may not use schema ' || shown
+         'role "' || pg_catalog.replace(CAST(current_user AS text), '"', '""') || '" may not use schema ' || shown
          || ', where extension "vector" is', NULL,
-         'GRANT USAGE ON SCHEMA ' || shown || ' TO "' || replace(current_user, '"', '""') || '";'
-  FROM installed WHERE NOT has_schema_privilege(nspname, 'USAGE')) AS unmet
+         'GRANT USAGE ON SCHEMA ' || shown || ' TO "' || pg_catalog.replace(CAST(current_user AS text), '"', '""') || '";'
+  FROM installed WHERE NOT pg_catalog.has_schema_privilege(nspname, 'USAGE')) AS unmet
 ORDER BY place
 
 -- extension_creation --
 -- by a superuser, or, where the administrators have called it trusted, by who may create in the database. A hosting
 -- service may have other rules, so the step tries, and only `check` goes by this
 SELECT 'extension-rights' AS code, 'error' AS severity,
-       'role "' || replace(current_user, '"', '""') || '" may not create extension "vector"' AS message,
+       'role "' || pg_catalog.replace(CAST(current_user AS text), '"', '""') || '" may not create extension "vector"' AS message,
        CAST(NULL AS text) AS detail,
        'Have an administrator run: CREATE EXTENSION vector SCHEMA '
-       || CASE WHEN to_regnamespace({extensions}) IS NULL THEN '"public"' ELSE {extensions_shown} END || ';' AS hint
+       || CASE WHEN pg_catalog.to_regnamespace({extensions}) IS NULL THEN '"public"' ELSE {extensions_shown} END || ';' AS hint
 FROM pg_catalog.pg_available_extensions e
      JOIN pg_catalog.pg_available_extension_versions v ON v.name = e.name AND v.version = e.default_version
 WHERE e.name = 'vector' AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'vector')
   AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
-  AND NOT (v.trusted AND has_database_privilege(current_database(), 'CREATE'))
+  AND NOT (v.trusted AND pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'))
 
 -- source --
 -- of a column that is to follow it
@@ -174,9 +175,9 @@ columns AS MATERIALIZED (
   {>columns}),
 other AS (
   SELECT * FROM columns
-  WHERE attname = {vector_name} AND NOT (is_vector AND starts_with(comment, {own_mark}))),
+  WHERE attname = {vector_name} AND NOT (is_vector AND pg_catalog.starts_with(comment, {own_mark}))),
 views AS (
-  SELECT string_agg(DISTINCT CAST(CAST(w.ev_class AS regclass) AS text), ', ') AS names
+  SELECT pg_catalog.string_agg(DISTINCT CAST(CAST(w.ev_class AS regclass) AS text), ', ') AS names
   FROM tree JOIN pg_catalog.pg_depend d ON d.refobjid = tree.oid
        JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
        JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid
@@ -204,19 +205,19 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
 ORDER BY place, message
 
 -- ext --
-SELECT '"' || replace(n.nspname, '"', '""') || '"' AS name
+SELECT '"' || pg_catalog.replace(CAST(n.nspname AS text), '"', '""') || '"' AS name
   FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
 
 -- guards --
 -- what a run has left that guarded a change and was killed
-SELECT t.tgname, t.tgfoid FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgparentid = 0
+SELECT CAST(t.tgname AS text) AS tgname, t.tgfoid FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgparentid = 0
   WHERE pg_catalog.obj_description(t.oid, 'pg_trigger') = {guard_mark}
 
 -- drop_guards --
-SELECT 1 AS place, 'DROP TRIGGER ' || quote_ident(tgname) || ' ON ' || {table_shown} AS statement, true AS of_trigger
+SELECT 1 AS place, 'DROP TRIGGER ' || pg_catalog.quote_ident(tgname) || ' ON ' || {table_shown} AS statement, true AS of_trigger
   FROM guards
   UNION ALL
-  SELECT 2, 'DROP FUNCTION ' || CAST(tgfoid AS regprocedure), false FROM guards
+  SELECT 2, 'DROP FUNCTION ' || CAST(CAST(tgfoid AS regprocedure) AS text), false FROM guards
 
 -- add_column --
 WITH it AS MATERIALIZED (
@@ -227,13 +228,13 @@ ext AS (
   {>ext}),
 other AS (
   SELECT * FROM columns
-  WHERE attname = {vector_name} AND NOT (is_vector AND starts_with(comment, {own_mark})))
+  WHERE attname = {vector_name} AND NOT (is_vector AND pg_catalog.starts_with(comment, {own_mark})))
 SELECT statement, of_trigger FROM (
   SELECT 1 AS place, {rename} AS statement, false AS of_trigger FROM other
   UNION ALL
-  SELECT 2, {comment_adopted} || quote_literal({set_aside_mark} || comment), false FROM other
+  SELECT 2, {comment_adopted} || pg_catalog.quote_literal({set_aside_mark} || comment), false FROM other
   UNION ALL
-  SELECT 3, format({add}, name), false FROM ext
+  SELECT 3, pg_catalog.format({add}, name), false FROM ext
   WHERE EXISTS (SELECT FROM other) OR NOT EXISTS (SELECT FROM columns WHERE attname = {vector_name})
   UNION ALL
   SELECT 4, {comment_ours}, false) AS wanted
@@ -243,9 +244,9 @@ ORDER BY place
 WITH ext AS (
   {>ext})
 SELECT statement, of_trigger FROM (
-  SELECT 1 AS place, format({create_convert}, name) AS statement, false AS of_trigger FROM ext
+  SELECT 1 AS place, pg_catalog.format({create_convert}, name) AS statement, false AS of_trigger FROM ext
   UNION ALL
-  SELECT 2, format({create_sync}, name), false FROM ext
+  SELECT 2, pg_catalog.format({create_sync}, name), false FROM ext
   UNION ALL
   SELECT 3, {revoke_sync}, false
   UNION ALL
@@ -286,14 +287,14 @@ WITH it AS MATERIALIZED (
 columns AS MATERIALIZED (
   {>columns}),
 ours AS (
-  SELECT FROM columns WHERE attname = {vector_name} AND is_vector AND starts_with(comment, {own_mark})),
+  SELECT FROM columns WHERE attname = {vector_name} AND is_vector AND pg_catalog.starts_with(comment, {own_mark})),
 aside AS (
-  SELECT nullif(substr(comment, length({set_aside_mark}) + 1), '') AS comment FROM columns, ours
-  WHERE attname = {adopted_name} AND is_vector AND starts_with(comment, {set_aside_mark}))
+  SELECT nullif(pg_catalog.substr(comment, pg_catalog.length({set_aside_mark}) + 1), '') AS comment FROM columns, ours
+  WHERE attname = {adopted_name} AND is_vector AND pg_catalog.starts_with(comment, {set_aside_mark}))
 SELECT statement, of_trigger FROM (
   SELECT 1 AS place, {drop_column} AS statement, false AS of_trigger FROM ours
   UNION ALL
-  SELECT 2, {comment_adopted} || coalesce(quote_literal(comment), 'NULL'), false FROM aside
+  SELECT 2, {comment_adopted} || coalesce(pg_catalog.quote_literal(comment), 'NULL'), false FROM aside
   UNION ALL
   SELECT 3, {restore}, false FROM aside) AS wanted
 ORDER BY place
@@ -310,5 +311,5 @@ SELECT statement, of_trigger FROM (
   {>drop_guards}
   UNION ALL
   SELECT 3, {drop_adopted}, false FROM columns
-  WHERE attname = {adopted_name} AND is_vector AND starts_with(comment, {set_aside_mark})) AS wanted
+  WHERE attname = {adopted_name} AND is_vector AND pg_catalog.starts_with(comment, {set_aside_mark})) AS wanted
 ORDER BY place

@@ -280,7 +280,7 @@ BEGIN
                        ELSE least(places * 2, {pages} * {places}) END;
       EXCEPTION
         WHEN {>lock_failed} THEN
-          IF NOT is_free AND attempt = {tries} THEN
+          IF NOT is_free AND attempt = {tries} - 1 THEN
             RAISE;
           ELSIF is_free AND places > 1 THEN
             places := places / 2;  -- of what a trigger wants for one of the rows
@@ -450,13 +450,10 @@ IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call|literal} IN prosrc) > 0)
         DROP FUNCTION IF EXISTS {convert}(bytea, integer);
       END IF;
 
--- pending --
--- the vector of a row that has none, from its bytes, or from the column that was set aside if it has no bytes
-{vector} IS NULL AND pg_catalog.octet_length(CAST({source} AS pg_catalog.bytea)) = 4 * {size}
-
 -- pending_adopted --
+-- a row without a vector, which is to get it from its bytes, or from the column that was set aside if it has none
 {vector} IS NULL
-  AND CASE WHEN {source} IS NULL THEN {adopted} IS NOT NULL ELSE pg_catalog.octet_length(CAST({source} AS pg_catalog.bytea)) = 4 * {size} END
+  AND CASE WHEN {source} IS NULL THEN {adopted} IS NOT NULL ELSE {of_length} END
 
 -- count_right --
 -- by the newest versions of rows that this transaction has written

@@ -59,8 +59,9 @@ def upgrade(ctx: Context) -> None:
 
     locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change))
     log.notice(
-        f"column {quote(target.vector)} of {target} is in place: vector{f'({size})' if size else ''}"
-        + (f", dimensions {_origin(settings)}" if size and (column is None or not column.ours) else ""),
+        in_place(
+            target, target.vector, size, origin(settings) if size and (column is None or not column.ours) else None
+        ),
         detail=f"Trigger {quote(target.sync)} keeps it equal to {quote(target.source)}."
         if settings.sync_trigger
         else "Without a trigger: OM_SYNC_TRIGGER is off.",
@@ -136,7 +137,13 @@ def _take_away(ctx: Context) -> None:
         log.notice(f"column {quote(target.vector)} of {target}{',' if aside else ''} {what}")
 
 
-def _origin(settings: Settings) -> str:
+def in_place(target: Target, column: str, size: int | None, origin: str | None) -> str:
+    return f"column {quote(column)} of {target} is in place: vector{f'({size})' if size else ''}" + (
+        f", dimensions {origin}" if origin else ""
+    )
+
+
+def origin(settings: Settings) -> str:
     return "as configured" if settings.dimensions else "as the rows have them"
 
 

@@ -20,7 +20,7 @@ from ..errors import ANEW, MigrationError
 from ..index import choice, partitioned
 from ..sql import SQL, quote
 from ..target import Target
-from . import checks, finalize, interference, native_column, requirements
+from . import checks, expand, finalize, interference, native_column, requirements
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,7 @@ def _beside(found: Look, size: int) -> None:
     what = f"adding {quote(target.typed)} to {target}"
     locks.retried(ctx.db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, lambda: interference.tried(ctx, change))
     log.notice(
-        f"column {quote(target.typed)} of {target} is in place: vector({size}), dimensions"
-        f" {'as configured' if ctx.settings.dimensions else 'as the rows have them'}",
+        expand.in_place(target, target.typed, size, expand.origin(ctx.settings)),
         detail=f"Trigger {quote(target.typing)} keeps it equal to {quote(target.source)}, whose place it takes when it"
         " is filled.",
     )

@@ -12,7 +12,9 @@ from ..sql import Fragment, blocks, literal, quote
 from ..target import CUT_OVER, OWN_COMMENT, Target
 
 BLOCKS = blocks("questions")
-OF_EXPAND = (BLOCKS.rights, BLOCKS.extension, BLOCKS.source, BLOCKS.column)  # once it is known that there is a table
+# of a table that is to get our column, once it is known that there is one; and with them what the step needs besides
+OF_TABLE = (BLOCKS.rights, BLOCKS.source, BLOCKS.column)
+OF_EXPAND = (BLOCKS.extension, *OF_TABLE)
 EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..db.context import VectorContext
+from ..encoding.stored import STORED
 from ..sql import SQL, blocks, fill, joined, quote
 from .neighbours import Exact, Query
 from .search import text_of
@@ -121,7 +122,7 @@ class Choice:
             names |= {"group": quote(column), "bound": fill(bound, {"bounds": bounds, "number": number})}
         found = self.db.rows(BLOCKS.chosen, {"each": each}, **names, **self.names)
         # what vector_send() gives begins with int16 dimensions and int16 zero
-        at, kind = (0, "<f4") if self.bytes else (4, ">f4")
+        at, kind = (0, STORED.number) if self.bytes else (4, ">f4")
         queries = [
             Query(np.frombuffer(bytes(value), kind, offset=at).astype("<f4"), sector, user)
             for value, sector, user in found

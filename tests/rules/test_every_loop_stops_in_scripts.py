@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 
 from demo.openmemory import TABLE
+from openmemory_migrations.db.tries import TRIES
 from openmemory_migrations.embedded import Server
 from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
 from tests.support.scripts import DIM8, SINGLE, offline, psql, script
@@ -102,7 +103,7 @@ def test_a_script_gives_up_a_lock_after_so_many_tries_and_names_who_holds_it(
         offline(server, database, "upgrade", "head")
     stamped = stamp(database)
     text = script(*command, env=DIM8 | single | {"OM_LOCK_TIMEOUT_MS": "50"})
-    text = text.replace("1..30", "1..2").replace("attempt = 30", "attempt = 2")
+    text = text.replace(f"1..{TRIES}", "1..2").replace(f"attempt = {TRIES}", "attempt = 2")
 
     with closing(database.connect()) as holder, holder.cursor() as cursor:
         holder.autocommit = False
@@ -110,6 +111,6 @@ def test_a_script_gives_up_a_lock_after_so_many_tries_and_names_who_holds_it(
         said = psql(server, database, text, *["-1"] * bool(single), check=False).stderr
         pid = holder.info.backend_pid
 
-    assert f'ERROR:  no lock on table "public.{TABLE}" in 30 tries of 50 ms\nDETAIL:  Locks on the' in said
+    assert f'ERROR:  no lock on table "public.{TABLE}" in {TRIES} tries of 50 ms\nDETAIL:  Locks on the' in said
     assert f"process {pid} " in said
     assert stamp(database) == stamped
