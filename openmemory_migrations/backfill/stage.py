@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..db.database import Database
 from ..db.keys import SUM
-from ..sql import SQL, Fragment, blocks, dollar_quote, fill, literal, quote, unquote
+from ..sql import FUNCTION, SQL, Fragment, blocks, fill, literal, quote, unquote
 from .passes import OF_OVERRULED
 from .reader import Way
 
@@ -77,7 +77,7 @@ class Stage:
                     "joined": SQL("LEFT JOIN old USING (was_at)"),
                 }
             names["write"] = fill(BLOCKS.compared, names)
-        self._names = names | {"tag": dollar_quote(names.values())}
+        self._names = names | {"tag": FUNCTION}
 
     def write(self, payload: bytes) -> tuple[int, list[str]]:
         """Writes what codec.encode() has made of rows, inside the transaction that is open.

@@ -26,7 +26,7 @@ from ..db.sqlerrors import as_migration_error
 from ..encoding import sync_trigger
 from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..errors import MigrationError
-from ..sql import SQL, blocks, dollar_quote, fill, joined, literal, quote
+from ..sql import FUNCTION, SQL, blocks, fill, joined, literal, quote
 
 BLOCKS = blocks("columns")
 
@@ -157,7 +157,7 @@ def _create(ctx: VectorContext, loss: Loss) -> None:
             "openmemory-migrations is about to change this table: write the other column alone, or retry later."
         ),
         at_work=fill(BLOCKS.at_work, {"held": held}) if held else True,
-        tag=dollar_quote([*db.names.values(), *names.values()]),
+        tag=FUNCTION,
     )
     db.run("REVOKE ALL ON FUNCTION {guard_function}() FROM PUBLIC")
     of_a_trigger(db, BLOCKS.create_guard_trigger, one=db.names[loss.column], other=db.names[loss.other])

@@ -25,7 +25,10 @@ from ..sql import SQL, blocks, literal, quote
 BLOCKS = blocks("columns")
 
 CHECK_VIOLATION = "23514"
-QUALIFIED = {"search_path": "pg_catalog, pg_temp"}  # so that a default has the schema of whatever it names
+# so that a default has the schema of whatever it names, and its constants mean the same when it is set again
+QUALIFIED = {"search_path": "pg_catalog, pg_temp", "standard_conforming_strings": "on"}
+PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "REFERENCES")  # on a column
+COMPRESSION = {"p": "pglz", "l": "lz4"}
 STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}
 
 
@@ -54,7 +57,17 @@ class Attributes:
 
     @classmethod
     def of_data(cls, data: Mapping[str, Any]) -> Attributes:
-        return cls(**{**data, "grants": grants_of_data(data["grants"])})
+        """Raises ValueError, LookupError or TypeError for what as_data() hasn't made: a comment can be changed."""
+        found = cls(**{**data, "grants": grants_of_data(data["grants"])})
+        texts, numbers = (found.default, found.comment), (found.statistics,)
+        if (
+            found.storage not in STORAGE
+            or found.compression not in ("", *COMPRESSION)
+            or not all(text is None or isinstance(text, str) for text in texts)
+            or not all(number is None or isinstance(number, int) for number in numbers)
+        ):
+            raise ValueError(data)
+        return found
 
 
 def grants_as_data(grants: Iterable[Grant]) -> list[list[Any]]:
@@ -62,15 +75,18 @@ def grants_as_data(grants: Iterable[Grant]) -> list[list[Any]]:
 
 
 def grants_of_data(data: Iterable[Iterable[Any]]) -> tuple[Grant, ...]:
-    return tuple(Grant(*grant) for grant in data)
+    grants = tuple(Grant(*grant) for grant in data)
+    if not all(grant.privilege in PRIVILEGES and isinstance(grant.role, (str, type(None))) for grant in grants):
+        raise ValueError(grants)
+    return grants
 
 
 def attributes(db: Database, column: str) -> Attributes:
     """Those of a column of the table that `db` names."""
-    where = {"table": db.names["table"], "column": column}
+    where = {"table_text": literal(db.names["table"]), "column_text": literal(column)}
     with db.local(QUALIFIED):
         ((oid, not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(
-            BLOCKS.attributes, where
+            BLOCKS.attributes, **where
         )
     own = _grants(db, [oid], column)[oid] if has_grants else ()
     return Attributes(not_null, default, comment, storage, compression.strip("\0"), statistics, own)
@@ -95,9 +111,14 @@ def dependents(db: Database, table: Table, column: str, *ours: str) -> list[str]
     found = list(db.rows(BLOCKS.dependents, {"tables": tables, "column": column, "ours": list(ours)}))
     if tables[1:]:
         root = attributes(db, column)
-        own = {"tables": tables[1:], "column": column, "not_null": root.not_null, "default": root.default}
         with db.local(QUALIFIED):  # as the default of the root was read
-            found += db.rows(BLOCKS.of_parts, own)
+            found += db.rows(
+                BLOCKS.of_parts,
+                {"tables": tables[1:]},
+                column_text=literal(column),
+                not_null=root.not_null,
+                default_text=literal(root.default or ""),
+            )
     return [text for (text,) in found]
 
 
@@ -151,7 +172,8 @@ def require(db: Database, column: str, not_null: bool) -> None:
 
 def set_default(db: Database, column: str, default: str | None) -> None:
     action = SQL("DROP DEFAULT" if default is None else f"SET DEFAULT {default}")  # as the server has printed it
-    db.run("ALTER TABLE {table} ALTER COLUMN {column} {action}", column=quote(column), action=action)
+    with db.local({"standard_conforming_strings": "on"}):
+        db.run("ALTER TABLE {table} ALTER COLUMN {column} {action}", column=quote(column), action=action)
 
 
 def comment(db: Database, column: str, text: str | None) -> None:
@@ -199,7 +221,7 @@ def store(db: Database, column: str, wanted: Attributes) -> None:
     name = {"column": quote(column)}
     db.run(alter + "SET STORAGE {storage}", storage=SQL(STORAGE[wanted.storage]), **name)
     if wanted.compression:
-        method = SQL({"p": "pglz", "l": "lz4"}[wanted.compression])
+        method = SQL(COMPRESSION[wanted.compression])
         db.run(alter + "SET COMPRESSION {method}", method=method, **name)
     if wanted.statistics is not None and wanted.statistics >= 0:
         db.run(alter + "SET STATISTICS {number}", number=wanted.statistics, **name)

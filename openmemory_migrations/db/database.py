@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..errors import Changed, MigrationError
-from ..sql import SQL, Fragment, blocks, bound, fill, literal, quote
+from ..sql import SQL, Fragment, blocks, bound, fill, joined, literal, quote
 from . import tries
 from .drivers import driver_of
 from .signals import Stop, listening
@@ -284,10 +284,13 @@ class Database:
         return dict(zip(names, values, strict=True))
 
     def set_local(self, settings: Mapping[str, str]) -> None:
-        """Inside the transaction, in one statement."""
-        calls = [f"set_config('{name}', :value_{number}, true)" for number, name in enumerate(settings)]
-        values = {f"value_{number}": value for number, value in enumerate(settings.values())}
-        self.run("SELECT " + ", ".join(calls), values)
+        """Inside the transaction, in one statement.
+
+        As constants: what psycopg2 binds depends on the standard_conforming_strings that the session began with.
+        """
+        call = "pg_catalog.set_config({name|literal}, {value|literal}, true)"
+        calls = [fill(call, {"name": name, "value": value}) for name, value in settings.items()]
+        self.run("SELECT {calls}", calls=joined(", ", calls))
 
     @contextmanager
     def transaction(

@@ -6,12 +6,10 @@ While the cutover is undone, bytes follow the vectors (following). Frozen with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ..db.context import Context
 from ..db.database import Database
 from ..encoding.sync_trigger import FIRE_ALWAYS, called, of_a_trigger
-from ..sql import SQL, blocks, dollar_quote
+from ..sql import FUNCTION, SQL, blocks
 
 BLOCKS = blocks("encoding")
 
@@ -23,7 +21,7 @@ def forget(db: Database) -> None:
 
 def follow(db: Database, **ext: SQL) -> None:
     """Leaves the trigger that gives a row whose vector is written the bytes of it."""
-    db.run(BLOCKS.create_unconvert, tag=_tag(db, ext), **ext)
+    db.run(BLOCKS.create_unconvert, tag=FUNCTION, **ext)
     _create(db, BLOCKS.create_following, BLOCKS.following)
 
 
@@ -49,11 +47,7 @@ def drop(db: Database) -> None:
 
 def _create(db: Database, function: str, trigger: str) -> None:
     of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
-    db.run(function, tag=_tag(db, {}))
+    db.run(function, tag=FUNCTION)
     db.run("REVOKE ALL ON FUNCTION {back_function}() FROM PUBLIC")
     of_a_trigger(db, trigger)
     of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["back"])
-
-
-def _tag(db: Database, ext: Mapping[str, SQL]) -> SQL:
-    return dollar_quote([*db.names.values(), *ext.values()])

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..db.database import Database
 from ..db.sqlerrors import as_migration_error
-from ..sql import SQL, blocks, dollar_quote
+from ..sql import FUNCTION, SQL, blocks
 
 BLOCKS = blocks("encoding")
 
@@ -31,7 +31,7 @@ def of_a_trigger(db: Database, statement: str, **names: SQL) -> None:
 
 
 def create_convert(db: Database, **names: SQL) -> None:
-    db.run(BLOCKS.create_convert, tag=dollar_quote([*db.names.values(), *names.values()]), **names)
+    db.run(BLOCKS.create_convert, tag=FUNCTION, **names)
 
 
 def bring_convert(db: Database, **names: SQL) -> None:

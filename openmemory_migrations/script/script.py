@@ -28,7 +28,7 @@ from ..index import build, choice
 from ..index.choice import SLOWER, NoIndex, Plan
 from ..index.formula import Formula
 from ..settings import Settings
-from ..sql import SQL, Argument, Fragment, blocks, dollar_quote, fill, joined, literal, quote
+from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, dollar_quote, fill, joined, literal, quote
 from ..steps import requirements, statements
 from ..steps.interference import NAME_COLUMNS
 from ..target import CUT_OVER as CUT_OVER_COMMENT
@@ -49,7 +49,7 @@ def opening(settings: Settings) -> str:
 
 def block(template: str, names: Mapping[str, Fragment | str]) -> SQL:
     """A DO block, in a dollar quote that nothing inside ends."""
-    return fill(template, {**names, "tag": dollar_quote([template, *names.values()], "script")})
+    return fill(template, {**names, "tag": dollar_quote([template, *names.values()])})
 
 
 class Order:
@@ -275,7 +275,7 @@ class Script:
                 BLOCKS.column_size,
                 {"table_text": own["table"], "vector_text": self.target.vector, "vector": own["vector"]},
             ),
-            "tag": dollar_quote(own.values()),
+            "tag": FUNCTION,
         }
 
     def names(self) -> dict[str, Fragment | str]:

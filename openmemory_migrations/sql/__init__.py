@@ -61,14 +61,17 @@ def literal(text: str) -> SQL:
     return SQL(f"'{doubled}'" if doubled == escaped else f"E'{escaped}'")
 
 
-def dollar_quote(inside: Iterable[object], name: str = "function") -> SQL:
-    """What quotes the body of a function, or of a script's block, where nothing that is `inside` ends it."""
-    found = f"${name}$"
+def dollar_quote(inside: Iterable[object]) -> SQL:
+    """What quotes a script's block, where nothing that is `inside` ends it."""
+    found = "$script$"
     while any(found in str(text) for text in inside):
         found = f"{found[:-1]}_$"
     return SQL(found)
 
 
+# quotes the body of a function, in which there are names, some of them known to the server only: longer than a name can
+# be, it is in none
+FUNCTION = SQL("$function" + 56 * "_" + "$")
 FILTERS: dict[str, Callable[[str], SQL]] = {"ident": quote, "literal": literal}
 
 

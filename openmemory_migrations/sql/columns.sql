@@ -38,11 +38,12 @@ ORDER BY 1
 -- of columns/properties.py
 
 -- attributes --
+-- nothing is bound: it is asked under another standard_conforming_strings than the session began with
 SELECT a.attrelid, a.attnotnull, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
        pg_catalog.col_description(a.attrelid, a.attnum), CAST(a.attstorage AS text), CAST(a.attcompression AS text),
        a.attstattarget, a.attacl IS NOT NULL
 FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attrelid = CAST(:table AS regclass) AND a.attname = :column AND NOT a.attisdropped
+WHERE a.attrelid = CAST({table_text} AS regclass) AND a.attname = {column_text} AND NOT a.attisdropped
 
 -- grants --
 SELECT a.attrelid, CASE g.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(g.grantee) END,
@@ -72,10 +73,10 @@ ORDER BY 1
 -- a partition may have what its parent hasn't: that neither goes over nor comes back
 SELECT own.what || ' of ' || pg_catalog.pg_describe_object(CAST('pg_class' AS regclass), a.attrelid, a.attnum)
 FROM unnest(CAST(:tables AS oid[])) AS t (oid)
-     JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attname = :column
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attname = {column_text}
      LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum,
-     LATERAL (VALUES ('NOT NULL', a.attnotnull AND NOT CAST(:not_null AS boolean)),
-                     ('the default', pg_catalog.pg_get_expr(d.adbin, d.adrelid) <> coalesce(:default, ''))
+     LATERAL (VALUES ('NOT NULL', a.attnotnull AND NOT {not_null}),
+                     ('the default', pg_catalog.pg_get_expr(d.adbin, d.adrelid) <> {default_text})
              ) AS own (what, here)
 WHERE own.here
 ORDER BY 1

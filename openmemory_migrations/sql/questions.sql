@@ -152,18 +152,26 @@ WHERE e.name = 'vector' AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHER
   AND NOT (v.trusted AND pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'))
 
 -- source --
--- of a column that is to follow it
+-- a column that is to follow it can be added
 WITH it AS MATERIALIZED (
   {>it}),
 columns AS MATERIALIZED (
-  {>columns})
-SELECT 'generated' AS code, 'error' AS severity,
-       'column ' || {source_shown} || ' of ' || {itself} || ' is a generated column' AS message,
-       'It has no value yet when a trigger fires, so nothing could keep vectors in step with it.' AS detail,
-       CASE attgenerated WHEN 's' THEN 'ALTER TABLE ' || {table_shown} || ' ALTER COLUMN ' || {source_shown}
-                                       || ' DROP EXPRESSION; and have the application write it.'
-            ELSE 'Make it an ordinary column, and have the application write it.' END AS hint
-FROM columns WHERE attname = {source_name} AND attgenerated <> ''
+  {>columns}),
+ours AS (
+  SELECT FROM columns WHERE attname = {vector_name} AND is_vector AND pg_catalog.starts_with(comment, {own_mark}))
+SELECT code, 'error' AS severity, message, detail, hint FROM (
+  SELECT 1 AS place, 'typed-table' AS code, {itself} || ' is a typed table, which gets no column of its own' AS message,
+         CAST(NULL AS text) AS detail, 'ALTER TABLE ' || {table_shown} || ' NOT OF;' AS hint
+  FROM it WHERE reloftype <> 0
+  UNION ALL
+  SELECT 2, 'generated', 'column ' || {source_shown} || ' of ' || {itself} || ' is a generated column',
+         'It has no value yet when a trigger fires, so nothing could keep vectors in step with it.',
+         CASE attgenerated WHEN 's' THEN 'ALTER TABLE ' || {table_shown} || ' ALTER COLUMN ' || {source_shown}
+                                         || ' DROP EXPRESSION; and have the application write it.'
+              ELSE 'Make it an ordinary column, and have the application write it.' END
+  FROM columns WHERE attname = {source_name} AND attgenerated <> '' AND {sync_trigger}) AS unmet
+WHERE NOT EXISTS (SELECT FROM ours)
+ORDER BY place
 
 -- column --
 -- ours can be added, and one of others' under its name set aside for it
@@ -184,12 +192,9 @@ views AS (
   WHERE d.classid = CAST('pg_catalog.pg_rewrite' AS regclass)
     AND d.refclassid = CAST('pg_catalog.pg_class' AS regclass) AND a.attname = {vector_name})
 SELECT code, 'error' AS severity, message, detail, hint FROM (
-  SELECT 0 AS place, 'typed-table' AS code, {itself} || ' is a typed table, which gets no column of its own' AS message,
-         CAST(NULL AS text) AS detail, 'ALTER TABLE ' || {table_shown} || ' NOT OF;' AS hint
-  FROM it WHERE reloftype <> 0 AND NOT EXISTS (SELECT FROM columns WHERE attname = {vector_name})
-  UNION ALL
-  SELECT 1, 'column-taken', 'column ' || {vector_shown} || ' of ' || {itself} || ' is of type ' || type, NULL,
-         'Rename or drop that column: this package puts its vectors there.'
+  SELECT 1 AS place, 'column-taken' AS code,
+         'column ' || {vector_shown} || ' of ' || {itself} || ' is of type ' || type AS message, CAST(NULL AS text) AS detail,
+         'Rename or drop that column: this package puts its vectors there.' AS hint
   FROM other WHERE NOT is_vector
   UNION ALL
   SELECT 2, 'column-taken',

@@ -3,10 +3,10 @@
 -- quoted --
 -- a host's column may have the name of a variable: that is why every DO block has #variable_conflict
 -- always quoted, as the online steps write it: the text of a function is to be the same
-'"' || replace(extension, '"', '""') || '"'
+'"' || pg_catalog.replace(extension, '"', '""') || '"'
 
 -- tid --
-format('(%s,%s)', {place} / {places}, {place} % {places})::tid
+pg_catalog.format('(%s,%s)', {place} / {places}, {place} % {places})::tid
 
 -- wait --
 -- in a deadlock it is the script that gives way, as online
@@ -21,6 +21,7 @@ lock_not_available OR deadlock_detected
 \set ON_ERROR_STOP on
 \set ON_ERROR_ROLLBACK off
 \set AUTOCOMMIT on
+\encoding UTF8
 
 -- untimed --
 -- before a DO block, since none can put off the statement_timeout that it has begun under. CONCURRENTLY waits for
@@ -36,7 +37,7 @@ RESET default_transaction_isolation; RESET lock_timeout; RESET statement_timeout
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 
 -- untimed_here --
-SET LOCAL statement_timeout = 0; SET LOCAL quote_all_identifiers = off;
+SET LOCAL statement_timeout = 0; SET LOCAL quote_all_identifiers = off; SET LOCAL client_encoding = 'UTF8';
 
 -- together --
 -- fails outside a transaction. A runner that goes on has the blocks fail, and with them the stamp
@@ -48,25 +49,25 @@ LOCK TABLE pg_catalog.pg_extension IN ACCESS SHARE MODE;
 SET {scope} openmemory.step = 'begun';
 
 -- next --
-IF current_setting('openmemory.step', true) IS DISTINCT FROM {before|literal} THEN
+IF pg_catalog.current_setting('openmemory.step', true) IS DISTINCT FROM {before|literal} THEN
     RAISE EXCEPTION USING MESSAGE = {not_next|literal}, HINT = {not_next_hint|literal};
   END IF;
-  PERFORM set_config('lock_timeout', '{lock_timeout}ms', true);
+  PERFORM pg_catalog.set_config('lock_timeout', '{lock_timeout}ms', true);
 
 -- done --
-PERFORM set_config('openmemory.step', {after|literal}, {local});
+PERFORM pg_catalog.set_config('openmemory.step', {after|literal}, {local});
 
 -- begin --
 -- the first statements of every block. Whoever has waited for a lock has to see what its holder has committed
 {>next}
-  IF current_setting('transaction_isolation') NOT LIKE 'read %' THEN
+  IF pg_catalog.current_setting('transaction_isolation') NOT LIKE 'read %' THEN
     RAISE EXCEPTION USING MESSAGE = 'the transaction is not READ COMMITTED, but '
-        || upper(current_setting('transaction_isolation')),
+        || pg_catalog.upper(pg_catalog.current_setting('transaction_isolation')),
       DETAIL = 'Rows that others commit while a statement waits for a lock would be missed.',
       HINT = 'Begin it with BEGIN ISOLATION LEVEL READ COMMITTED, or set default_transaction_isolation before.';
   END IF;
-  PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
-  PERFORM set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
+  PERFORM pg_catalog.set_config('row_security', 'off', true), pg_catalog.set_config('statement_timeout', '0', true);
+  PERFORM pg_catalog.set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout';
 
 -- stamp --
 DO {tag}
@@ -76,7 +77,7 @@ BEGIN
   {>next}
   EXECUTE {stamp|literal};
   GET DIAGNOSTICS rows = ROW_COUNT;
-  IF rows <> 1 OR (SELECT count(*) > 1 FROM {versions}) THEN
+  IF rows <> 1 OR (SELECT pg_catalog.count(*) > 1 FROM {versions}) THEN
     RAISE EXCEPTION 'not stamped: the version table is not as this script has to find it'
       USING HINT = 'Print the script anew, from the revision that is stamped.';
   END IF;
@@ -101,17 +102,17 @@ BEGIN
   IF EXISTS (SELECT FROM {table} WHERE {source} IS NOT NULL)
      AND NOT EXISTS (SELECT FROM {table} WHERE {of_length}) THEN
     RAISE EXCEPTION USING MESSAGE = {no_row|literal},
-      DETAIL = (SELECT string_agg(octets || ' bytes: ' || rows || ' rows', '; ' ORDER BY octets)
-                FROM (SELECT {length} AS octets, count(*) AS rows FROM {table} GROUP BY 1) AS lengths);
+      DETAIL = (SELECT pg_catalog.string_agg(octets || ' bytes: ' || rows || ' rows', '; ' ORDER BY octets)
+                FROM (SELECT {length} AS octets, pg_catalog.count(*) AS rows FROM {table} GROUP BY 1) AS lengths);
   END IF;
   {>find_extension}
   IF extension IS NULL THEN
-    extension := CASE WHEN to_regnamespace({extensions}) IS NULL THEN 'public' ELSE {extensions} END;
+    extension := CASE WHEN pg_catalog.to_regnamespace({extensions}) IS NULL THEN 'public' ELSE {extensions} END;
     EXECUTE 'CREATE EXTENSION vector SCHEMA ' || {>quoted};
   END IF;
   {>find_column}
   IF found.type IS NOT NULL AND NOT found.ours THEN
-    EXECUTE format({count_lost}, {>quoted}) INTO lost;
+    EXECUTE pg_catalog.format({count_lost}, {>quoted}) INTO lost;
     IF lost > 0 THEN
       RAISE EXCEPTION USING MESSAGE = lost || {other_dimensions|literal};
     END IF;
@@ -190,7 +191,7 @@ DECLARE
   were_locked tid[];
   statement text;
   waits integer := 0;
-  said timestamptz := clock_timestamp();
+  said timestamptz := pg_catalog.clock_timestamp();
   skipped text[];
   line text;
   wait text := {>wait};
@@ -200,20 +201,20 @@ BEGIN
   {>find_extension}
   {>require_column}
   {>require_size}
-  SELECT * INTO found FROM ({rules_requirements}) AS unmet LIMIT 1;
+  SELECT * INTO found FROM ({rules_requirements}) AS unmet WHERE EXISTS (SELECT FROM {table}) LIMIT 1;
   {>raise_found}
   {find_aside}
   adopted := found.ours IS TRUE;
-  EXECUTE format({create_convert}, {>quoted});
+  EXECUTE pg_catalog.format({create_convert}, {>quoted});
   conversion := {portable};
-  IF {may_be_native} AND current_setting('is_superuser')::boolean AND EXISTS (
+  IF {may_be_native} AND pg_catalog.current_setting('is_superuser')::boolean AND EXISTS (
        SELECT FROM pg_extension WHERE extname = 'vector'
-       AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {native_version}) THEN
+       AND pg_catalog.string_to_array(pg_catalog.regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {native_version}) THEN
     BEGIN
-      EXECUTE format({create_native}, {>quoted});
-      EXECUTE format({try_native|literal}, {>quoted}) INTO is_native;
+      EXECUTE pg_catalog.format({create_native}, {>quoted});
+      EXECUTE pg_catalog.format({try_native|literal}, {>quoted}) INTO is_native;
       IF is_native THEN
-        conversion := format({native}, {>quoted});
+        conversion := pg_catalog.format({native}, {>quoted});
       END IF;
     EXCEPTION WHEN OTHERS THEN
       RAISE NOTICE 'the server refuses its function for native conversion (SQLSTATE %)', SQLSTATE;
@@ -239,13 +240,13 @@ BEGIN
     reasons := '{}';
     unchanged := '{}';
     place := 0;
-    last_place := pg_relation_size({table_text|literal}::regclass) / current_setting('block_size')::integer * {places};
+    last_place := pg_catalog.pg_relation_size({table_text|literal}::regclass) / pg_catalog.current_setting('block_size')::integer * {places};
     WHILE place < last_place LOOP
-      PERFORM set_config('row_security', 'off', true), set_config('lock_timeout', wait, true),
-              set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-              set_config('enable_mergejoin', 'off', true), set_config('enable_indexscan', 'off', true),
-              set_config('enable_indexonlyscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-              set_config('max_parallel_workers_per_gather', '0', true);
+      PERFORM pg_catalog.set_config('row_security', 'off', true), pg_catalog.set_config('lock_timeout', wait, true),
+              pg_catalog.set_config('enable_seqscan', 'off', true), pg_catalog.set_config('enable_hashjoin', 'off', true),
+              pg_catalog.set_config('enable_mergejoin', 'off', true), pg_catalog.set_config('enable_indexscan', 'off', true),
+              pg_catalog.set_config('enable_indexonlyscan', 'off', true), pg_catalog.set_config('enable_bitmapscan', 'off', true),
+              pg_catalog.set_config('max_parallel_workers_per_gather', '0', true);
       is_free := false;
       BEGIN
         LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE;
@@ -253,18 +254,18 @@ BEGIN
         moved := 0;
         -- a row that others have changed before it was locked is missed by that UPDATE, and found by the next
         FOR look IN 1..3 LOOP
-          EXECUTE format(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END, conversion, same_bytes)
+          EXECUTE pg_catalog.format(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END, conversion, same_bytes)
             INTO more, filled, sums, same, is_right USING {tid_of_place}, {tid_of_end}, beside;{immediate}
           moved := moved + more;
           -- nobody else can have moved what is locked
-          IF (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (om.same)) < cardinality(same) THEN
+          IF (SELECT pg_catalog.count(*) FROM ONLY {table} WHERE ctid = ANY (om.same)) < pg_catalog.cardinality(same) THEN
             is_right := false;
           END IF;
-          IF beside AND (SELECT count(*) FROM ONLY {table} WHERE ctid = ANY (om.filled)) < cardinality(filled) THEN
+          IF beside AND (SELECT pg_catalog.count(*) FROM ONLY {table} WHERE ctid = ANY (om.filled)) < pg_catalog.cardinality(filled) THEN
             -- written once more, by a trigger AFTER it: each has to have its value, and its bytes, all the same
-            EXECUTE format(CASE WHEN adopted THEN {count_right_adopted} ELSE {count_right} END, conversion)
+            EXECUTE pg_catalog.format(CASE WHEN adopted THEN {count_right_adopted} ELSE {count_right} END, conversion)
               INTO more USING filled, sums;
-            is_right := is_right AND more = cardinality(filled);
+            is_right := is_right AND more = pg_catalog.cardinality(filled);
           END IF;
           IF NOT is_right THEN
             -- a trigger sets another vector, or changes the row, whatever is written
@@ -293,11 +294,11 @@ BEGIN
           END IF;
         WHEN OTHERS THEN
           GET STACKED DIAGNOSTICS line = PG_EXCEPTION_CONTEXT;
-          IF left(SQLSTATE, 2) IN ('0A', '25', '42', '53', '55', '57', '58')
+          IF pg_catalog.left(SQLSTATE, 2) IN ('0A', '25', '42', '53', '55', '57', '58')
              -- what a function of others' raises, or comes upon, is about a row
-             AND NOT (left(SQLSTATE, 2) IN ('0A', '42', '55')
+             AND NOT (pg_catalog.left(SQLSTATE, 2) IN ('0A', '42', '55')
                       AND line ~ 'PL/[A-Za-z0-9]+ function (?!inline_code_block)')
-             AND line !~ ('^PL/[A-Za-z0-9]+ function (?!inline_code_block)[^' || chr(10) || ']* at RAISE') THEN
+             AND line !~ ('^PL/[A-Za-z0-9]+ function (?!inline_code_block)[^' || pg_catalog.chr(10) || ']* at RAISE') THEN
             RAISE;  -- of the statement, the transaction or the server, not of a row
           ELSIF places > 1 THEN
             places := places / 2;
@@ -310,31 +311,31 @@ BEGIN
               -- not its message, which may show what is in the row
               GET STACKED DIAGNOSTICS line = CONSTRAINT_NAME;
               refused := refused || {tid_of_place};
-              reasons := reasons || concat('ctid=', {tid_of_place}, ': SQLSTATE ', SQLSTATE, ' ' || nullif(line, ''));
+              reasons := reasons || pg_catalog.concat('ctid=', {tid_of_place}, ': SQLSTATE ', SQLSTATE, ' ' || nullif(line, ''));
               reasons := reasons[1:5];
             END IF;
             place := place + 1;
           END IF;
       END;
       {commit}
-      IF clock_timestamp() - said > interval '5 seconds' THEN
-        said := clock_timestamp();
+      IF pg_catalog.clock_timestamp() - said > interval '5 seconds' THEN
+        said := pg_catalog.clock_timestamp();
         RAISE NOTICE USING MESSAGE = {label|literal} || done + changed || ' of ' || total || ' rows';
       END IF;
     END LOOP;
     done := done + changed;
-    PERFORM set_config('row_security', 'off', true), set_config('statement_timeout', '0', true);
+    PERFORM pg_catalog.set_config('row_security', 'off', true), pg_catalog.set_config('statement_timeout', '0', true);
     -- a row may have been moved by each of several batches
     unchanged := ARRAY(SELECT ctid FROM {table} WHERE ctid = ANY (om.unchanged));
     refused := refused || unchanged;
-    remaining := format(CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END, conversion);
-    EXECUTE 'SELECT array_agg(tid) FROM (' || remaining || ') AS rows' INTO locked USING refused;
-    convertible := coalesce(cardinality(locked), 0);
+    remaining := pg_catalog.format(CASE WHEN adopted THEN {remaining_adopted} ELSE {remaining} END, conversion);
+    EXECUTE 'SELECT pg_catalog.array_agg(tid) FROM (' || remaining || ') AS rows' INTO locked USING refused;
+    convertible := coalesce(pg_catalog.cardinality(locked), 0);
     EXIT WHEN convertible = 0;
-    EXECUTE 'SELECT array_agg(tid) FROM (' || remaining || ' FOR NO KEY UPDATE SKIP LOCKED) AS rows'
+    EXECUTE 'SELECT pg_catalog.array_agg(tid) FROM (' || remaining || ' FOR NO KEY UPDATE SKIP LOCKED) AS rows'
       INTO free USING refused;
     {commit}
-    locked := ARRAY(SELECT unnest(locked) EXCEPT SELECT unnest(free));
+    locked := ARRAY(SELECT pg_catalog.unnest(locked) EXCEPT SELECT pg_catalog.unnest(free));
     EXIT WHEN NOT {sync_trigger} AND passes > 1 AND NOT locked && were_locked;
     waits := CASE WHEN changed > 0 AND convertible < before THEN 0 ELSE waits + 1 END;
     EXIT WHEN waits > {tries};
@@ -349,27 +350,27 @@ BEGIN
   IF waits > {tries} THEN
     locked := CASE WHEN locked = '{}' THEN free ELSE locked END;
     refused := refused || locked;
-    reasons := reasons || ((SELECT string_agg('ctid=' || tid, ', ') FROM unnest(locked[1:5]) AS tid)
+    reasons := reasons || ((SELECT pg_catalog.string_agg('ctid=' || tid, ', ') FROM pg_catalog.unnest(locked[1:5]) AS tid)
                            || ': locked by others, or written all the time');
   END IF;
   IF unchanged <> '{}' THEN
-    reasons := reasons || ((SELECT string_agg('ctid=' || tid, ', ') FROM unnest(unchanged[1:5]) AS tid)
+    reasons := reasons || ((SELECT pg_catalog.string_agg('ctid=' || tid, ', ') FROM pg_catalog.unnest(unchanged[1:5]) AS tid)
       || ': not changed by an UPDATE' || coalesce((
-        SELECT ', perhaps because of ' || string_agg('trigger ' || quote_ident(tgname), ', ') FROM pg_trigger
+        SELECT ', perhaps because of ' || pg_catalog.string_agg('trigger ' || pg_catalog.quote_ident(tgname), ', ') FROM pg_trigger
          WHERE tgrelid = {table_text|literal}::regclass AND tgtype & 16 <> 0 AND NOT tgisinternal AND tgname <> {sync_text|literal}),
       ''));
   END IF;
   IF reasons <> '{}' THEN
     {commit}
     RAISE EXCEPTION USING
-      MESSAGE = {label|literal} || cardinality(refused) || ' rows can''t be updated or read',
-      DETAIL = array_to_string(reasons, '; ') || '.' || {others_kept|literal},
+      MESSAGE = {label|literal} || pg_catalog.cardinality(refused) || ' rows can''t be updated or read',
+      DETAIL = pg_catalog.array_to_string(reasons, '; ') || '.' || {others_kept|literal},
       HINT = 'Mend these rows or what keeps them, then run this step again.';
   END IF;
   FOR attempt IN 1..{tries} LOOP
     EXIT WHEN NOT adopted;
     BEGIN
-      PERFORM set_config('lock_timeout', wait, true);
+      PERFORM pg_catalog.set_config('lock_timeout', wait, true);
       -- whoever writes waits while it is seen that nothing goes with the column that has not been carried over
       LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
       EXECUTE {not_carried} INTO moved;
@@ -385,11 +386,11 @@ BEGIN
     {>again}
   END LOOP;
   {drop_native}
-  SELECT array_agg(rows || ' rows can''t be converted and were skipped: ' || reason ORDER BY rows DESC)
+  SELECT pg_catalog.array_agg(rows || ' rows can''t be converted and were skipped: ' || reason ORDER BY rows DESC)
          FILTER (WHERE reason <> 'written meanwhile'),
-         sum(rows) FILTER (WHERE reason = 'written meanwhile')
+         pg_catalog.sum(rows) FILTER (WHERE reason = 'written meanwhile')
     INTO skipped, convertible FROM (
-      SELECT {>reason} AS reason, count(*) AS rows
+      SELECT {>reason} AS reason, pg_catalog.count(*) AS rows
       FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1) AS left_over;
   {drop_convert}
   {commit}
@@ -398,7 +399,7 @@ BEGIN
       DETAIL = 'OM_SYNC_TRIGGER is off, so nothing converts what the application writes.';
   END IF;
   IF {fail} AND skipped IS NOT NULL THEN
-    RAISE EXCEPTION USING MESSAGE = array_to_string(skipped, '; '),
+    RAISE EXCEPTION USING MESSAGE = pg_catalog.array_to_string(skipped, '; '),
       DETAIL = 'All others are converted. OM_ON_BAD_ROWS is fail.';
   END IF;
   FOREACH line IN ARRAY coalesce(skipped, '{}') LOOP
@@ -414,7 +415,7 @@ coalesce({problem},
 
 -- rest --
 -- the end of a try, in the loop over `attempt`
-PERFORM pg_sleep({rest_before});
+PERFORM pg_catalog.pg_sleep({rest_before});
 
 -- again --
 EXCEPTION WHEN {>lock_failed} THEN
@@ -425,24 +426,24 @@ EXCEPTION WHEN {>lock_failed} THEN
       END IF;
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
       -- the server ends an autovacuum for whoever waits longer than deadlock_timeout
-      PERFORM CASE WHEN current_setting('is_superuser')::boolean THEN set_config('deadlock_timeout', '100ms', true)
+      PERFORM CASE WHEN pg_catalog.current_setting('is_superuser')::boolean THEN pg_catalog.set_config('deadlock_timeout', '100ms', true)
                    WHEN attempt = 1 AND setting::integer <= 1500
-                     THEN set_config('lock_timeout', setting::integer + 500 || 'ms', true) END,
-              CASE WHEN attempt > 1 THEN set_config('lock_timeout', {>wait}, true) END
+                     THEN pg_catalog.set_config('lock_timeout', setting::integer + 500 || 'ms', true) END,
+              CASE WHEN attempt > 1 THEN pg_catalog.set_config('lock_timeout', {>wait}, true) END
          FROM pg_settings
         WHERE name = 'deadlock_timeout' AND EXISTS (
           SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL
-          WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND relation = to_regclass({table_text|literal}));
+          WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND relation = pg_catalog.to_regclass({table_text|literal}));
       {>rest}
     END;
 
 -- holders --
-SELECT string_agg(DISTINCT coalesce(format('process %s ("%s", role %s)', pid, application_name, usename),
+SELECT pg_catalog.string_agg(DISTINCT coalesce(pg_catalog.format('process %s ("%s", role %s)', pid, application_name, usename),
           'a prepared transaction'), '; ')
         FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
-        WHERE relation = to_regclass({table_text|literal}) AND granted AND pid IS DISTINCT FROM pg_backend_pid()
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND coalesce(xact_start < clock_timestamp() - {seconds} * interval '1 second', true)
+        WHERE relation = pg_catalog.to_regclass({table_text|literal}) AND granted AND pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+          AND database = (SELECT oid FROM pg_database WHERE datname = pg_catalog.current_database())
+          AND coalesce(xact_start < pg_catalog.clock_timestamp() - {seconds} * interval '1 second', true)
 
 -- drop_convert --
 -- unless another table of the schema needs it
@@ -457,13 +458,13 @@ IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call|literal} IN prosrc) > 0)
 
 -- count_right --
 -- by the newest versions of rows that this transaction has written
-SELECT count(*) FROM (
-  SELECT currtid2({table_text|literal}, tid) AS newest, sum FROM unnest($1, $2) AS filled (tid, sum) OFFSET 0) AS w
+SELECT pg_catalog.count(*) FROM (
+  SELECT pg_catalog.currtid2({table_text|literal}, tid) AS newest, sum FROM pg_catalog.unnest($1, $2) AS filled (tid, sum) OFFSET 0) AS w
   JOIN ONLY {table} AS t ON t.ctid = w.newest
-WHERE record_image_eq(ROW({vector}), ROW({value})) AND sha256({source}) IS NOT DISTINCT FROM w.sum
+WHERE pg_catalog.record_image_eq(ROW({vector}), ROW({value})) AND pg_catalog.sha256({source}) IS NOT DISTINCT FROM w.sum
 
 -- count_pending --
-SELECT count(*) FROM ONLY {table} WHERE {pending}
+SELECT pg_catalog.count(*) FROM ONLY {table} WHERE {pending}
 
 -- value_adopted --
 CASE WHEN {source} IS NULL THEN {adopted} ELSE {value} END
@@ -479,10 +480,10 @@ done AS (
   UPDATE ONLY {table} AS t SET {vector} = batch.vector FROM batch
   WHERE t.ctid = batch.tid AND t.xmin = batch.version AND batch.vector IS NOT NULL
   RETURNING batch.tid, t.ctid AS place,
-            record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AND {same_bytes} AS ok,
-            CASE WHEN $3 THEN sha256(t.{source}) END AS sum)
-SELECT count(place), array_agg(place) FILTER (WHERE place IS NOT NULL),
-       array_agg(sum) FILTER (WHERE place IS NOT NULL), array_agg(tid) FILTER (WHERE place IS NULL), bool_and(ok)
+            pg_catalog.record_image_eq(ROW(t.{vector}), ROW(batch.vector)) AND {same_bytes} AS ok,
+            CASE WHEN $3 THEN pg_catalog.sha256(t.{source}) END AS sum)
+SELECT pg_catalog.count(place), pg_catalog.array_agg(place) FILTER (WHERE place IS NOT NULL),
+       pg_catalog.array_agg(sum) FILTER (WHERE place IS NOT NULL), pg_catalog.array_agg(tid) FILTER (WHERE place IS NULL), pg_catalog.bool_and(ok)
 FROM batch LEFT JOIN done USING (tid) WHERE batch.vector IS NOT NULL
 
 -- remaining --
@@ -503,13 +504,13 @@ DECLARE
   counted xid;
 BEGIN
   {>begin}
-  IF to_regclass({table_text|literal}) IS NULL THEN
+  IF pg_catalog.to_regclass({table_text|literal}) IS NULL THEN
     RAISE WARNING USING MESSAGE = {no_table|literal};
     {>done}
     RETURN;
   END IF;
   {>require_ordinary}
-  PERFORM set_config('lock_timeout', {>wait}, true);
+  PERFORM pg_catalog.set_config('lock_timeout', {>wait}, true);
   FOR attempt IN 1..{tries} LOOP
     BEGIN
       {find_aside}
@@ -517,8 +518,8 @@ BEGIN
       {>find_column}
       IF found.ours AND not_finite IS NULL THEN
         -- once, and without keeping anybody waiting, as it reads all bytes; those of newer versions under the lock
-        counted := CAST(pg_snapshot_xmin(pg_current_snapshot()) AS xid);
-        EXECUTE format({count_not_finite}, '<=') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
+        counted := CAST(pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) AS xid);
+        EXECUTE pg_catalog.format({count_not_finite}, '<=') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
           INTO not_finite USING counted;
       END IF;
       -- whoever writes waits while it is counted what would be lost, readers don't. In each try anew, as others can
@@ -529,7 +530,7 @@ BEGIN
       {>find_column}
       IF found.ours THEN
         EXECUTE {count_sourceless} || CASE WHEN aside.ours THEN {not_kept} ELSE '' END INTO lost;
-        EXECUTE format({count_not_finite}, '>') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
+        EXECUTE pg_catalog.format({count_not_finite}, '>') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
           INTO newly USING counted;
         lost := lost + coalesce(not_finite, 0) + newly;
         IF lost > {accept_loss} THEN
@@ -560,7 +561,7 @@ END
 EXECUTE 'DISCARD PLANS';
         BEGIN
           -- less than deadlock_timeout: or who has a row that a trigger wants would have to give way
-          PERFORM set_config('lock_timeout', '50ms', true);
+          PERFORM pg_catalog.set_config('lock_timeout', '50ms', true);
           EXECUTE {write};
           SET CONSTRAINTS ALL IMMEDIATE;
           RAISE EXCEPTION USING ERRCODE = 'OM000';
@@ -568,7 +569,7 @@ EXECUTE 'DISCARD PLANS';
           NULL;
 
 -- kept_exists --
-coalesce(starts_with(obj_description(to_regclass({kept_text|literal}), 'pg_class'), {kept_comment|literal}), false)
+coalesce(pg_catalog.starts_with(pg_catalog.obj_description(pg_catalog.to_regclass({kept_text|literal}), 'pg_class'), {kept_comment|literal}), false)
 
 -- require_ordinary --
 -- what scripts don't do, in either direction: the first block of each step has it, before any change, as nobody has
@@ -576,7 +577,7 @@ coalesce(starts_with(obj_description(to_regclass({kept_text|literal}), 'pg_class
 -- nothing to refuse where there is no table
 FOR attempt IN 1..{tries} LOOP
     BEGIN
-      IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass({table_text|literal}) AND relkind IN ('r', 'p')) THEN
+      IF EXISTS (SELECT FROM pg_class WHERE oid = pg_catalog.to_regclass({table_text|literal}) AND relkind IN ('r', 'p')) THEN
         LOCK TABLE {table} IN ACCESS SHARE MODE;
       END IF;
       EXIT;
@@ -584,8 +585,8 @@ FOR attempt IN 1..{tries} LOOP
   END LOOP;
   SELECT CASE attname WHEN {source_text|literal} THEN {was_swapped|literal} ELSE {was_dropped|literal} END AS what
     INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
-   WHERE attrelid = to_regclass({table_text|literal}) AND attname IN ({source_text|literal}, {vector_text|literal}) AND NOT attisdropped
-     AND typname = 'vector' AND starts_with(col_description(attrelid, attnum), {mark_comment|literal});
+   WHERE attrelid = pg_catalog.to_regclass({table_text|literal}) AND attname IN ({source_text|literal}, {vector_text|literal}) AND NOT attisdropped
+     AND typname = 'vector' AND pg_catalog.starts_with(pg_catalog.col_description(attrelid, attnum), {mark_comment|literal});
   IF found.what IS NOT NULL THEN
     RAISE EXCEPTION USING MESSAGE = found.what, HINT = {cut_over_hint|literal};
   END IF;
@@ -597,9 +598,9 @@ FOR attempt IN 1..{tries} LOOP
               WHEN EXISTS (SELECT FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
                            WHERE attrelid = c.oid AND attname = {source_text|literal} AND NOT attisdropped
                              AND typname = 'vector') THEN {is_vector|literal}
-         END AS what INTO found FROM pg_class c WHERE c.oid = to_regclass({table_text|literal});
-  IF to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
-    IF EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = to_regclass({table_text|literal})) THEN
+         END AS what INTO found FROM pg_class c WHERE c.oid = pg_catalog.to_regclass({table_text|literal});
+  IF pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
+    IF EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = pg_catalog.to_regclass({table_text|literal})) THEN
       SELECT {is_distributed|literal} AS what INTO found;
     END IF;
   END IF;
@@ -637,9 +638,9 @@ SELECT nspname INTO extension FROM pg_extension JOIN pg_namespace n ON n.oid = e
    WHERE extname = 'vector';
 
 -- find_column --
-SELECT format_type(atttypid, atttypmod) AS type, typname AS name,
-         typname = 'vector' AND coalesce(starts_with(col_description(attrelid, attnum), {own|literal}), false) AS ours,
-         coalesce(col_description(attrelid, attnum), '') AS comment
+SELECT pg_catalog.format_type(atttypid, atttypmod) AS type, typname AS name,
+         typname = 'vector' AND coalesce(pg_catalog.starts_with(pg_catalog.col_description(attrelid, attnum), {own|literal}), false) AS ours,
+         coalesce(pg_catalog.col_description(attrelid, attnum), '') AS comment
     INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = {table_text|literal}::regclass AND attname = {vector_text|literal} AND NOT attisdropped;
 
@@ -666,12 +667,12 @@ RAISE {level} USING MESSAGE = {no_index|literal}, HINT = {no_index_hint|literal}
 -- count --
 {>require_table}
   {>require_column}
-  PERFORM set_config('openmemory.rows', (SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
+  PERFORM pg_catalog.set_config('openmemory.rows', (SELECT pg_catalog.count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
 
 -- built --
-IF EXISTS (SELECT FROM ({>ours}) AS found WHERE indexrelid = to_regclass({index_text|literal})) THEN
-    RAISE NOTICE USING MESSAGE = pg_get_indexdef(to_regclass({index_text|literal}));
-  ELSIF to_regclass({index_text|literal}) IS NOT NULL THEN
+IF EXISTS (SELECT FROM ({>ours}) AS found WHERE indexrelid = pg_catalog.to_regclass({index_text|literal})) THEN
+    RAISE NOTICE USING MESSAGE = pg_catalog.pg_get_indexdef(pg_catalog.to_regclass({index_text|literal}));
+  ELSIF pg_catalog.to_regclass({index_text|literal}) IS NOT NULL THEN
     RAISE WARNING USING MESSAGE = {name_taken|literal};
   ELSE
     RAISE NOTICE 'no index: too few rows for ivfflat, a pgvector that is too old for this one, or too little memory';
@@ -680,21 +681,21 @@ IF EXISTS (SELECT FROM ({>ours}) AS found WHERE indexrelid = to_regclass({index_
 -- sizes --
 -- what the index is built with, by the rows that are there when the script runs; without `needed` ivfflat refuses
 -- or of as many lists as `most` kB of memory are enough for, none where they aren't even for one
-(SELECT CASE WHEN {lists_unused} THEN 1 ELSE coalesce(max(lists) FILTER (WHERE needed <= most), 0) END AS lists,
-          max(lists) AS wanted, max(needed) AS needed, min(needed) AS least,
-          CASE WHEN {lists_unused} THEN max({hnsw_kb})
-               ELSE coalesce(max(needed) FILTER (WHERE needed <= most), 0) END AS memory
+(SELECT CASE WHEN {lists_unused} THEN 1 ELSE coalesce(pg_catalog.max(lists) FILTER (WHERE needed <= most), 0) END AS lists,
+          pg_catalog.max(lists) AS wanted, pg_catalog.max(needed) AS needed, pg_catalog.min(needed) AS least,
+          CASE WHEN {lists_unused} THEN pg_catalog.max({hnsw_kb})
+               ELSE coalesce(pg_catalog.max(needed) FILTER (WHERE needed <= most), 0) END AS memory
    FROM (SELECT *, {ivfflat_kb} AS needed
-         FROM (SELECT current_setting('openmemory.rows')::bigint AS rows, {most_memory} AS most) AS c,
-              LATERAL generate_series(1, {lists}) AS lists)
+         FROM (SELECT pg_catalog.current_setting('openmemory.rows')::bigint AS rows, {most_memory} AS most) AS c,
+              LATERAL pg_catalog.generate_series(1, {lists}) AS lists)
    AS n)
 
 -- memory_given --
-PERFORM set_config('maintenance_work_mem', '{given}kB', {local});
+PERFORM pg_catalog.set_config('maintenance_work_mem', '{given}kB', {local});
 
 -- memory --
-PERFORM set_config('maintenance_work_mem',
-      greatest(pg_size_bytes(current_setting('maintenance_work_mem')) / 1024, least(memory, {most_memory})) || 'kB',
+PERFORM pg_catalog.set_config('maintenance_work_mem',
+      greatest(pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')) / 1024, least(memory, {most_memory})) || 'kB',
       {local})
      FROM {>sizes} AS sizes;
 
@@ -715,10 +716,10 @@ SELECT * INTO found FROM {>sizes} AS sizes;
   END IF;
 
 -- create --
-SELECT format({statement}, {quoted_name}, lists)
+SELECT pg_catalog.format({statement}, {quoted_name}, lists)
 FROM {>sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
-WHERE extname = 'vector' AND to_regclass({index_text|literal}) IS NULL AND lists > 0
-  AND string_to_array(regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
+WHERE extname = 'vector' AND pg_catalog.to_regclass({index_text|literal}) IS NULL AND lists > 0
+  AND pg_catalog.string_to_array(pg_catalog.regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
 
 -- each --
 -- all of them first: a query that is still being read keeps its table from CREATE INDEX
@@ -734,7 +735,7 @@ FOR attempt IN 1..{tries} LOOP
 -- gexec --
 -- the same by psql, unless a block before it has failed, which psql may have gone on after
 SELECT statement FROM ({query}) AS statements (statement)
-WHERE current_setting('openmemory.step', true) = {reached|literal}
+WHERE pg_catalog.current_setting('openmemory.step', true) = {reached|literal}
 \gexec
 
 -- all_done --
@@ -750,15 +751,15 @@ IF EXISTS ({query}) AND ({long_holders}) IS NOT NULL THEN
 
 -- ours --
 -- those that may be ours, under either name
-  SELECT indexrelid, indisvalid, indclass::text, indkey::text, pg_get_expr(indexprs, indrelid) AS expression, reloptions
+  SELECT indexrelid, indisvalid, indclass::text, indkey::text, pg_catalog.pg_get_expr(indexprs, indrelid) AS expression, reloptions
   FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_am am ON am.oid = relam
-  WHERE indexrelid IN (to_regclass({index_text|literal}), to_regclass({mirrored_text|literal}))
-    AND indrelid = to_regclass({table_text|literal}) AND amname IN ('ivfflat', 'hnsw') AND indpred IS NULL
+  WHERE indexrelid IN (pg_catalog.to_regclass({index_text|literal}), pg_catalog.to_regclass({mirrored_text|literal}))
+    AND indrelid = pg_catalog.to_regclass({table_text|literal}) AND amname IN ('ivfflat', 'hnsw') AND indpred IS NULL
     -- of the vectors, or of their cast to halfvec
     AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = indrelid AND attname = {vector_text|literal}
                 AND (attnum = indkey[0]
-                     OR split_part(replace(ltrim(pg_get_expr(indexprs, indrelid), '('), ')::', '::'), '::', 1)
-                        = quote_ident(attname) AND pg_get_expr(indexprs, indrelid) ~ '::([^(]+[.])?halfvec[(]'))
+                     OR pg_catalog.split_part(pg_catalog.replace(pg_catalog.ltrim(pg_catalog.pg_get_expr(indexprs, indrelid), '('), ')::', '::'), '::', 1)
+                        = pg_catalog.quote_ident(attname) AND pg_catalog.pg_get_expr(indexprs, indrelid) ~ '::([^(]+[.])?halfvec[(]'))
 
 -- drop --
 SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({>ours}) AS found
@@ -768,11 +769,11 @@ SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({>ours}) 
 
 -- drop_duplicate --
 {>drop} JOIN ({>ours}) AS built USING (indclass, indkey)
-WHERE found.indexrelid = to_regclass({mirrored_text|literal}) AND built.indexrelid = to_regclass({index_text|literal})
+WHERE found.indexrelid = pg_catalog.to_regclass({mirrored_text|literal}) AND built.indexrelid = pg_catalog.to_regclass({index_text|literal})
   AND found.expression IS NOT DISTINCT FROM built.expression
   AND ({any_options} OR found.reloptions IS NOT DISTINCT FROM built.reloptions)
 
 -- column_size --
 coalesce((SELECT nullif(atttypmod, -1) FROM pg_catalog.pg_attribute
           WHERE attrelid = CAST({table_text|literal} AS regclass) AND attname = {vector_text|literal}),
-         array_length(string_to_array(CAST({vector} AS text), ','), 1))
+         pg_catalog.array_length(pg_catalog.string_to_array(CAST({vector} AS text), ','), 1))

@@ -21,7 +21,7 @@ from ..db.database import Database
 from ..encoding.stored import STORED
 from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..errors import ANEW, Changed, MigrationError
-from ..sql import SQL, blocks, dollar_quote, literal, quote
+from ..sql import FUNCTION, SQL, blocks, literal, quote
 from ..target import GIVEN, TYPED
 from . import checks, interference
 
@@ -40,7 +40,7 @@ def create(ctx: Context, size: int, **names: SQL) -> None:
     db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {typed} {ext}.vector({size})", size=size, **names)
     properties.store(db, target.typed, properties.attributes(db, target.source))
     properties.comment(db, target.typed, TYPED + target.source)
-    db.run(BLOCKS.create_function, tag=dollar_quote([*db.names.values(), *names.values()]))
+    db.run(BLOCKS.create_function, tag=FUNCTION)
     db.run("REVOKE ALL ON FUNCTION {typing_function}() FROM PUBLIC")
     of_a_trigger(db, BLOCKS.create_trigger)
     of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["typing"])

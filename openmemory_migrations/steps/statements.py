@@ -11,7 +11,7 @@ from functools import partial
 from ..columns import guard
 from ..db.context import Context
 from ..encoding import sync_trigger
-from ..sql import SQL, Argument, Fragment, blocks, dollar_quote, fill, formatted, literal
+from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, fill, formatted, literal
 from ..target import SET_ASIDE, Target
 from . import requirements
 
@@ -42,7 +42,7 @@ WITH_TYPE = {
 
 def names(target: Target, size: int | None) -> dict[str, Fragment]:
     """Of the blocks: each statement as a string constant, and what they look for."""
-    own: dict[str, Fragment] = {**target.names(), "tag": dollar_quote(target.names().values())}
+    own: dict[str, Fragment] = {**target.names(), "tag": FUNCTION}
     own |= {"size": SQL(f"({size})" if size else ""), "dimensions": size or SQL("NULL")}
     found: dict[str, Fragment] = {name: literal(fill(text, own)) for name, text in TEXTS.items()}
     found |= {name: with_extension(text, own) for name, text in WITH_TYPE.items()}

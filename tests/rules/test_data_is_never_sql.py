@@ -141,6 +141,68 @@ def test_a_script_under_these_settings(
     assert untouched(table)
 
 
+NEARER = [
+    "format(text, text)",
+    "format(text, text, text)",
+    "replace(name, text, text)",
+    "quote_ident(name)",
+    "col_description(oid, smallint)",
+    "joined(text, name)",
+]
+BODY = "RETURNS text LANGUAGE plpgsql AS $$ BEGIN PERFORM public.pwn(); RETURN 'x'; END $$"
+OPERATOR = "CREATE OPERATOR public.|| (LEFTARG = text, RIGHTARG = name, FUNCTION = public.joined)"
+
+
+def test_what_is_asked_alike_calls_nobody_elses_function(server: Server, database: Database) -> None:
+    """One whose arguments are nearer to ours would be taken, and be run by the role that migrates."""
+    create_table(database)
+    load(database, random_rows(60, DIM))
+    database.run(
+        "; ".join([PWN.rstrip().rstrip(";"), *(f"CREATE FUNCTION public.{one} {BODY}" for one in NEARER), OPERATOR])
+    )
+    env = {"OM_VEC_DIM": str(DIM)}
+
+    assert om(database, "check", env=env).returncode == 0
+    for command in (("upgrade", "head"), ("downgrade", "base")):
+        alembic(database, *command, env=env)
+    database.run("DROP TABLE openmemory_alembic_version")
+    for command in (("upgrade", "head"), ("downgrade", "head:base")):
+        offline(server, database, *command, env=env)
+    assert untouched(database)
+
+
+def test_an_extension_whose_schema_is_called_as_a_quote_of_ours(server: Server, database: Database) -> None:
+    schema = Identifier("x$function$; SELECT public.pwn(); SELECT $function$")
+    create_table(database)
+    load(database, random_rows(60, DIM))
+    database.run(PWN)
+    database.run(SQL("CREATE SCHEMA {0}; CREATE EXTENSION vector SCHEMA {0}").format(schema))
+    setting = SQL("ALTER DATABASE {} SET check_function_bodies = off").format(Identifier(database.name))
+    database.run(setting)
+    env = {"OM_VEC_DIM": str(DIM)}
+
+    offline(server, database, "upgrade", "head", env=env)
+    assert mismatches(database) == []
+    offline(server, database, "downgrade", "head:base", env=env)
+    database.run("DROP TABLE openmemory_alembic_version")
+    alembic(database, "upgrade", "head", env=env)
+    assert mismatches(database) == []
+    assert untouched(database)
+
+
+@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
+def test_a_script_says_that_it_is_utf_8(server: Server, database: Database, single: dict[str, str]) -> None:
+    create_table(database, "münze")
+    load(database, random_rows(60, DIM), "münze")
+    name, env = Identifier(database.name), {"OM_VEC_DIM": str(DIM), "OM_VECTOR_TABLE": "münze", **single}
+
+    for command, there in (("upgrade", "head"), f"vector({DIM})"), (("downgrade", "head:base"), None):
+        database.run(SQL("ALTER DATABASE {} SET client_encoding = 'LATIN1'").format(name))
+        offline(server, database, *command, env=env)
+        database.run(SQL("ALTER DATABASE {} RESET client_encoding").format(name))
+        assert column_type(database, table="münze") == there
+
+
 def test_what_nobody_has_quoted_is_in_no_text() -> None:
     for value in ("x", "'x'", '"x"', None, 1.5, b"x"):
         with pytest.raises(TypeError, match="neither SQL nor a number"):

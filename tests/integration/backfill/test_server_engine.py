@@ -282,7 +282,7 @@ def test_values_do_not_travel(server: embedded.Server, database: Database, monke
         alembic(between.to(database), "upgrade", BACKFILL, env=SERVER | {"BACKFILL_BATCH": "50"})
 
     assert not [statement for statement in between.statements if "COPY" in statement]
-    assert max(map(len, between.statements)) < 3_000
+    assert max(map(len, between.statements)) < 4 * 1536
     assert received["bytes"] < 60_000 < 300 * 1536 * 4 / 10
     assert mismatches(database) == []
 

@@ -116,3 +116,40 @@ def test_a_native_table_that_gets_dimensions_may_not_be_generated(table: Databas
     alembic(table, "upgrade", "head", env=DIM8)
     assert column_type(table, "v") == f"vector({DIM})"
     assert stamp(table)
+
+
+def test_a_rule_is_nothing_to_a_table_without_rows(server: Server, database: Database) -> None:
+    create_table(database)
+    database.run(f"CREATE RULE held AS ON UPDATE TO {TABLE} WHERE OLD.user_id = 'x' DO INSTEAD NOTHING")
+
+    assert "rule" not in [one["code"] for one in check(database, 0)["findings"]]
+    offline(server, database, "upgrade", "head")
+    assert column_type(database) == f"vector({DIM})"
+
+
+@pytest.mark.parametrize("rows", [0, 40])
+def test_a_typed_native_table_gets_no_column_either(database: Database, rows: int) -> None:
+    database.run(
+        "CREATE EXTENSION vector; CREATE TYPE kind AS (id uuid, sector text, user_id text, v vector, dim integer);"
+        f"CREATE TABLE {TABLE} OF kind (PRIMARY KEY (id, sector));"
+        f"INSERT INTO {TABLE} SELECT gen_random_uuid(), 's', 'u', '[1,2,3,4,5,6,7,8]', 8 FROM generate_series(1,{rows})"
+    )
+
+    (found,) = [one for one in check(database, 1, env=DIM8)["findings"] if one["code"] == "typed-table"]
+    refused(database, "FAILED: " + "\n".join(said(found)), env=DIM8)
+    database.run(found["hint"])
+    alembic(database, "upgrade", "head", env=DIM8)
+    assert column_type(database, "v") == f"vector({DIM})"
+
+
+def test_a_source_that_is_generated_already_is_no_reason_beside_a_column_of_ours(table: Database) -> None:
+    """Or without a trigger: then nothing is to follow it."""
+    generated = f"ALTER TABLE {TABLE} DROP v, ADD v bytea GENERATED ALWAYS AS (decode(repeat('00', 32), 'hex')) STORED"
+    table.run(generated)
+    off = DIM8 | {"OM_SYNC_TRIGGER": "off"}
+
+    assert check(table, 0, env=off)["migratable"]
+    alembic(table, "upgrade", "head", env=off)
+    assert "generated" not in [one["code"] for one in check(table, 0, env=DIM8)["findings"]]
+    alembic(table, "downgrade", "base", env=DIM8)
+    assert column_type(table) is None
