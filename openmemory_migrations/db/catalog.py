@@ -118,14 +118,14 @@ def schema_exists(db: Database, schema: str) -> bool:
 
 def table(db: Database, schema: str, name: str) -> Table | None:
     found: Any = db.run(
-        BLOCKS.columns,
+        BLOCKS.table,
         {"schema": schema, "name": name},
     ).one_or_none()
     if found is None:
         return None
     oid, kind, owner, owned, has_children, is_partition, rows_hidden, key = found
     columns = db.rows(
-        BLOCKS.table,
+        BLOCKS.columns,
         {"oid": oid},
     )
     return Table(
@@ -194,15 +194,6 @@ def relation_exists(db: Database, schema: str, name: str) -> bool:
             {"schema": schema, "name": name},
         )
     )
-
-
-def views_on(db: Database, table_oid: int, column: str) -> list[str]:
-    """The views that show a column of the table or of a partition, and so keep it from being dropped."""
-    rows = db.rows(
-        BLOCKS.views_on,
-        {"tables": [part.oid for part in partitions.parts(db, table_oid)], "column": column},
-    )
-    return [row[0] for row in rows]
 
 
 def vector_oid(db: Database) -> int:

@@ -93,7 +93,7 @@ class Stamps(io.StringIO):
 
     def write(self, text: str) -> int:
         if text.startswith(RUNNING):
-            self.order.running = text.removeprefix(RUNNING)
+            self.order.running = text.removeprefix(RUNNING).strip()
         elif text.startswith(("INSERT INTO ", "UPDATE ", "DELETE FROM ")):  # the steps' own are in DO blocks
             names = {"stamp": text.strip().removesuffix(";"), "versions": self._versions}
             text = block(BLOCKS.stamp, names | self.order.next("not stamped")) + "\n\n"
@@ -314,7 +314,6 @@ class Script:
             "sync_text": target.sync,
             "source_text": target.source,
             "vector_text": target.vector,
-            "adopted_text": target.adopted,
             "label": f"backfill {target.table}: ",
             "no_lock": f"no lock on table {target} in {tries.TRIES} tries of {settings.lock_timeout_ms} ms",
             "no_table": f"table {target} does not exist",

@@ -11,20 +11,13 @@ FROM pg_catalog.pg_class c
      JOIN pg_catalog.pg_opclass op ON op.oid = i.indclass[0]
      LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
 
--- table --
+-- columns --
 SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), t.typname = 'vector' AND e.oid IS NOT NULL,
        a.atttypmod, pg_catalog.col_description(a.attrelid, a.attnum)
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
      LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace
 WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
-
--- views_on --
-SELECT DISTINCT CAST(CAST(r.ev_class AS regclass) AS text)
-FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
-     JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-WHERE d.classid = CAST('pg_rewrite' AS regclass) AND d.refobjid = ANY (:tables) AND a.attname = :column
-ORDER BY 1
 
 -- trigger_enabled --
 SELECT bool_and(EXISTS (SELECT FROM pg_catalog.pg_trigger
@@ -42,7 +35,7 @@ SELECT n.nspname, e.extversion
 FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
 WHERE e.extname = 'vector'
 
--- columns --
+-- table --
 SELECT c.oid, c.relkind::text, pg_catalog.pg_get_userbyid(c.relowner),
        pg_catalog.pg_has_role(c.relowner, 'USAGE'),
        EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid), c.relispartition,

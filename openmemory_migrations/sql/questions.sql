@@ -1,6 +1,6 @@
 -- what the steps and the scripts ask alike. Requirements give what does not hold, the first thing first: step and script
--- raise that one, `check` lists all. Statements are executed one after the other, under the lock on
--- the table; Citus has to be told of the DDL of a trigger
+-- raise that one, `check` lists all. Statements are executed one after the other, under the lock on the table; Citus has
+-- to be told of the DDL of a trigger
 
 -- it --
 SELECT c.oid, c.relkind, c.relispartition, c.reloftype, CAST(pg_catalog.pg_get_userbyid(c.relowner) AS text) AS owner

@@ -459,7 +459,7 @@ IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call|literal} IN prosrc) > 0)
 -- count_right --
 -- by the newest versions of rows that this transaction has written
 SELECT pg_catalog.count(*) FROM (
-  SELECT pg_catalog.currtid2({table_text|literal}, tid) AS newest, sum FROM pg_catalog.unnest($1, $2) AS filled (tid, sum) OFFSET 0) AS w
+  SELECT pg_catalog.currtid2({table_text|literal}, tid) AS newest, sum FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS filled (tid, sum) OFFSET 0) AS w
   JOIN ONLY {table} AS t ON t.ctid = w.newest
 WHERE pg_catalog.record_image_eq(ROW({vector}), ROW({value})) AND pg_catalog.sha256({source}) IS NOT DISTINCT FROM w.sum
 

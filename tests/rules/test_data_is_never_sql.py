@@ -171,6 +171,7 @@ def test_what_is_asked_alike_calls_nobody_elses_function(server: Server, databas
     assert untouched(database)
 
 
+@pytest.mark.slow
 def test_an_extension_whose_schema_is_called_as_a_quote_of_ours(server: Server, database: Database) -> None:
     schema = Identifier("x$function$; SELECT public.pwn(); SELECT $function$")
     create_table(database)
@@ -190,6 +191,7 @@ def test_an_extension_whose_schema_is_called_as_a_quote_of_ours(server: Server, 
     assert untouched(database)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
 def test_a_script_says_that_it_is_utf_8(server: Server, database: Database, single: dict[str, str]) -> None:
     create_table(database, "münze")

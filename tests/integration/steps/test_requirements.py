@@ -52,7 +52,12 @@ def said(finding: dict[str, str]) -> list[str]:
     return [*lines, f"HINT:  {finding['hint']}"]
 
 
-@pytest.mark.parametrize("what", SETUPS)
+QUICK = ("no table", "generated", "views")
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=[] if what in QUICK else pytest.mark.slow) for what in SETUPS]
+)
 def test_it_is_said_alike(server: Server, table: Database, what: str) -> None:
     code, setup = SETUPS[what]
     table.run(setup)
