@@ -337,7 +337,8 @@ def test_triggers_and_rules(table: Database) -> None:
 
     found = unchanged(table, 1)
 
-    assert severities(found) == {"trigger": "warning", "rule": "error"}
+    # an autovacuum may have come for what the setup has written
+    assert severities(found).items() - {("locks", "notice")} == {("trigger", "warning"), ("rule", "error")}
     trigger = finding(found, "trigger")  # one, of the four
     assert 'trigger "any_update"' in trigger["message"]
     for code in ("trigger", "rule"):
