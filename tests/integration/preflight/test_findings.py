@@ -478,6 +478,9 @@ def test_logical_decoding_sees_nothing_of_it() -> None:
 def test_it_can_be_stopped(database: Database) -> None:
     create_table(database)
     load(database, random_rows(40_000, DIM))
+    # enough to be seen at it
+    more = f"SELECT gen_random_uuid(), sector, user_id, v, dim FROM {TABLE}, generate_series(1, 4)"
+    database.run(f"INSERT INTO {TABLE} {more}")
     process = start_om(database, "check")
     eventually(lambda: database.rows("SELECT FROM pg_stat_activity WHERE application_name LIKE '%looking at the rows'"))
 
