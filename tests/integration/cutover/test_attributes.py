@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from psycopg2.sql import SQL, Identifier, Literal
 from demo.openmemory import TABLE
 from tests.support.commands import alembic
 from tests.support.cutover import (
+    DOWN,
     ROWS,
     STAMP,
     both_modes,
@@ -25,7 +27,7 @@ from tests.support.cutover import (
 )
 from tests.support.host_init import init
 from tests.support.openmemory import Database, checksum, create_table, expected, load
-from tests.support.states import State, indexes, without_extension
+from tests.support.states import State, indexes, refused, without_extension
 
 __all__ = ["table"]  # a fixture
 
@@ -187,3 +189,39 @@ def test_a_default_keeps_the_function_that_it_calls(database: Database) -> None:
         database.value(f"SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = 'public.{TABLE}'::regclass")
         == "app.dv()"
     )
+
+
+@pytest.mark.parametrize(("there", "back"), [("on", "off"), ("off", "on")])
+@both_modes
+def test_a_default_means_the_same_under_whichever_setting_it_was_read(
+    table: Database, mode: str, there: str, back: str
+) -> None:
+    def under(setting: str) -> None:
+        name = Identifier(table.name)
+        table.run(SQL("ALTER DATABASE {} SET standard_conforming_strings = %s").format(name), setting)
+
+    table.run(f"ALTER TABLE {TABLE} ALTER v SET DEFAULT E'\\\\x015c02'::bytea")
+    read = f"SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = '{TABLE}'::regclass"
+    before = table.rows(read)
+
+    under(there)
+    cut_over(table, mode)
+    under(back)
+    undo(table)
+
+    under("on")
+    assert table.rows(read) == before
+
+
+@pytest.mark.parametrize("other", [{"storage": "?"}, {"statistics": "many"}, {"grants": [["x", "ALL; --", True]]}])
+def test_a_mark_that_somebody_has_changed_is_named(table: Database, other: dict[str, object]) -> None:
+    cut_over(table, "drop")
+    comment = f"SELECT col_description('{TABLE}'::regclass, attnum) FROM pg_attribute WHERE attname = 'v_vector'"
+    mark = f"{comment} AND attrelid = '{TABLE}'::regclass"
+    start, _, data = table.value(mark).partition("{")
+    found = json.loads("{" + data)
+    found["source"] |= other
+    text = Literal(start + json.dumps(found))
+    table.run(SQL(f"COMMENT ON COLUMN {TABLE}.v_vector IS {{}}").format(text))
+
+    refused(table, "isn't what the cutover has put there", command=DOWN)
