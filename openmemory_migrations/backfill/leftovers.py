@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -78,11 +78,7 @@ def leftovers(ctx: TableContext) -> Leftovers:
     with db.transaction(snapshot=True):
         lengths: dict[str, list[int]] = {}
         # one pass over the table for all that can be counted: it may be larger than the server's memory
-        found = db.rows(
-            BLOCKS.count_without,
-            length=db.sql(STORED.length),
-            differs=db.sql(DIFFERS) if has_dim(ctx.target, table) else False,
-        )
+        found = by_length(db, db.sql(DIFFERS) if has_dim(ctx.target, table) else False)
         differs = sum(other for _, _, other in found)
         pending = sorted((octets, number) for octets, number, _ in found if octets is not None)
         for octets, number in pending:
@@ -100,6 +96,11 @@ def leftovers(ctx: TableContext) -> Leftovers:
                     reasons[NOT_FINITE] += rows.bad
                     examples.setdefault(NOT_FINITE, []).extend(rows.keys)
     return Leftovers(convertible, reasons, examples, differs)
+
+
+def by_length(db: Database, differs: Fragment = False) -> Sequence[tuple[int | None, int, int]]:
+    """The rows with bytes: the octets of those without a vector, None for the others, how many, how many `differs`."""
+    return db.rows(BLOCKS.count_without, length=db.sql(STORED.length), differs=differs)
 
 
 def by_reading(db: Database, table: Table, size: int, enough: float = math.inf) -> Found:

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..backfill import leftovers
-from ..backfill.leftovers import NOT_FINITE, by_reading
+from ..backfill.leftovers import NOT_FINITE, by_length, by_reading
 from ..columns import guard, marks
 from ..columns.marks import Mark
 from ..cutover import kept, preparations
@@ -248,7 +247,7 @@ def _rows(ctx: TableContext) -> Rows:
     )[0]
     skipped: Counter[str] = Counter()
     pending = 0
-    for octets, rows, _ in ctx.db.rows(leftovers.BLOCKS.count_without, length=ctx.db.sql(STORED.length), differs=False):
+    for octets, rows, _ in by_length(ctx.db):
         if octets is None:
             continue
         reason = STORED.problem(octets, fixed)

@@ -375,6 +375,7 @@ class Script:
 
         of_expand = (asked.table, *requirements.OF_EXPAND)
         names |= {
+            "home": SQL(requirements.BLOCKS.home),
             "table_requirements": fill(asked.table, names),
             "add_column": changes(asked.add_column),
             "add_trigger": changes(asked.add_trigger) if settings.sync_trigger else SQL("ARRAY[]::text[]"),

@@ -16,7 +16,8 @@ from importlib.resources import files
 
 from sqlalchemy.dialects import postgresql
 
-# a paramstyle without percent signs, or the preparer would double those of an identifier
+# a paramstyle without percent signs, or the preparer would double those of an identifier; SQLAlchemy has not given the
+# constructor types
 _preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
 
 FIELD = re.compile(r"\{([a-z_]+)(?:\|([a-z]+))?\}")

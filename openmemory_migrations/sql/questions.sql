@@ -137,14 +137,18 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   FROM installed WHERE NOT pg_catalog.has_schema_privilege(nspname, 'USAGE')) AS unmet
 ORDER BY place
 
+-- home --
+-- the schema that an extension which isn't there yet is created in: where Supabase keeps them, or public; never one of
+-- the application's own
+CASE WHEN pg_catalog.to_regnamespace('extensions') IS NULL THEN 'public' ELSE 'extensions' END
+
 -- extension_creation --
 -- by a superuser, or, where the administrators have called it trusted, by who may create in the database. A hosting
 -- service may have other rules, so the step tries, and only `check` goes by this
 SELECT 'extension-rights' AS code, 'error' AS severity,
        'role "' || pg_catalog.replace(CAST(current_user AS text), '"', '""') || '" may not create extension "vector"' AS message,
        CAST(NULL AS text) AS detail,
-       'Have an administrator run: CREATE EXTENSION vector SCHEMA '
-       || CASE WHEN pg_catalog.to_regnamespace({extensions}) IS NULL THEN '"public"' ELSE {extensions_shown} END || ';' AS hint
+       'Have an administrator run: CREATE EXTENSION vector SCHEMA "' || {>home} || '";' AS hint
 FROM pg_catalog.pg_available_extensions e
      JOIN pg_catalog.pg_available_extension_versions v ON v.name = e.name AND v.version = e.default_version
 WHERE e.name = 'vector' AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'vector')

@@ -107,7 +107,7 @@ BEGIN
   END IF;
   {>find_extension}
   IF extension IS NULL THEN
-    extension := CASE WHEN pg_catalog.to_regnamespace({extensions}) IS NULL THEN 'public' ELSE {extensions} END;
+    extension := {home};
     EXECUTE 'CREATE EXTENSION vector SCHEMA ' || {>quoted};
   END IF;
   {>find_column}

@@ -157,7 +157,7 @@ def vector_type(extension: Extension, size: int | None) -> SQL:
 
 def home(db: Database) -> str:
     """The schema that an extension which isn't there yet is created in."""
-    return requirements.EXTENSIONS_SCHEMA if catalog.schema_exists(db, requirements.EXTENSIONS_SCHEMA) else "public"
+    return str(db.value("SELECT " + requirements.BLOCKS.home))
 
 
 def create_extension(schema: str) -> str:

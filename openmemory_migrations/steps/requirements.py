@@ -15,7 +15,6 @@ BLOCKS = blocks("questions")
 # of a table that is to get our column, once it is known that there is one; and with them what the step needs besides
 OF_TABLE = (BLOCKS.rights, BLOCKS.source, BLOCKS.column)
 OF_EXPAND = (BLOCKS.extension, *OF_TABLE)
-EXTENSIONS_SCHEMA = "extensions"  # where Supabase keeps them; never in a schema of the application's own
 
 
 def names(target: Target, settings: Settings) -> dict[str, Fragment]:
@@ -34,8 +33,6 @@ def names(target: Target, settings: Settings) -> dict[str, Fragment]:
         "adopted_shown": quote(target.adopted),
         "own_mark": OWN_COMMENT,
         "cut_over_mark": CUT_OVER,
-        "extensions": EXTENSIONS_SCHEMA,
-        "extensions_shown": quote(EXTENSIONS_SCHEMA),
     }
     return {"sync_trigger": settings.sync_trigger, **{name: literal(text) for name, text in texts.items()}}
 
