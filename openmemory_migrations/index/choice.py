@@ -242,13 +242,17 @@ def item_size(dimensions: int, half: bool) -> int:
 
 def lists_for(rows: N) -> N:
     """pgvector's rule, and no more than there are rows to learn them from."""
-    return least(up_to(rows, 1_000_000, greatest(rows // 1000, 1), root(rows)), rows // ROWS_A_LIST)
+    return least(up_to(rows, 1_000_000, a_thousandth(rows), root(rows)), rows // ROWS_A_LIST)
+
+
+def a_thousandth(rows: N) -> N:
+    return greatest(rows // 1000, 1)
 
 
 def lists_to_try(rows: int) -> list[int]:
     """By either rule for so many rows (at least ROWS_A_LIST), and as many as there can be."""
     most = rows // ROWS_A_LIST
-    return sorted({min(number, most) for number in (max(1, rows // 1000), math.isqrt(rows), most)})
+    return sorted({min(number, most) for number in (a_thousandth(rows), root(rows), most)})
 
 
 def ivfflat_memory(lists: N, dimensions: int, item: int, rows: N) -> N:
