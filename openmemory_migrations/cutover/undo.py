@@ -26,7 +26,6 @@ from ..db.database import Database, Seen
 from ..encoding import back_trigger
 from ..errors import Changed, MigrationError
 from ..index import replacement
-from ..index.choice import of_all_rows
 from ..sql import quote
 from ..steps import checks, interference, requirements, statements
 from ..target import Target
@@ -219,7 +218,6 @@ def _rename_index(ctx: TableContext, found: Mark) -> None:
     """Newer OpenMemory's gets the name back that it had, or one under which it is dropped when there is time."""
     target = ctx.target
     newer = target.newer.index
-    index = catalog.indexes(ctx.db, target.schema, newer).get(newer)
-    if target.newer.index_name and index and index.table_oid == ctx.table.oid and of_all_rows(index, target.vector):
+    if target.newer.index_name and catalog.own_indexes(ctx.db, target, ctx.table.oid, newer):
         to = quote(found.renamed or target.old.index)
         ctx.db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(newer), to=to)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..sql import SQL, blocks, quote
-from ..target import CUT_OVER, GIVEN, OWN_COMMENT, SET_ASIDE, TYPED
+from ..sql import SQL, blocks, joined, literal, quote
+from ..target import CUT_OVER, GIVEN, OWN_COMMENT, SET_ASIDE, TYPED, Target
 from . import partitions
 from .database import Database
 
@@ -70,17 +70,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Index:
-    """`key` is the name of its one column, or its expression as pg_get_indexdef prints it."""
+    """`column` is the one that it is on, or whose cast to halfvec of `half` dimensions; `key` says that, or else shows
+    what the index is on."""
 
     name: str
     table_oid: int
     valid: bool
     method: str
     opclass: str
+    column: str | None
+    half: int | None
     key: str
-    options: frozenset[str]  # as in pg_class.reloptions: name=value
+    options: frozenset[str]  # as in pg_class.reloptions, with pgvector's defaults: name=value
     partial: bool
     size: int  # bytes
+
+    def option(self, name: str) -> int:
+        (value,) = (text.partition("=")[2] for text in self.options if text.startswith(f"{name}="))
+        return int(value)
 
 
 def server_version(db: Database) -> int:
@@ -152,22 +159,38 @@ def table(db: Database, schema: str, name: str) -> Table | None:
 
 def indexes(db: Database, schema: str, *names: str) -> dict[str, Index]:
     """The indexes of that schema under these names, on whatever table they are."""
-    condition = " WHERE n.nspname = :schema AND c.relname = ANY (:names)"
-    rows = db.rows(BLOCKS.indexes + condition, {"schema": schema, "names": list(names)})
-    return {index.name: index for index in map(_index, rows)}
+    found = db.rows(
+        BLOCKS.indexes + " WHERE n.nspname = :schema AND c.relname = ANY (:names)",
+        {"schema": schema, "names": list(names)},
+    )
+    return {index.name: index for index in map(_index, found)}
 
 
 def indexes_on(db: Database, table_oid: int) -> list[Index]:
     """All indexes of a table."""
-    return [
-        _index(row)
-        for row in db.rows(BLOCKS.indexes + " WHERE i.indrelid = :oid ORDER BY c.relname", {"oid": table_oid})
-    ]
+    found = db.rows(BLOCKS.indexes + " WHERE i.indrelid = :oid ORDER BY c.relname", {"oid": table_oid})
+    return [_index(row) for row in found]
+
+
+def own_indexes(db: Database, target: Target, table_oid: int, *names: str) -> dict[str, Index]:
+    """Those under one of these names, or else under either that finalize gives, which are on all vectors of the table.
+    Any other is not ours, whatever it is called."""
+    where = own_names(target, *names or (target.index, target.mirrored_index))
+    return {index.name: index for index in map(_index, db.rows(BLOCKS.own_indexes, of_table=table_oid, **where))}
+
+
+def own_names(target: Target, *indexes: str) -> dict[str, SQL]:
+    """What own_indexes is asked with, but for the table."""
+    return {
+        "schema_name": literal(target.schema),
+        "vector_name": literal(target.vector),
+        "index_names": joined(", ", map(literal, indexes)),
+    }
 
 
 def _index(row: Any) -> Index:
-    name, table_oid, valid, method, opclass, key, options, partial, size = row
-    return Index(name, table_oid, valid, method, opclass, key, frozenset(options), partial, size)
+    _, name, table_oid, valid, method, opclass, column, half, key, options, partial, size = row
+    return Index(name, table_oid, valid, method, opclass, column, half, key, frozenset(options), partial, size)
 
 
 def sees_others(db: Database) -> bool:

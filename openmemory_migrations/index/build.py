@@ -13,17 +13,17 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..db import catalog, citus, tries
-from ..db.catalog import Index
 from ..db.context import Context, VectorContext
 from ..db.database import PATIENT_LOCK_TIMEOUT, Database
 from ..db.keys import SHOWN_KEYS, keys_where
 from ..db.sqlerrors import LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migration_error, sqlstate
 from ..errors import INDEX_ANEW, MigrationError
+from ..finding import Finding
 from ..settings import Settings
-from ..sql import SQL, Fragment, blocks, quote
+from ..sql import SQL, Fragment, blocks, fill, literal, quote
 from ..target import Target
 from . import build_progress, choice
-from .choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, of_all_rows, scarce
+from .choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, scarce
 
 BLOCKS = blocks("index")
 
@@ -66,10 +66,9 @@ def plan(ctx: VectorContext, rows: int) -> Plan | NoIndex:
         if isinstance(found, NoIndex):
             # one that is there needs no memory any more
             whole = choice.plan(target, ctx.settings, ctx.extension, size, rows)
-            present = catalog.indexes(db, target.schema, target.index).get(target.index)
-            there = present and present.table_oid == ctx.table.oid and present.valid
-            if present and there and isinstance(whole, Plan) and whole.matches(present):
-                return replace(whole, lists=whole.outgrown(present) or whole.lists)
+            there = catalog.own_indexes(db, target, ctx.table.oid).get(target.index)
+            if there and there.valid and isinstance(whole, Plan) and whole.matches(there):
+                return replace(whole, lists=whole.outgrown(there) or whole.lists)
     return found
 
 
@@ -95,12 +94,8 @@ def drop_ours(
     dropped = False
     for _, pause in tries.attempts():
         with db.transaction():
-            found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
-        left = [
-            i
-            for i in found.values()
-            if i.table_oid == table_oid and of_all_rows(i, target.vector) and (valid or not i.valid)
-        ]
+            found = catalog.own_indexes(db, target, table_oid)
+        left = [index for index in found.values() if valid or not index.valid]
         try:
             for index in left:
                 log.notice(f"index {quote(index.name)} {why}; dropping it")
@@ -120,62 +115,64 @@ def drop_ours(
 
 def ensure(ctx: Context, table_oid: int, wanted: Plan) -> None:
     """Leaves the wanted index in place, valid, once. Raises CannotBuild where there can be none."""
+    if present(ctx, table_oid, wanted):
+        log.notice(f"index {quote(ctx.target.index)} exists already and is as wanted")
+    else:
+        _build(ctx, table_oid, wanted)
+    if duplicate := duplicate_of(ctx, table_oid, wanted):
+        drop(ctx.db, duplicate)
+
+
+def present(ctx: Context, table_oid: int, wanted: Plan) -> bool:
+    """Whether it is there as wanted, valid or not. Raises CannotBuild where something else is in its place."""
     db, target = ctx.db, ctx.target
     with db.transaction():
-        present = catalog.indexes(db, target.schema, target.index).get(target.index)
-        taken = catalog.relation_exists(db, target.schema, target.index)
-    require_place(target, table_oid, present, taken, wanted)
-    if present is None:
-        _build(ctx, table_oid, wanted)
-    else:
-        log.notice(f"index {quote(target.index)} exists already and is as wanted")
-    if duplicate := duplicate_of(ctx, table_oid, wanted):
-        drop(db, duplicate)
-
-
-def require_place(target: Target, table_oid: int, present: Index | None, taken: bool, wanted: Plan) -> None:
-    """Raises CannotBuild where something else is there under the name of the index."""
-    require_name(target, table_oid, present, taken)
-    if present is not None and not of_all_rows(present, target.vector):
-        raise other(target, present)
-    if present is not None and not wanted.matches(present):
-        difference = wanted.difference(present)
+        require_name(ctx, table_oid)
+        found = catalog.own_indexes(db, target, table_oid).get(target.index)
+    if found and not wanted.matches(found):
+        difference = wanted.difference(found)
         raise CannotBuild(
             f"index {quote(target.index)} exists with another definition and is left as it is",
             detail=f"{difference[0].upper()}{difference[1:]}.",
             hint=f"For the wanted one: {INDEX_ANEW}.",
         )
+    return found is not None
 
 
-def other(target: Target, present: Index) -> CannotBuild:
-    partial = ", for some of the rows" if present.partial else ""
-    return CannotBuild(
-        f"no index: the name {quote(target.index)} is taken by a {present.method} index on {present.key}{partial}",
-        hint=f"Rename that, then: {INDEX_ANEW}.",
-    )
+def name_taken(ctx: Context, table_oid: int) -> list[Finding]:
+    """Whether the name of the index is that of something else: what keeps it from being built, or nothing."""
+    found = ctx.db.rows(BLOCKS.name_taken, **names(ctx.target, table_oid))
+    return [Finding(severity, code, message, detail, hint) for code, severity, message, detail, hint in found]
 
 
-def require_name(target: Target, table_oid: int, present: Index | None, taken: bool) -> None:
-    """Raises CannotBuild where the name is that of something beside this table."""
-    if taken and (present is None or present.table_oid != table_oid):
-        raise CannotBuild(
-            f"no index: the name {quote(target.index)} is taken by"
-            f" {'an index of another table' if present else 'something that is no index'}",
-            hint=f"Rename that, then: {INDEX_ANEW}.",
-        )
+def require_name(ctx: Context, table_oid: int) -> None:
+    """Raises CannotBuild where the name of the index is that of something else."""
+    for found in name_taken(ctx, table_oid):
+        raise CannotBuild(found.message, detail=found.detail, hint=found.hint)
 
 
 def duplicate_of(ctx: Context, table_oid: int, wanted: Plan) -> str | None:
     """The index under the second mirrored name, where it is the same as that under the first; says so."""
-    target = ctx.target
-    if target.mirrored_index == target.index:
-        return None
     with ctx.db.transaction():
-        found = catalog.indexes(ctx.db, target.schema, target.mirrored_index).get(target.mirrored_index)
-    if found is None or found.table_oid != table_oid or not wanted.matches(found):
-        return None
-    log.notice(f"index {quote(found.name)} is a duplicate of {quote(target.index)}; dropping it")
-    return found.name
+        asked = {**names(ctx.target, table_oid), "any_options": not wanted.required}
+        name: str | None = ctx.db.value(BLOCKS.duplicate, **asked)
+    if name is not None:
+        log.notice(f"index {quote(name)} is a duplicate of {quote(ctx.target.index)}; dropping it")
+    return name
+
+
+def names(target: Target, table: Fragment) -> dict[str, Fragment]:
+    """For the questions about indexes that are there; `table` is its oid, as a number or in SQL."""
+    own: dict[str, Fragment] = {**catalog.own_names(target, target.index, target.mirrored_index), "of_table": table}
+    return {
+        **own,
+        "index_name": literal(target.index),
+        "index_shown": literal(quote(target.index)),
+        "mirrored_name": literal(target.mirrored_index),
+        "index_anew": literal(INDEX_ANEW),
+        "indexes": SQL(catalog.BLOCKS.indexes),
+        "own_indexes": fill(catalog.BLOCKS.own_indexes, own),
+    }
 
 
 def drop(db: Database, name: str, lock_timeout: str = PATIENT_LOCK_TIMEOUT) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_right
 from dataclasses import dataclass
 
@@ -26,7 +25,7 @@ OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
 # once its graph no longer fits each row is read back from the index
 # 10,000 rows of 384: 3.0 s, and 8.3 or 9.5 s with memory for 37 or 19 % of them (measured)
 SLOWER = "what doesn't fit is built several times as slowly"
-DEFAULTS = {"ivfflat": {"lists=100"}, "hnsw": {"m=16", "ef_construction=64"}}  # what reloptions leaves out
+METHODS = ("ivfflat", "hnsw")
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,8 @@ class Plan:
         return math.isqrt(self.lists)
 
     def matches(self, index: Index) -> bool:
-        names = {option.partition("=")[0] for option in index.options}
-        defaults = {option for option in DEFAULTS[self.method] if option.partition("=")[0] not in names}
-        return (
-            (index.method, index.opclass, index.partial) == (self.method, self.opclass, False)
-            and _key(index.key) == self.key
-            and self.required <= index.options | defaults
-        )
+        found = (index.method, index.opclass, index.key, index.partial)
+        return found == (self.method, self.opclass, self.key, False) and self.required <= index.options
 
     def suits(self, index: Index) -> bool:
         return self.matches(index) and self.outgrown(index) is None
@@ -78,8 +72,7 @@ class Plan:
         """
         if self.method != "ivfflat" or self.required:
             return None
-        (option,) = [text for text in index.options if text.startswith("lists=")] or DEFAULTS["ivfflat"]
-        lists = int(option.partition("=")[2])
+        lists = index.option("lists")
         most = self.short.lists if self.short else self.lists
         return lists if lists > 2 * most or 2 * lists < self.lists else None
 
@@ -278,19 +271,3 @@ def kilobytes(memory: N) -> N:
 def _pages(item: int, rows: int) -> int:
     """Of an index: an item is never divided between two."""
     return -(-rows // max(1, (PAGE - PAGE_HEAD) // item))
-
-
-def of_all_rows(index: Index, column: str) -> bool:
-    """Whether it is a vector index of all values of the column. Any other is not ours, whatever its name."""
-    return index.method in DEFAULTS and not index.partial and is_on(index, column)
-
-
-def is_on(index: Index, column: str) -> bool:
-    """Whether it is on that column, or on its cast to halfvec."""
-    return _key(index.key).partition("::halfvec(")[0] == column
-
-
-def _key(text: str) -> str:
-    """An index key with the decoration taken off that pg_get_indexdef gives a cast: `((v)::s.halfvec(3))`."""
-    found = re.fullmatch(r'\(*"?(.+?)"?\)*::(?:.+\.)?halfvec\((\d+)\)\)*', text)
-    return f"{found[1]}::halfvec({found[2]})" if found else text

@@ -117,8 +117,7 @@ def attached(ctx: Context, tree: Tree) -> Iterator[tuple[Plan, Index]]:
             yield wanted, catalog.indexes(ctx.db, schema, name)[name]
         if part.parent is None:
             names[part.oid] = quote(target.schema, target.index)
-            found = catalog.indexes(ctx.db, target.schema, target.index).get(target.index)
-            if found and found.table_oid == part.oid:
+            if found := catalog.own_indexes(ctx.db, target, part.oid).get(target.index):
                 yield wanted, found
 
 
@@ -131,10 +130,8 @@ def drop(ctx: TableContext) -> bool:
     for part in tree:
         at = own(ctx, part)
         with db.transaction():
-            found = catalog.indexes(db, part.schema, at.target.index, at.target.mirrored_index)
+            found = catalog.own_indexes(db, at.target, part.oid)
         for index in found.values():
-            if index.table_oid != part.oid or not choice.of_all_rows(index, ctx.target.vector):
-                continue
             if part.is_leaf:
                 build.drop(at.db, index.name)
             else:
@@ -202,8 +199,8 @@ def _gone(ctx: TableContext, part: Part, error: MigrationError | DBAPIError) -> 
     log.notice(f"partition {part} of {ctx.target} is gone: going on without it")
     at = own(ctx, part)
     with db.transaction():
-        left = catalog.indexes(db, part.schema, at.target.index).get(at.target.index)
-    if left and left.table_oid == part.oid and part.is_leaf and choice.of_all_rows(left, ctx.target.vector):
+        left = catalog.own_indexes(db, at.target, part.oid).get(at.target.index)
+    if left and part.is_leaf:
         build.drop(at.db, left.name)
     return True
 
@@ -211,15 +208,11 @@ def _gone(ctx: TableContext, part: Part, error: MigrationError | DBAPIError) -> 
 def _ensure_parent(ctx: Context, part: Part, wanted: Plan) -> None:
     db, own, settings = ctx.db, ctx.target, ctx.settings
     with db.transaction():
-        present = catalog.indexes(db, own.schema, own.index).get(own.index)
-        taken = catalog.relation_exists(db, own.schema, own.index)
-    ours = present and present.table_oid == part.oid and choice.of_all_rows(present, own.vector)
-    if present and ours and not present.valid and not wanted.matches(present):
+        there = catalog.own_indexes(db, own, part.oid).get(own.index)
+    if there and not there.valid and not wanted.matches(there):
         log.notice(f"index {quote(own.index)} is invalid and not as wanted now; dropping it")
         drop_parent(db, settings, part, quote(own.schema, own.index))
-        present, taken = None, False
-    build.require_place(own, part.oid, present, taken, wanted)
-    if present is None:
+    if not build.present(ctx, part.oid, wanted):
         locks.retried(
             db,
             settings.lock_timeout_ms,

@@ -15,7 +15,7 @@ from ..db.catalog import Index
 from ..db.context import Context, TableContext, VectorContext
 from ..sql import quote
 from . import build, partitioned
-from .choice import NoIndex, Plan, of_all_rows
+from .choice import NoIndex, Plan
 from .partitioned import Tree
 
 LEFT = "is left by a run that was interrupted"
@@ -98,11 +98,7 @@ def _require_names(ctx: Context, tree: Tree) -> None:
     with ctx.db.transaction():
         for part, _ in tree:
             for beside in (target, target.new, target.old):
-                own = partitioned.own(ctx.of(beside), part).target
-                present = catalog.indexes(ctx.db, own.schema, own.index).get(own.index)
-                build.require_name(own, part.oid, present, catalog.relation_exists(ctx.db, own.schema, own.index))
-                if present and not of_all_rows(present, target.vector):
-                    raise build.other(own, present)
+                build.require_name(partitioned.own(ctx.of(beside), part), part.oid)
 
 
 def _wrong(ctx: Context, tree: Tree) -> str | None:
@@ -127,13 +123,8 @@ def _named(ctx: Context, tree: Tree) -> Iterator[tuple[Plan, Index]]:
     with ctx.db.transaction():
         for part, wanted in tree:
             own = partitioned.own(ctx, part).target
-            index = catalog.indexes(ctx.db, own.schema, own.index).get(own.index)
-            if index and _ours(index, part.oid, ctx.target.vector):
+            if index := catalog.own_indexes(ctx.db, own, part.oid).get(own.index):
                 yield wanted, index
-
-
-def _ours(index: Index, table_oid: int, column: str) -> bool:
-    return index.table_oid == table_oid and of_all_rows(index, column)
 
 
 def _build(ctx: VectorContext, tree: Tree) -> None:
@@ -159,9 +150,9 @@ def _swap(ctx: TableContext) -> None:
                     db.run("LOCK TABLE ONLY {parent} IN SHARE UPDATE EXCLUSIVE MODE", parent=part.sql_name)
         for part in partitions.parts(db, table.oid):
             own = partitioned.own(ctx, part).target
-            found = catalog.indexes(db, own.schema, own.index, own.new.index)
+            found = catalog.own_indexes(db, own, part.oid, own.index, own.new.index)
             for name, to in ((own.index, own.old.index), (own.new.index, own.index)):
-                if name in found and _ours(found[name], part.oid, target.vector):
+                if name in found:
                     names = {"in_schema": quote(own.schema), "index": quote(name), "to": quote(to)}
                     db.run("ALTER INDEX {in_schema}.{index} RENAME TO {to}", **names)
 

@@ -18,7 +18,6 @@ from ..encoding import back_trigger
 from ..encoding.stored import STORED
 from ..errors import MigrationError
 from ..index import build_progress
-from ..index.choice import of_all_rows
 from ..settings import Settings
 from ..sql import SQL, blocks, quote
 from ..steps import checks, native_table
@@ -112,7 +111,6 @@ def look(ctx: Context) -> State:
         tables = [part.oid for part in partitions.parts(ctx.db, table.oid)]
         aside = table.columns.get(ctx.target.adopted)
         column_is = {"schema": ctx.target.schema, "table": ctx.target.table, "column": ctx.target.vector}
-        indexes = catalog.indexes(ctx.db, ctx.target.schema, *ctx.target.indexes)
         phase = build_progress.phase(ctx.db.connection, tables)
         return State(
             target=ctx.target,
@@ -126,7 +124,7 @@ def look(ctx: Context) -> State:
             else _rows(ctx.with_table(table))
             if column and column.ours
             else None,
-            indexes=[i for i in indexes.values() if i.table_oid == table.oid and of_all_rows(i, ctx.target.vector)],
+            indexes=list(catalog.own_indexes(ctx.db, ctx.target, table.oid, *ctx.target.indexes).values()),
             build=str(phase) if phase else None,
             runs=[tuple(row) for row in ctx.db.rows(BLOCKS.runs, {"ours": APPLICATION_NAME + "%"})],
             source_is_vector=native,

@@ -38,6 +38,9 @@ BLOCKS = blocks("script")
 PLACES = 2048  # that a row may have in a page, and more, whatever the size of a block
 PAGES = 64  # of heap, in one batch at most: some 14,000 of the smallest rows
 
+# which return statements to execute
+QUERIES = {BLOCKS.drop, BLOCKS.drop_invalid, BLOCKS.create, BLOCKS.drop_duplicate}
+
 RUNNING = "-- Running "  # of Alembic's, before each step
 
 
@@ -171,7 +174,6 @@ class Script:
                 method=SQL(wanted.method),
                 lists_found=Argument("%2$s"),
             ),
-            "any_options": wanted.method == "ivfflat" and not self.settings.index_lists,
         }
         give = BLOCKS.memory_given if memory else BLOCKS.memory
         self.emit_all(
@@ -243,7 +245,7 @@ class Script:
 
     def emit_all(self, *parts: str, **more: Fragment | str) -> None:
         """Each part after the other: what a block does, and queries that return statements to execute."""
-        queries = {part for part in parts if part.startswith("SELECT")}
+        queries = QUERIES.intersection(parts)
         if self.settings.single_transaction:
             self.emit(BLOCKS.block, *(_of(BLOCKS.each, part) if part in queries else part for part in parts), **more)
             return
@@ -318,8 +320,6 @@ class Script:
             "no_lock": f"no lock on table {target} in {tries.TRIES} tries of {settings.lock_timeout_ms} ms",
             "no_table": f"table {target} does not exist",
             "index_text": f"{own['schema']}.{quote(target.index)}",
-            "mirrored_text": f"{own['schema']}.{quote(target.mirrored_index)}",
-            "name_taken": f"no index: the name {quote(target.index)} is taken by something else",
             "not_ordinary": f"{target} is not an ordinary table",
             "no_row": f"no row of {target} holds a vector of {self.size} dimensions",
             "no_column": f"{target} has no column {quote(target.vector)} of this package",
@@ -373,6 +373,10 @@ class Script:
         def changes(template: str) -> SQL:
             return fill("ARRAY(SELECT statement FROM ({it}) AS wanted)", {"it": fill(template, of_change)})
 
+        of_index = {
+            **build.names(target, fill("pg_catalog.to_regclass({table_text|literal})", names)),
+            "any_options": settings.index == "ivfflat" and not settings.index_lists,
+        }
         of_expand = (asked.table, *requirements.OF_EXPAND)
         names |= {
             "home": SQL(requirements.BLOCKS.home),
@@ -386,6 +390,9 @@ class Script:
                 "\nUNION ALL\n", (fill(f"SELECT * FROM ({block}) AS unmet", names) for block in of_expand)
             ),
             "rules_requirements": fill(asked.rules, names),
+            "own_indexes": of_index["own_indexes"],
+            "name_taken": fill(build.BLOCKS.name_taken, of_index),
+            "duplicate": fill(build.BLOCKS.duplicate, of_index),
             "holders": fill(BLOCKS.holders, {**names, "seconds": 0}),
             "long_holders": fill(BLOCKS.holders, {**names, "seconds": 1}),
             "length": fill(STORED.length, names),

@@ -1,15 +1,43 @@
 -- of db/catalog.py
 
 -- indexes --
-SELECT c.relname, i.indrelid, i.indisvalid AND i.indisready, am.amname, op.opcname,
-       coalesce(a.attname, pg_catalog.pg_get_indexdef(c.oid, 1, false)), coalesce(c.reloptions, '{}'),
-       i.indpred IS NOT NULL, pg_catalog.pg_relation_size(c.oid)
+-- `on_column` has all that is in it, or the casts of that to halfvec of `half` dimensions. What reloptions leaves out has
+-- pgvector's defaults
+SELECT CAST(n.nspname AS text) AS in_schema, CAST(c.relname AS text) AS name, i.indrelid AS of_table,
+       i.indisvalid AND i.indisready AS valid, CAST(am.amname AS text) AS method, CAST(op.opcname AS text) AS opclass,
+       k.name AS on_column, k.half,
+       coalesce(k.name || coalesce('::halfvec(' || CAST(k.half AS text) || ')', ''), pg_catalog.pg_get_indexdef(c.oid, 1, false)) AS key,
+       pg_catalog.array_cat(c.reloptions, ARRAY(
+         SELECT d.name || '=' || d.value
+         FROM (VALUES ('ivfflat', 'lists', '100'), ('hnsw', 'm', '16'), ('hnsw', 'ef_construction', '64')) AS d (method, name, value)
+         WHERE d.method = am.amname
+           AND NOT EXISTS (SELECT FROM pg_catalog.unnest(c.reloptions) AS o (text)
+                           WHERE pg_catalog.split_part(o.text, '=', 1) = d.name))) AS options,
+       i.indpred IS NOT NULL AS partial, pg_catalog.pg_relation_size(c.oid) AS size
 FROM pg_catalog.pg_class c
      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
      JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
      JOIN pg_catalog.pg_am am ON am.oid = c.relam
      JOIN pg_catalog.pg_opclass op ON op.oid = i.indclass[0]
-     LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attnum > 0
+     LEFT JOIN LATERAL (
+       SELECT CAST(a.attname AS text) AS name,
+              CAST(pg_catalog.substring(cast_to.text, '^(?:.+[.])?halfvec[(]([0-9]+)[)]$') AS integer) AS half
+       FROM pg_catalog.pg_attribute a,
+            LATERAL (SELECT pg_catalog.pg_get_expr(i.indexprs, i.indrelid) AS text,
+                            '(' || pg_catalog.quote_ident(CAST(a.attname AS text)) || ')::' AS of_column) AS expression,
+            LATERAL (SELECT CASE WHEN pg_catalog.starts_with(expression.text, expression.of_column)
+                                 THEN pg_catalog.substr(expression.text, pg_catalog.length(expression.of_column) + 1)
+                            END AS text) AS cast_to
+       WHERE a.attrelid = i.indrelid AND a.attnum > 0 AND NOT a.attisdropped
+         AND (a.attnum = i.indkey[0] OR cast_to.text ~ '^(.+[.])?halfvec[(][0-9]+[)]$')
+     ) AS k ON true
+
+-- own_indexes --
+-- those that are ours: under one of these names, of all our vectors
+SELECT * FROM (
+  {>indexes}) AS found
+WHERE in_schema = {schema_name} AND of_table = CAST({of_table} AS oid) AND name IN ({index_names})
+  AND method IN ('ivfflat', 'hnsw') AND on_column = {vector_name} AND NOT partial
 
 -- columns --
 SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), t.typname = 'vector' AND e.oid IS NOT NULL,

@@ -1,5 +1,27 @@
 -- of index/build.py
 
+-- name_taken --
+-- what keeps the index from its name, as a requirement
+SELECT 'index-name' AS code, 'warning' AS severity,
+       'no index: the name ' || {index_shown} || ' is taken by ' || taken.holder AS message,
+       CAST(NULL AS text) AS detail, 'Rename that, then: ' || {index_anew} || '.' AS hint
+FROM (SELECT CASE WHEN found.name IS NULL THEN 'something that is no index'
+                  WHEN found.of_table IS DISTINCT FROM CAST({of_table} AS oid) THEN 'an index of another table'
+                  ELSE 'a ' || found.method || ' index on ' || found.key
+                       || CASE WHEN found.partial THEN ', for some of the rows' ELSE '' END END AS holder
+      FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+           LEFT JOIN ({indexes}) AS found ON found.in_schema = n.nspname AND found.name = c.relname
+      WHERE n.nspname = {schema_name} AND c.relname = {index_name}
+        AND NOT EXISTS (SELECT FROM ({own_indexes}) AS own WHERE own.name = {index_name})) AS taken
+
+-- duplicate --
+-- the index under the second mirrored name, where it is the same as that under the first
+SELECT other.name FROM ({own_indexes}) AS own JOIN ({own_indexes}) AS other USING (method, opclass)
+WHERE own.name = {index_name} AND other.name = {mirrored_name} AND own.name <> other.name
+  AND own.half IS NOT DISTINCT FROM other.half
+  AND ({any_options} OR (SELECT pg_catalog.array_agg(o ORDER BY o) FROM pg_catalog.unnest(own.options) AS o)
+                        = (SELECT pg_catalog.array_agg(o ORDER BY o) FROM pg_catalog.unnest(other.options) AS o))
+
 -- beyond_half --
 CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit} THEN false
      ELSE EXISTS (SELECT FROM unnest(CAST({vector} AS real[])) AS element WHERE abs(element) >= {limit}) END

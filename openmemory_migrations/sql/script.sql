@@ -670,10 +670,11 @@ RAISE {level} USING MESSAGE = {no_index|literal}, HINT = {no_index_hint|literal}
   PERFORM pg_catalog.set_config('openmemory.rows', (SELECT pg_catalog.count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
 
 -- built --
-IF EXISTS (SELECT FROM ({>ours}) AS found WHERE indexrelid = pg_catalog.to_regclass({index_text|literal})) THEN
-    RAISE NOTICE USING MESSAGE = pg_catalog.pg_get_indexdef(pg_catalog.to_regclass({index_text|literal}));
+SELECT * INTO found FROM ({name_taken}) AS unmet;
+  IF found.message IS NOT NULL THEN
+    RAISE WARNING USING MESSAGE = found.message, HINT = found.hint;
   ELSIF pg_catalog.to_regclass({index_text|literal}) IS NOT NULL THEN
-    RAISE WARNING USING MESSAGE = {name_taken|literal};
+    RAISE NOTICE USING MESSAGE = pg_catalog.pg_get_indexdef(pg_catalog.to_regclass({index_text|literal}));
   ELSE
     RAISE NOTICE 'no index: too few rows for ivfflat, a pgvector that is too old for this one, or too little memory';
   END IF;
@@ -749,29 +750,14 @@ IF EXISTS ({query}) AND ({long_holders}) IS NOT NULL THEN
       USING DETAIL = ({long_holders}) || '.';
   END IF;
 
--- ours --
--- those that may be ours, under either name
-  SELECT indexrelid, indisvalid, indclass::text, indkey::text, pg_catalog.pg_get_expr(indexprs, indrelid) AS expression, reloptions
-  FROM pg_index JOIN pg_class c ON c.oid = indexrelid JOIN pg_am am ON am.oid = relam
-  WHERE indexrelid IN (pg_catalog.to_regclass({index_text|literal}), pg_catalog.to_regclass({mirrored_text|literal}))
-    AND indrelid = pg_catalog.to_regclass({table_text|literal}) AND amname IN ('ivfflat', 'hnsw') AND indpred IS NULL
-    -- of the vectors, or of their cast to halfvec
-    AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = indrelid AND attname = {vector_text|literal}
-                AND (attnum = indkey[0]
-                     OR pg_catalog.split_part(pg_catalog.replace(pg_catalog.ltrim(pg_catalog.pg_get_expr(indexprs, indrelid), '('), ')::', '::'), '::', 1)
-                        = pg_catalog.quote_ident(attname) AND pg_catalog.pg_get_expr(indexprs, indrelid) ~ '::([^(]+[.])?halfvec[(]'))
-
 -- drop --
-SELECT 'DROP INDEX {concurrently}' || found.indexrelid::regclass FROM ({>ours}) AS found
+SELECT 'DROP INDEX {concurrently}' || {schema_shown} || '.' || pg_catalog.quote_ident(found.name) FROM ({own_indexes}) AS found
 
 -- drop_invalid --
-{>drop} WHERE NOT indisvalid
+{>drop} WHERE NOT found.valid
 
 -- drop_duplicate --
-{>drop} JOIN ({>ours}) AS built USING (indclass, indkey)
-WHERE found.indexrelid = pg_catalog.to_regclass({mirrored_text|literal}) AND built.indexrelid = pg_catalog.to_regclass({index_text|literal})
-  AND found.expression IS NOT DISTINCT FROM built.expression
-  AND ({any_options} OR found.reloptions IS NOT DISTINCT FROM built.reloptions)
+{>drop} WHERE found.name IN ({duplicate})
 
 -- column_size --
 coalesce((SELECT nullif(atttypmod, -1) FROM pg_catalog.pg_attribute

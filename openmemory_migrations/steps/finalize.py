@@ -11,7 +11,7 @@ from ..db import catalog, citus, partitions
 from ..db.context import Context, VectorContext
 from ..db.sqlerrors import as_migration_error
 from ..errors import ANEW, Changed
-from ..index import build, choice, partitioned, replacement
+from ..index import build, partitioned, replacement
 from ..index.build import CannotBuild
 from ..index.choice import NoIndex, Plan
 from ..sql import quote
@@ -85,7 +85,7 @@ def downgrade(ctx: Context) -> None:
     db, target = ctx.db, ctx.target
     with db.reading():
         table = catalog.table(db, target.schema, target.table)
-        found = catalog.indexes(db, target.schema, target.index, target.mirrored_index)
+        ours = catalog.own_indexes(db, target, table.oid) if table else {}
     db.take_over()
     if table is not None:
         replacement.drop_left(ctx.with_table(table))
@@ -95,14 +95,9 @@ def downgrade(ctx: Context) -> None:
         else:
             log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
         return
-    ours = [
-        index
-        for index in found.values()
-        if table is not None and index.table_oid == table.oid and choice.of_all_rows(index, target.vector)
-    ]
-    for index in ours:
-        build.drop(db, index.name)
-        log.notice(f"index {quote(index.name)} of {target} dropped")
+    for name in ours:
+        build.drop(db, name)
+        log.notice(f"index {quote(name)} of {target} dropped")
     if not ours:
         log.notice(f"index {quote(target.index)} of {target} does not exist, skipping")
 

@@ -291,7 +291,5 @@ def _own_indexes(ctx: TableContext) -> list[tuple[str, SQL]]:
     own = []
     for part in partitions.parts(ctx.db, ctx.table.oid):
         at = partitioned.own(ctx.native, part).target
-        for index in catalog.indexes_on(ctx.db, part.oid):
-            if index.name in at.indexes and choice.of_all_rows(index, ctx.target.source):
-                own.append((index.name, quote(at.schema, index.name)))
+        own += [(name, quote(at.schema, name)) for name in catalog.own_indexes(ctx.db, at, part.oid, *at.indexes)]
     return own

@@ -94,10 +94,10 @@ def _uneven(quality: Quality, index: Index) -> Finding | None:
 
     It finds much, since it reads much: recall can't tell. Where each leaf of a tree has its own, nothing is said.
     """
-    lists, probes = quality.searched.options.get("lists", 100), int(quality.defaults.get("ivfflat.probes", "1"))
     pages = index.size // PAGE
     if quality.searched.method != "ivfflat" or not pages:
         return None
+    lists, probes = quality.searched.options["lists"], int(quality.defaults.get("ivfflat.probes", "1"))
     # every search reads all centres; then the pages of its lists, and one of the table for each row in them
     centre = CENTRE + (2 if quality.searched.half else 4) * quality.dimensions
     centres = -(-lists // max(1, PAGE // centre))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..db.catalog import Extension, Index
 from ..db.database import Database
-from ..index.choice import DEFAULTS, OPERATORS
+from ..index.choice import METHODS, OPERATORS
 from ..sql import SQL, Fragment, fill, joined, quote
 from .neighbours import METRICS, Query
 from .stream import Groups
@@ -48,7 +48,7 @@ class Searched:
     def fits(index: Index) -> bool:
         """Whether it is one of all rows, by a metric that is known here."""
         kind, _, metric = index.opclass.removesuffix("_ops").partition("_")
-        return kind in ("vector", "halfvec") and metric in OPERATORS and index.method in DEFAULTS and not index.partial
+        return kind in ("vector", "halfvec") and metric in OPERATORS and index.method in METHODS and not index.partial
 
     @classmethod
     def by(cls, index: Index | None, lists: int | None = None) -> Searched:
@@ -85,7 +85,7 @@ PLANNED, SESSION, EVERY_ROW = Way("planner"), Way("index"), Way("every row")
 def ways(searched: Searched, extension: Extension) -> list[list[Way]]:
     """The settings worth trying for an index, in series of ever more that is looked at. Pure."""
     if searched.method == "ivfflat":
-        lists = searched.options.get("lists", 100)
+        lists = searched.options["lists"]
         doubled = [2**power for power in range(math.ceil(math.log2(lists + 1)) + 1)]
         probes = sorted({min(number, lists) for number in doubled})
         return [[Way("index", {"ivfflat.probes": str(number)}) for number in probes]]

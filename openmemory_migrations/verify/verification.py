@@ -20,7 +20,6 @@ from ..db.database import Seen
 from ..db.signals import TimeUp
 from ..encoding import dimensions
 from ..errors import Changed, MigrationError
-from ..index import choice
 from ..sql import blocks, quote
 from . import equality
 from .equality import Comparing, Comparison
@@ -198,7 +197,7 @@ def search(ctx: VectorContext, size: int, index: Index | None, asked: Asked, wan
 def valid_index(ctx: TableContext) -> Index | None:
     """The vector index that searches can use: under our name, or whatever somebody has called it."""
     found = catalog.indexes_on(ctx.db, ctx.table.oid)
-    usable = [i for i in found if i.valid and Searched.fits(i) and choice.is_on(i, ctx.target.vector)]
+    usable = [i for i in found if i.valid and Searched.fits(i) and i.column == ctx.target.vector]
     names = {name: place for place, name in enumerate((ctx.target.index, ctx.target.mirrored_index))}
     return min(usable, key=lambda index: (names.get(index.name, len(names)), index.name), default=None)
 

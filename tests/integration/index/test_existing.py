@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from demo.openmemory import TABLE
+from openmemory_migrations.embedded import Server
 from tests.support.commands import alembic, om
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, create_table, load, random_rows
+from tests.support.scripts import DIM8, SINGLE, offline
 from tests.support.states import BACKFILL, INDEX, INVALIDATE, SECOND_INDEX, State, column_type, indexes, snapshot
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
@@ -116,6 +118,40 @@ def test_what_already_has_the_name_of_our_index_is_left_as_it_is_with_a_warning(
     assert "WARNING:  " in result.stderr
     assert f'"{INDEX}"' in result.stderr.split("WARNING:  ")[1].splitlines()[0]
     assert "searches use index" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("taken", "holder"),
+    [
+        (f"CREATE TABLE other (id int); CREATE INDEX {INDEX} ON other (id)", "an index of another table"),
+        (f"CREATE TABLE {INDEX} (id int)", "something that is no index"),
+        (create(INDEX, "btree (dim)"), "a btree index on dim"),
+        (
+            create(INDEX).replace(";", " WHERE sector = 'semantic';"),
+            "a ivfflat index on v_vector, for some of the rows",
+        ),
+    ],
+)
+@pytest.mark.parametrize("how", ["check", "upgrade", "index", "script", "script in one transaction"])
+def test_who_has_the_name_of_our_index_is_said_alike(
+    server: Server, backfilled: Database, taken: str, holder: str, how: str
+) -> None:
+    backfilled.run(taken)
+    before = snapshot(backfilled)
+
+    if how == "check":
+        said = om(backfilled, "check").stdout
+    elif how == "upgrade":
+        said = alembic(backfilled, "upgrade", "head").log
+    elif how == "index":
+        said = om(backfilled, "index").log
+    else:
+        single = SINGLE if how.endswith("transaction") else {}
+        said = offline(server, backfilled, "upgrade", f"{BACKFILL}:head", env=DIM8 | single).stderr
+
+    assert f'no index: the name "{INDEX}" is taken by {holder}\n' in said
+    assert "HINT:  Rename that, then: openmemory-migrations index." in said
+    assert snapshot(backfilled) == before
 
 
 def test_the_hint_for_another_definition_leads_to_the_wanted_one(backfilled: Database, fresh: State) -> None:
