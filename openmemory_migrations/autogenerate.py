@@ -20,12 +20,13 @@ from typing import Any
 
 from alembic import context
 
+from .marks import CUT_OVER, GIVEN, OWN, TYPED
 from .settings import Settings
-from .target import CUT_OVER, CUTOVER_VERSION_TABLE, GIVEN, OWN_COMMENT, TYPED, VERSION_TABLE, Target
+from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
 
 # environment's, which this module must not load: it brings numpy along
 
-MARKS = (OWN_COMMENT, CUT_OVER, GIVEN, TYPED)  # what the comments begin with by which this package knows its columns
+MARKS = (OWN, CUT_OVER, GIVEN, TYPED)  # of columns
 
 IncludeObject = Callable[[Any, "str | None", str, bool, Any], bool]
 

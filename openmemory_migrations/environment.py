@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from . import log
-from .columns.marks import DO, UNDO, Mark
+from .columns.cutover_mark import DO, UNDO, Mark
 from .cutover import preparations, undo
 from .db import catalog, locks
 from .db.connections import engine_of, reconnecting, required_url

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from typing_extensions import Unpack
 
 from . import log
-from .columns.marks import DO, NO_SCRIPT, UNDO
+from .columns.cutover_mark import DO, NO_SCRIPT, UNDO
 from .cutover import preparations, switch, undo
 from .db.database import Database, refuse_foreign_transaction
 from .db.sqlerrors import as_migration_error

@@ -5,14 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+from .marks import OWN
 from .settings import Settings
 from .sql import SQL, literal, quote
 
-OWN_COMMENT = "openmemory_migrations: kept equal to "  # on a column of ours; what has it not is adopted
-SET_ASIDE = "openmemory_migrations: set aside; "  # on an adopted column, before the comment that it had
-CUT_OVER = "openmemory_migrations: cut over; "  # on the column of vectors, before what the way back has to know
-TYPED = "openmemory_migrations: to take the place of "  # on the column that a bare vector gets its dimensions by
-GIVEN = "openmemory_migrations: dimensions given; "  # on a vector that had none, before the comment that it had
 # Alembic's own, in OM_PG_SCHEMA: of the chain, and of the cutover
 VERSION_TABLE, CUTOVER_VERSION_TABLE = "openmemory_alembic_version", "openmemory_cutover_version"
 NEWER_INDEX = "openmemory_vectors_hnsw_idx"  # which newer OpenMemory looks for, whatever the table is called
@@ -143,7 +139,7 @@ class Target:
 
     @property
     def comment(self) -> str:
-        return OWN_COMMENT + self.source
+        return OWN + self.source
 
     @property
     def detection(self) -> str:

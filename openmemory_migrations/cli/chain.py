@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from ..columns.marks import NO_SCRIPT
+from ..columns.cutover_mark import NO_SCRIPT
 from ..environment import CUTOVER
 from ..errors import MigrationError, UsageError
 from ..hosts import project

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..columns.marks import DO, UNDO
+from ..columns.cutover_mark import DO, UNDO
 from ..db.catalog import Extension, extension
 from ..environment import only_stamps
 from ..errors import ANEW, INDEX_ANEW

@@ -26,12 +26,12 @@ from ..db.sqlerrors import as_migration_error
 from ..encoding import sync_trigger
 from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..errors import MigrationError
+from ..marks import GUARD
 from ..sql import FUNCTION, SQL, blocks, fill, joined, literal, quote
 
 BLOCKS = blocks("columns")
 
 CLEAN_UP_TIMEOUT = "100ms"
-COMMENT = "openmemory_migrations: refuses, while a step is at work, what that step would lose"
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def take_back(db: Database) -> None:
 
 def there(db: Database) -> list[str]:
     """Triggers that a run has left, quoted."""
-    return [quote(name) for name, _ in db.rows(BLOCKS.guards, {"table": db.names["table"], "comment": COMMENT})]
+    return [quote(name) for name, _ in db.rows(BLOCKS.guards, {"table": db.names["table"], "comment": GUARD})]
 
 
 def drop(db: Database, but: str | None = None) -> None:
     """Trigger and function, if they are there, inside the caller's transaction; `but` one that is to be replaced, which
     need not wait for readers."""
-    for trigger, function in db.rows(BLOCKS.guards, {"table": db.names["table"], "comment": COMMENT}):
+    for trigger, function in db.rows(BLOCKS.guards, {"table": db.names["table"], "comment": GUARD}):
         if quote(trigger) == but:
             continue
         of_a_trigger(db, "DROP TRIGGER {trigger} ON {table}", trigger=quote(trigger))
@@ -162,4 +162,4 @@ def _create(ctx: VectorContext, loss: Loss) -> None:
     db.run("REVOKE ALL ON FUNCTION {guard_function}() FROM PUBLIC")
     of_a_trigger(db, BLOCKS.create_guard_trigger, one=db.names[loss.column], other=db.names[loss.other])
     of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["guard"])
-    db.run("COMMENT ON TRIGGER {guard} ON {table} IS {comment}", comment=literal(COMMENT))
+    db.run("COMMENT ON TRIGGER {guard} ON {table} IS {comment}", comment=literal(GUARD))

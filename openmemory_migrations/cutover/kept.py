@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from .. import log
 from ..backfill.passes import Obstacles, Steps, is_a_rows, passes, reason_of
 from ..backfill.reader import UNIT, pages_of
-from ..columns.marks import UNDO
+from ..columns.cutover_mark import UNDO
 from ..db import catalog, locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext
@@ -23,12 +23,12 @@ from ..db.keys import AT, SUM, keys_at, keys_where
 from ..db.partitions import Part
 from ..db.sqlerrors import DENIED, sqlstate
 from ..errors import Changed, MigrationError
+from ..marks import KEPT
 from ..sql import SQL, Fragment, blocks, joined, literal, quote
 from ..target import Target
 
 BLOCKS = blocks("cutover")
 
-COMMENT = "openmemory_migrations: rows that no vector can hold, of "
 LEFT = "{source} IS NOT NULL AND {vector} IS NULL"
 # as the trigger has it: a row that could have its vector, and hasn't yet, stays
 UNFIT = LEFT + " AND {convert}({source}, {size}) IS NULL"
@@ -224,13 +224,13 @@ def drop(db: Database) -> bool:
 
 def _oid(db: Database) -> int | None:
     """Of the table, where it is ours."""
-    names = {"name": db.names["kept"], "table": db.names["table"], "comment": COMMENT}
+    names = {"name": db.names["kept"], "table": db.names["table"], "comment": KEPT}
     found: int | None = db.value(BLOCKS.kept_tables, names)
     return found
 
 
 def _comment(target: Target, table: Table) -> str:
-    return f"{COMMENT}{target}, oid {table.oid}"
+    return f"{KEPT}{target}, oid {table.oid}"
 
 
 class _Moving:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..columns import guard, properties
-from ..columns.marks import Mark
+from ..columns.cutover_mark import Mark
 from ..db import catalog, locks, partitions
 from ..db.catalog import Index
 from ..db.context import Context, TableContext
@@ -19,6 +19,7 @@ from ..db.partitions import Part
 from ..db.sqlerrors import as_migration_error
 from ..errors import MigrationError
 from ..index import build, replacement
+from ..marks import KEPT
 from ..sql import blocks, joined, quote
 from . import gate, kept
 
@@ -82,9 +83,7 @@ def _strayed(ctx: TableContext) -> list[tuple[str, str]]:
         "left": target.left,
         "vector": target.vector,
     }
-    return [
-        tuple(row) for row in ctx.db.rows(BLOCKS.strayed, {**names, "oid": str(ctx.table.oid), "comment": kept.COMMENT})
-    ]
+    return [tuple(row) for row in ctx.db.rows(BLOCKS.strayed, {**names, "oid": str(ctx.table.oid), "comment": KEPT})]
 
 
 def require_names(ctx: TableContext) -> None:

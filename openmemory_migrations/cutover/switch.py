@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .. import log
-from ..columns import guard, marks, properties
-from ..columns.marks import UNDO, Mark
+from ..columns import cutover_mark, guard, properties
+from ..columns.cutover_mark import UNDO, Mark
 from ..db import catalog, locks, partitions
 from ..db.context import Context, TableContext, VectorContext
 from ..encoding import back_trigger
@@ -169,7 +169,7 @@ def _switch(ctx: TableContext, mode: str, renamed: str | None, away: int) -> Mar
         properties.require(db, target.source, not_null=True)
     properties.unprove_not_null(db)
     properties.comment(db, target.source, found.text)
-    back_trigger.forget(db.at(marks.names(target.swapped)))
+    back_trigger.forget(db.at(cutover_mark.names(target.swapped)))
     if renamed:
         db.run("ALTER INDEX {schema}.{index} RENAME TO {to}", index=quote(renamed), to=quote(target.newer.index))
     return found

@@ -17,8 +17,8 @@ from ..backfill.pace import Pace
 from ..backfill.passes import Obstacles, until_none_is_left
 from ..backfill.progress import Progress
 from ..backfill.reader import BACK
-from ..columns import guard, marks, properties
-from ..columns.marks import Mark
+from ..columns import cutover_mark, guard, properties
+from ..columns.cutover_mark import Mark
 from ..db import catalog, locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext, VectorContext
@@ -42,7 +42,7 @@ def downgrade(ctx: Context) -> None:
         table = checks.require_table(ctx)
         found = Mark.of(table, target)
         if found is None and catalog.trigger_enabled(db, table.oid, target.back):
-            raise marks.changed(target, target.source)
+            raise cutover_mark.changed(target, target.source)
     if found is None:
         db.take_over()
         replacement.drop_left(ctx.with_table(table))  # by a run that was interrupted after its switch
@@ -81,7 +81,7 @@ def _undo(ctx: VectorContext, found: Mark) -> None:
     """Rebuilds, compares and switches; raises Changed where the table isn't what it was, and that has to be done
     again."""
     target = ctx.target
-    at = replace(ctx, db=ctx.db.at(marks.names(found.now(target))), target=found.now(target))
+    at = replace(ctx, db=ctx.db.at(cutover_mark.names(found.now(target))), target=found.now(target))
     at = _begin(ctx, at, found)
     _rebuild(at, target)
     with guard.against(at, guard.VECTORS):

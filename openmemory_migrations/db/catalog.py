@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..marks import Marked
 from ..sql import SQL, blocks, joined, literal, quote
-from ..target import CUT_OVER, GIVEN, OWN_COMMENT, SET_ASIDE, TYPED, Target
+from ..target import Target
 from . import partitions
 from .database import Database
 
@@ -23,7 +24,7 @@ class Extension:
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Marked):
     """`type` as format_type gives it without the modifier's parentheses; `dimensions` None where it has none."""
 
     name: str
@@ -31,28 +32,6 @@ class Column:
     is_vector: bool
     dimensions: int | None
     comment: str
-
-    @property
-    def ours(self) -> bool:
-        return self.is_vector and self.comment.startswith(OWN_COMMENT)
-
-    @property
-    def cut_over(self) -> bool:
-        return self.is_vector and self.comment.startswith(CUT_OVER)
-
-    @property
-    def set_aside(self) -> bool:
-        return self.is_vector and self.comment.startswith(SET_ASIDE)
-
-    @property
-    def typed(self) -> bool:
-        """Whether it is ours, to take the place of vectors without dimensions."""
-        return self.is_vector and self.comment.startswith(TYPED)
-
-    @property
-    def given(self) -> bool:
-        """Whether it has its dimensions from us."""
-        return self.is_vector and self.comment.startswith(GIVEN)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..backfill import engines
-from ..columns.marks import Mark
+from ..columns.cutover_mark import Mark
 from ..db import catalog, citus, locks, partitions, replication
 from ..db.catalog import Extension, Table
 from ..db.keys import SHOWN_KEYS

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..backfill.leftovers import NOT_FINITE, by_length, by_reading
-from ..columns import guard, marks
-from ..columns.marks import Mark
+from ..columns import cutover_mark, guard
+from ..columns.cutover_mark import Mark
 from ..cutover import kept, preparations
 from ..db import catalog, partitions
 from ..db.catalog import Index
@@ -102,7 +102,7 @@ def look(ctx: Context) -> State:
         if found := Mark.of(table, ctx.target):
             return _cut_over(ctx.with_table(table), found)
         if catalog.trigger_enabled(ctx.db, table.oid, ctx.target.back):
-            raise marks.changed(ctx.target, ctx.target.source)
+            raise cutover_mark.changed(ctx.target, ctx.target.source)
         to_be = None
         if native := table.columns[ctx.target.source].is_vector:
             to_be = native_table.examine(ctx.with_table(table))[0].size
@@ -189,7 +189,7 @@ def changed(ctx: TableContext) -> MigrationError | None:
         return None
     return MigrationError(
         f"{rows:,} rows of {ctx.target} are in table {quote(ctx.target.kept)}, and not in their own",
-        hint=f"{marks.UNDO} brings them back; {marks.DO} goes on with a cutover that was interrupted.",
+        hint=f"{cutover_mark.UNDO} brings them back; {cutover_mark.DO} goes on with a cutover that was interrupted.",
     )
 
 
@@ -214,7 +214,7 @@ def _changed(ctx: TableContext, found: Mark) -> MigrationError | None:
     if archived and not catalog.trigger_enabled(ctx.db, table.oid, target.back):
         return MigrationError(
             f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's",
-            hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.back)}; {marks.UNDO} compares all rows.",
+            hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.back)}; {cutover_mark.UNDO} compares all rows.",
         )
     return None
 

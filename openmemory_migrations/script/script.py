@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..backfill.leftovers import NOT_FINITE
-from ..columns import marks
-from ..cutover import kept
+from ..columns import cutover_mark
 from ..db import tries
 from ..db.catalog import Extension
 from ..encoding import native, sync_trigger
@@ -27,12 +26,12 @@ from ..errors import INDEX_ANEW
 from ..index import build, choice
 from ..index.choice import SLOWER, NoIndex, Plan
 from ..index.formula import Formula
+from ..marks import CUT_OVER, KEPT, OWN, SET_ASIDE
 from ..settings import Settings
 from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, dollar_quote, fill, joined, literal, quote
 from ..steps import requirements, statements
 from ..steps.interference import NAME_COLUMNS
-from ..target import CUT_OVER as CUT_OVER_COMMENT
-from ..target import OWN_COMMENT, SET_ASIDE, Target
+from ..target import Target
 
 BLOCKS = blocks("script")
 PLACES = 2048  # that a row may have in a page, and more, whatever the size of a block
@@ -304,7 +303,7 @@ class Script:
             **requirements.names(target, settings),
             "quoted_name": SQL(BLOCKS.quoted.replace("extension", "nspname")),
             "call": own["convert"] + "(",
-            "own": OWN_COMMENT,
+            "own": OWN,
             "not_finite": NOT_FINITE,
             "fail": settings.on_bad_rows == "fail",
             "sync_trigger": settings.sync_trigger,
@@ -351,14 +350,14 @@ class Script:
             if settings.sync_trigger
             else fill(BLOCKS.drop_convert, {**own, "call": own["convert"] + "("}),
             "kept_text": own["kept"],
-            "kept_comment": kept.COMMENT,
+            "kept_comment": KEPT,
             "kept_away": f"rows of {target} are in table {quote(target.kept)}, where a cutover has left them",
-            "kept_hint": f"First put them back: {marks.UNDO}.",
-            "mark_comment": CUT_OVER_COMMENT,
-            "was_swapped": marks.said(target, "swap"),
-            "was_dropped": marks.said(target, "drop"),
+            "kept_hint": f"First put them back: {cutover_mark.UNDO}.",
+            "mark_comment": CUT_OVER,
+            "was_swapped": cutover_mark.said(target, "swap"),
+            "was_dropped": cutover_mark.said(target, "drop"),
             # the online run down refuses it as well
-            "cut_over_hint": marks.UNDO_HINT if self.direction == "downgrade" else self.online,
+            "cut_over_hint": cutover_mark.UNDO_HINT if self.direction == "downgrade" else self.online,
             "is_partitioned": f"{target} is a partitioned table",
             "is_partition": f"{target} is a partition",
             "is_child": f"{target} inherits from another table",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .. import log
-from ..columns.marks import Mark
+from ..columns.cutover_mark import Mark
 from ..db import catalog, locks
 from ..db.catalog import Column, Table
 from ..db.context import Context, TableContext

@@ -21,8 +21,8 @@ from ..db.database import Database
 from ..encoding.stored import STORED
 from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..errors import ANEW, Changed, MigrationError
+from ..marks import GIVEN, TYPED
 from ..sql import FUNCTION, SQL, blocks, literal, quote
-from ..target import GIVEN, TYPED
 from . import checks, interference
 
 BLOCKS = blocks("steps")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from ..db.context import Context
 from ..finding import Finding
+from ..marks import CUT_OVER, OWN
 from ..settings import Settings
 from ..sql import Fragment, blocks, literal, quote
-from ..target import CUT_OVER, OWN_COMMENT, Target
+from ..target import Target
 
 BLOCKS = blocks("questions")
 # of a table that is to get our column, once it is known that there is one; and with them what the step needs besides
@@ -31,7 +32,7 @@ def names(target: Target, settings: Settings) -> dict[str, Fragment]:
         "vector_shown": quote(target.vector),
         "adopted_name": target.adopted,
         "adopted_shown": quote(target.adopted),
-        "own_mark": OWN_COMMENT,
+        "own_mark": OWN,
         "cut_over_mark": CUT_OVER,
     }
     return {"sync_trigger": settings.sync_trigger, **{name: literal(text) for name, text in texts.items()}}

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from ..columns import guard
 from ..db.context import Context
 from ..encoding import sync_trigger
+from ..marks import GUARD, SET_ASIDE
 from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, fill, formatted, literal
-from ..target import SET_ASIDE, Target
+from ..target import Target
 from . import requirements
 
 BLOCKS = blocks("questions")
@@ -47,7 +47,7 @@ def names(target: Target, size: int | None) -> dict[str, Fragment]:
     found: dict[str, Fragment] = {name: literal(fill(text, own)) for name, text in TEXTS.items()}
     found |= {name: with_extension(text, own) for name, text in WITH_TYPE.items()}
     return found | {
-        "guard_mark": literal(guard.COMMENT),
+        "guard_mark": literal(GUARD),
         "set_aside_mark": literal(SET_ASIDE),
         "sync_name": literal(target.sync),
         "sync_call": literal(fill("{sync_function}()", own)),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-from ..columns.marks import UNDO_HINT, Mark
+from ..columns.cutover_mark import UNDO_HINT, Mark
 from ..db import catalog, locks
 from ..db.context import Context, VectorContext
 from ..errors import MigrationError

@@ -15,7 +15,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.backfill.reader import Scan
 from openmemory_migrations.cli import main
-from openmemory_migrations.columns.marks import DO, UNDO, names
+from openmemory_migrations.columns.cutover_mark import DO, UNDO, names
 from openmemory_migrations.db import catalog
 from openmemory_migrations.db.context import Context
 from openmemory_migrations.db.database import Database as PackageDatabase

@@ -31,7 +31,7 @@ LAYERS = [
     ("columns",),
     ("encoding",),
     ("db",),
-    ("", "settings", "target", "errors", "finding", "log", "console", "embedded"),
+    ("", "settings", "target", "marks", "errors", "finding", "log", "console", "embedded"),
     ("sql",),
 ]
 PUBLIC = {

@@ -15,7 +15,7 @@ from alembic.operations import Operations
 from demo.openmemory import TABLE
 from openmemory_migrations import ops
 from openmemory_migrations.embedded import Server
-from openmemory_migrations.target import CUT_OVER
+from openmemory_migrations.marks import CUT_OVER
 from tests.support.commands import alembic
 from tests.support.databases import Databases
 from tests.support.native import create_newer

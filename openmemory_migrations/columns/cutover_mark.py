@@ -9,8 +9,9 @@ from typing import Literal
 
 from ..db.catalog import Table
 from ..errors import MigrationError
+from ..marks import CUT_OVER
 from ..sql import SQL, quote
-from ..target import CUT_OVER, Target
+from ..target import Target
 from . import properties
 from .properties import Attributes, Grant
 
