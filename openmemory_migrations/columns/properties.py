@@ -122,6 +122,36 @@ def dependents(db: Database, table: Table, column: str, *ours: str) -> list[str]
     return [text for (text,) in found]
 
 
+def exchange(db: Database, parts: Sequence[Part], column: str, name: str, aside: str, wanted: Attributes) -> None:
+    """`column` takes the place of the one called `name`, which is called `aside` from then on. Privileges go by name:
+    whoever may read or write `name` may go on."""
+    of_name, of_column = grants(db, parts, name), grants(db, parts, column)
+    _rename(db, name, aside)
+    take_place(db, parts, column, name, wanted, of_name)
+    grant(db, parts, aside, of_column)
+
+
+def take_place(
+    db: Database,
+    parts: Sequence[Part],
+    column: str,
+    name: str,
+    wanted: Attributes,
+    privileges: Mapping[str, tuple[Grant, ...]],
+) -> None:
+    """`column` is called `name`, with the NOT NULL and the default that are wanted, and these privileges; for NOT NULL
+    `prove_not_null` comes before."""
+    _rename(db, column, name)
+    grant(db, parts, name, privileges)
+    require(db, name, wanted.not_null)
+    unprove_not_null(db)
+    set_default(db, name, wanted.default)
+
+
+def _rename(db: Database, column: str, to: str) -> None:
+    db.run("ALTER TABLE {table} RENAME COLUMN {column} TO {to}", column=quote(column), to=quote(to))
+
+
 def prove_not_null(ctx: TableContext, column: str) -> None:
     """Leaves a constraint, valid, by which SET NOT NULL needn't read the table. Raises MigrationError for a NULL.
 

@@ -148,26 +148,21 @@ def _switch(ctx: TableContext, mode: str, renamed: str | None, away: int) -> Mar
     dimensions = ctx.table.columns[target.vector].dimensions
     statements.run(ctx, statements.BLOCKS.remove_trigger)
     preparations.drop_left_at_once(ctx, parts)
-    grants = properties.grants(db, parts, target.source)
     if mode == "drop":
+        grants = properties.grants(db, parts, target.source)
         of_parts = {name: theirs for name, theirs in grants.items() if theirs and name != db.names["table"]}
         found = Mark("drop", source, vector, parts=of_parts, dimensions=dimensions, kept=away + left)
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
         properties.comment(db, target.vector, found.text)
         return found
     found = Mark("swap", source, vector, renamed, dimensions=dimensions, kept=away + left)
-    of_vector = properties.grants(db, parts, target.vector)
     if source.not_null:
         properties.require(db, target.source, not_null=False)
     if source.default is not None:
         properties.set_default(db, target.source, None)
-    db.run("ALTER TABLE {table} RENAME COLUMN {source} TO {archive}")
-    db.run("ALTER TABLE {table} RENAME COLUMN {vector} TO {source}")
-    properties.grant(db, parts, target.source, grants)
-    properties.grant(db, parts, target.archive, of_vector)
-    if source.not_null:
-        properties.require(db, target.source, not_null=True)
-    properties.unprove_not_null(db)
+    # the source's default is one of bytes; what the vectors have of their own stays
+    wanted = replace(source, default=vector.default, not_null=source.not_null or vector.not_null)
+    properties.exchange(db, parts, target.vector, target.source, target.archive, wanted)
     properties.comment(db, target.source, found.text)
     back_trigger.forget(db.at(cutover_mark.names(target.swapped)))
     if renamed:

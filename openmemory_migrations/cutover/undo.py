@@ -191,22 +191,12 @@ def _switch(ctx: VectorContext, at: Database, found: Mark) -> None:
     back_trigger.drop(at)
     parts = partitions.parts(db, table.oid)
     if found.mode == "swap":
-        of_vector = properties.grants(db, parts, target.source)
-        of_bytes = properties.grants(db, parts, target.archive)
         if properties.attributes(db, target.source).not_null and not found.vector.not_null:
             properties.require(db, target.source, not_null=False)
-        db.run("ALTER TABLE {table} RENAME COLUMN {source} TO {vector}")
-        db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
-        properties.grant(db, parts, target.vector, of_bytes)
-        properties.grant(db, parts, target.source, of_vector)
+        properties.exchange(db, parts, target.archive, target.source, target.vector, found.source)
     else:
-        db.run("ALTER TABLE {table} RENAME COLUMN {archive} TO {source}")
         of_bytes = {db.names["table"]: found.source.grants, **found.parts}
-        properties.grant(db, parts, target.source, of_bytes)
-    if found.source.not_null:
-        properties.require(db, target.source, not_null=True)
-    properties.unprove_not_null(db)
-    properties.set_default(db, target.source, found.source.default)
+        properties.take_place(db, parts, target.archive, target.source, found.source, of_bytes)
     properties.comment(db, target.source, found.source.comment)
     properties.comment(db, target.vector, target.comment)
     statements.run(ctx, statements.BLOCKS.add_trigger, table.columns[found.now(target).vector].dimensions)

@@ -153,11 +153,7 @@ def take_place(ctx: VectorContext) -> None:
         grants = properties.grants(db, parts, target.source)
         drop_trigger(db)
         db.run("ALTER TABLE {table} DROP COLUMN {source}")
-        db.run("ALTER TABLE {table} RENAME COLUMN {typed} TO {source}")
-        properties.require(db, target.source, was.not_null)
-        properties.unprove_not_null(db)
-        properties.set_default(db, target.source, was.default)
-        properties.grant(db, parts, target.source, grants)
+        properties.take_place(db, parts, target.typed, target.source, was, grants)
         properties.store(db, target.source, was)
         mark(ctx, was)
 

@@ -117,6 +117,25 @@ def test_what_a_column_has_beside_its_values_goes_over_and_comes_back(database: 
         assert not changed(before, whole(database))
 
 
+@both_modes
+def test_what_the_vectors_have_of_their_own_stays(table: Database, mode: str) -> None:
+    """A NOT NULL and a default that are not from the bytes."""
+    zeros = f"[{','.join('0' * 8)}]"
+    table.run(f"DELETE FROM {TABLE} WHERE v_vector IS NULL")
+    table.run(f"ALTER TABLE {TABLE} ALTER v_vector SET NOT NULL, ALTER v_vector SET DEFAULT '{zeros}'")
+    before = whole(table)
+
+    cut_over(table, mode)
+
+    column = "v" if mode == "swap" else "v_vector"
+    there = (
+        "SELECT is_nullable, column_default FROM information_schema.columns WHERE table_name = %s AND column_name = %s"
+    )
+    assert table.rows(there, TABLE, column) == [("NO", f"'{zeros}'::vector")]
+    undo(table)
+    assert not changed(before, whole(table))
+
+
 def test_a_role_that_is_no_more_does_not_keep_the_bytes_from_coming_back(table: Database) -> None:
     v = checksum(table)
     with roles(table) as (gone, still):
