@@ -54,7 +54,7 @@ class Stage:
         self._lasting = not db.pooled
         self._made = False
         names: dict[str, Fragment] = {**db.names, **ext, "stage": quote(STAGE)}
-        names |= {"table_text": literal(db.names["table"]), "counter": literal(COUNTER), "kept": literal(KEPT)}
+        names |= {"table_text": db.names["table"], "counter": literal(COUNTER), "kept": literal(KEPT)}
         names |= {"overruled": literal(OF_OVERRULED), "rewritten": literal(REWRITTEN)}
         names |= {"written": fill(way.written, names), "element": fill(way.element, names)}
         names |= {"read": fill(way.value, names)}

@@ -233,7 +233,7 @@ class Walk:
             return done.keys()
         if not with_sums:
             raise _Rewritten
-        found = at.rows(BLOCKS.filled_elsewhere, {"values": gone, "table": at.names["table"]}, **names)
+        found = at.rows(BLOCKS.filled_elsewhere, {"values": gone}, table_text=at.names["table"], **names)
         right = {is_at for was_at, is_at, ok, kept in found if ok is True and kept == written[was_at]}
         if len(right) < len(gone):
             at.run(FAIL)

@@ -297,8 +297,9 @@ class _Moving:
         right = 0
         for table in set(tables):
             here = [number for number, name in enumerate(tables) if name == table]
-            of = {"table": table, "places": [places[i] for i in here], "sums": [sums[i] for i in here]}
-            right += self.db.value(BLOCKS.whole, of, it=SQL(table), sum=_sum(self.db, "t.{source}"))
+            of = {"places": [places[i] for i in here], "sums": [sums[i] for i in here]}
+            names = {"table": SQL(table), "table_text": SQL(table), "sum": _sum(self.db, "t.{source}")}
+            right += self.db.value(BLOCKS.whole, of, **names)
         return right == len(places)
 
     def _require_same(self, at: Database, rows: int) -> None:

@@ -20,7 +20,7 @@ from ..db.sqlerrors import LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migr
 from ..errors import INDEX_ANEW, MigrationError
 from ..finding import Finding
 from ..settings import Settings
-from ..sql import SQL, Fragment, blocks, fill, literal, quote
+from ..sql import SQL, Fragment, blocks, literal, quote
 from ..target import Target
 from . import build_progress, choice
 from .choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan, scarce
@@ -163,15 +163,13 @@ def duplicate_of(ctx: Context, table_oid: int, wanted: Plan) -> str | None:
 
 def names(target: Target, table: Fragment) -> dict[str, Fragment]:
     """For the questions about indexes that are there; `table` is its oid, as a number or in SQL."""
-    own: dict[str, Fragment] = {**catalog.own_names(target, target.index, target.mirrored_index), "of_table": table}
     return {
-        **own,
+        **catalog.own_names(target, target.index, target.mirrored_index),
+        "of_table": table,
         "index_name": literal(target.index),
         "index_shown": literal(quote(target.index)),
         "mirrored_name": literal(target.mirrored_index),
         "index_anew": literal(INDEX_ANEW),
-        "indexes": SQL(catalog.BLOCKS.indexes),
-        "own_indexes": fill(catalog.BLOCKS.own_indexes, own),
     }
 
 

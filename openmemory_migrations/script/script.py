@@ -20,13 +20,12 @@ from ..backfill.leftovers import NOT_FINITE
 from ..columns import cutover_mark
 from ..db import tries
 from ..db.catalog import Extension
-from ..encoding import native, sync_trigger
+from ..encoding import native
 from ..encoding.stored import STORED
-from ..errors import INDEX_ANEW
 from ..index import build, choice
 from ..index.choice import SLOWER, NoIndex, Plan
 from ..index.formula import Formula
-from ..marks import CUT_OVER, KEPT, OWN, SET_ASIDE
+from ..marks import KEPT, OWN, SET_ASIDE
 from ..settings import Settings
 from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, dollar_quote, fill, joined, literal, quote
 from ..steps import requirements, statements
@@ -159,7 +158,6 @@ class Script:
             **self.rules(),
             "most_memory": memory or SQL(build.BLOCKS.most_memory),
             "slower": SLOWER,
-            "index_anew": INDEX_ANEW,
             "local": single,
             "given": memory or 0,
             "statement": self.formatted(
@@ -301,8 +299,10 @@ class Script:
             "tid_of_om_place": _tid("om.place"),
             "tid_of_end": _tid("(place + places)"),
             **requirements.names(target, settings),
+            **statements.names(target, self.size),
+            **build.names(target, fill("pg_catalog.to_regclass({table|literal})", own)),
+            "any_options": settings.index == "ivfflat" and not settings.index_lists,
             "quoted_name": SQL(BLOCKS.quoted.replace("extension", "nspname")),
-            "call": own["convert"] + "(",
             "own": OWN,
             "not_finite": NOT_FINITE,
             "fail": settings.on_bad_rows == "fail",
@@ -345,15 +345,10 @@ class Script:
                 " THEN {vector}::text IS DISTINCT FROM {adopted}::text ELSE {vector} IS NULL END"
             ),
             "would_go": f" values of {quote(target.adopted)} would be lost, so it stays",
-            "create_convert": formatted(sync_trigger.BLOCKS.create_convert),
-            "drop_convert": SQL("")
-            if settings.sync_trigger
-            else fill(BLOCKS.drop_convert, {**own, "call": own["convert"] + "("}),
             "kept_text": own["kept"],
             "kept_comment": KEPT,
             "kept_away": f"rows of {target} are in table {quote(target.kept)}, where a cutover has left them",
             "kept_hint": f"First put them back: {cutover_mark.UNDO}.",
-            "mark_comment": CUT_OVER,
             "was_swapped": cutover_mark.said(target, "swap"),
             "was_dropped": cutover_mark.said(target, "drop"),
             # the online run down refuses it as well
@@ -366,32 +361,14 @@ class Script:
             "is_distributed": f"{target} is distributed by Citus",
             "online_hint": f"Scripts (--sql) are for ordinary tables of bytes. {self.online}",
         }
-        asked = requirements.BLOCKS
-        of_change = {**requirements.names(target, settings), **statements.names(target, self.size)}
-
-        def changes(template: str) -> SQL:
-            return fill("ARRAY(SELECT statement FROM ({it}) AS wanted)", {"it": fill(template, of_change)})
-
-        of_index = {
-            **build.names(target, fill("pg_catalog.to_regclass({table_text|literal})", names)),
-            "any_options": settings.index == "ivfflat" and not settings.index_lists,
-        }
-        of_expand = (asked.table, *requirements.OF_EXPAND)
         names |= {
-            "home": SQL(requirements.BLOCKS.home),
-            "table_requirements": fill(asked.table, names),
-            "add_column": changes(asked.add_column),
-            "add_trigger": changes(asked.add_trigger) if settings.sync_trigger else SQL("ARRAY[]::text[]"),
-            "remove_trigger": changes(asked.remove_trigger),
-            "remove_column": changes(asked.remove_column),
-            "remove_adopted": changes(asked.remove_adopted),
             "expand_requirements": joined(
-                "\nUNION ALL\n", (fill(f"SELECT * FROM ({block}) AS unmet", names) for block in of_expand)
+                "\nUNION ALL\n",
+                (
+                    fill(f"SELECT * FROM ({block}) AS unmet", names)
+                    for block in (requirements.BLOCKS.table, *requirements.OF_EXPAND)
+                ),
             ),
-            "rules_requirements": fill(asked.rules, names),
-            "own_indexes": of_index["own_indexes"],
-            "name_taken": fill(build.BLOCKS.name_taken, of_index),
-            "duplicate": fill(build.BLOCKS.duplicate, of_index),
             "holders": fill(BLOCKS.holders, {**names, "seconds": 0}),
             "long_holders": fill(BLOCKS.holders, {**names, "seconds": 1}),
             "length": fill(STORED.length, names),

@@ -4,7 +4,7 @@ A field is `{name}`, for what is SQL already, or a number; `{name|ident}` and `{
 make of it means the same under every setting of the server. A value of a row is in no text: it is bound.
 
 A file holds blocks, each below its name, `-- name --`, and the comments that say why, which aren't sent. `{>name}` is
-another block of the same file.
+another block of the same file, `{>file.name}` one of another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _preparer = postgresql.dialect(paramstyle="named").identifier_preparer  # type: 
 
 FIELD = re.compile(r"\{([a-z_]+)(?:\|([a-z]+))?\}")
 BLOCK = re.compile(r"^-- ([a-z_]+) --\n", re.MULTILINE)
-PART = re.compile(r"\{>([a-z_]+)\}")
+PART = re.compile(r"\{>(?:([a-z]+)\.)?([a-z_]+)\}")
 
 
 class SQL(str):
@@ -126,7 +126,7 @@ class Blocks:
             block = self._blocks[name]
         except KeyError:
             raise AttributeError(name) from None
-        return PART.sub(lambda part: self.__getattr__(part[1]), block)
+        return PART.sub(lambda part: getattr(blocks(part[1]) if part[1] else self, part[2]), block)
 
 
 @cache

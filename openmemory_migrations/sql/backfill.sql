@@ -34,7 +34,7 @@ SELECT pg_catalog.pg_relation_size(CAST(:table AS regclass))
 UPDATE ONLY {table} AS t SET {written} = s.element
 FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions), pg_catalog.unnest(NEW.elements))
      AS s (tid, version, element)
-WHERE t.ctid = s.tid AND t.xmin = s.version AND pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode
+WHERE t.ctid = s.tid AND t.xmin = s.version AND pg_catalog.pg_relation_filenode({table_text|literal}::regclass) = NEW.filenode
 
 -- before_update --
 old AS MATERIALIZED (
@@ -46,7 +46,7 @@ old AS MATERIALIZED (
 -- what is locked nobody else can move
 PERFORM FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions)) AS s (tid, version)
              JOIN ONLY {table} AS o ON o.ctid = s.tid AND o.xmin = s.version
-WHERE pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode FOR NO KEY UPDATE OF o;
+WHERE pg_catalog.pg_relation_filenode({table_text|literal}::regclass) = NEW.filenode FOR NO KEY UPDATE OF o;
 GET DIAGNOSTICS chosen = ROW_COUNT;
 
 -- beside --
@@ -103,10 +103,8 @@ SELECT CAST(om_at AS text), tid, sum FROM done UNION ALL SELECT CAST(om_at AS te
 
 -- filled_elsewhere --
 -- what triggers have made of rows that are elsewhere since their UPDATE
-SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {ok}, {kept_sum}
-FROM (SELECT w.tid, pg_catalog.currtid2(CAST(:table AS text), w.tid) AS newest
-      FROM unnest(CAST(CAST(:values AS text[]) AS tid[])) AS w (tid) OFFSET 0) AS w
-     JOIN ONLY {table} AS t ON t.ctid = w.newest
+WITH om_written AS (SELECT w.tid FROM unnest(CAST(CAST(:values AS text[]) AS tid[])) AS w (tid))
+SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {ok}, {kept_sum} FROM {>db.newest}
 
 -- counted --
 -- where nobody can change what is written, to look at it again would cost a batch 5 % (measured)
@@ -125,11 +123,11 @@ IF (SELECT pg_catalog.count(*) FROM ONLY {table} AS t WHERE t.ctid = ANY (are_at
     RAISE 'a trigger writes rows again' USING ERRCODE = {rewritten};
   END IF;
   spoiled := spoiled IS TRUE OR pg_catalog.cardinality(were_at) > (
-    SELECT pg_catalog.count(*)
-    FROM (SELECT s.element, r.sum, pg_catalog.currtid2({table_text}, s.tid) AS newest
-          FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.elements)) AS s (tid, element)
-               JOIN ROWS FROM (pg_catalog.unnest(were_at), pg_catalog.unnest(sums)) AS r (tid, sum) ON r.tid = s.tid
-          OFFSET 0) AS w JOIN ONLY {table} AS t ON t.ctid = w.newest
+    WITH om_written AS (
+      SELECT s.tid, s.element, r.sum
+      FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.elements)) AS s (tid, element)
+           JOIN ROWS FROM (pg_catalog.unnest(were_at), pg_catalog.unnest(sums)) AS r (tid, sum) ON r.tid = s.tid)
+    SELECT pg_catalog.count(*) FROM {>db.newest}
     WHERE pg_catalog.record_image_eq(ROW(t.{written}), ROW(w.element)) AND {sum} = w.sum);
 END IF;
 SET CONSTRAINTS ALL DEFERRED
@@ -156,7 +154,7 @@ BEGIN
     SELECT pg_catalog.array_agg(t.ctid) INTO others
     FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versions)) AS s (tid, version)
          JOIN ONLY {table} AS t ON t.ctid = s.tid AND t.xmin = s.version
-    WHERE pg_catalog.pg_relation_filenode({table_text}::regclass) = NEW.filenode;
+    WHERE pg_catalog.pg_relation_filenode({table_text|literal}::regclass) = NEW.filenode;
     IF chosen > written + coalesce(pg_catalog.cardinality(others), 0) THEN
       RAISE 'a trigger deletes rows, or writes them in the place of an UPDATE' USING ERRCODE = {overruled};
     END IF;

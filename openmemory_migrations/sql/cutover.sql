@@ -96,8 +96,7 @@ SELECT (SELECT count(*) FROM gone),
 
 -- whole --
 -- once their triggers have fired, which may have written a row again, the newest version of which has its bytes
-SELECT count(*) FROM (
-  SELECT w.sum, pg_catalog.currtid2(CAST(:table AS text), w.tid) AS newest
-  FROM unnest(CAST(CAST(:places AS text[]) AS tid[]), CAST(:sums AS text[])) AS w (tid, sum) OFFSET 0) AS w
-  JOIN ONLY {it} AS t ON t.ctid = w.newest
+WITH om_written AS (
+  SELECT w.tid, w.sum FROM unnest(CAST(CAST(:places AS text[]) AS tid[]), CAST(:sums AS text[])) AS w (tid, sum))
+SELECT count(*) FROM {>db.newest}
 WHERE {sum} IS NOT DISTINCT FROM w.sum

@@ -39,6 +39,12 @@ SELECT * FROM (
 WHERE in_schema = {schema_name} AND of_table = CAST({of_table} AS oid) AND name IN ({index_names})
   AND method IN ('ivfflat', 'hnsw') AND on_column = {vector_name} AND NOT partial
 
+-- newest --
+-- rows that this transaction has written, by their places (`om_written`, as w), and what triggers have made of each
+-- since: its newest version, as t
+(SELECT w.*, pg_catalog.currtid2({table_text|literal}, w.tid) AS newest FROM om_written AS w OFFSET 0) AS w
+JOIN ONLY {table} AS t ON t.ctid = w.newest
+
 -- columns --
 SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), t.typname = 'vector' AND e.oid IS NOT NULL,
        a.atttypmod, pg_catalog.col_description(a.attrelid, a.attnum)

@@ -10,13 +10,13 @@ FROM (SELECT CASE WHEN found.name IS NULL THEN 'something that is no index'
                   ELSE 'a ' || found.method || ' index on ' || found.key
                        || CASE WHEN found.partial THEN ', for some of the rows' ELSE '' END END AS holder
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-           LEFT JOIN ({indexes}) AS found ON found.in_schema = n.nspname AND found.name = c.relname
+           LEFT JOIN ({>db.indexes}) AS found ON found.in_schema = n.nspname AND found.name = c.relname
       WHERE n.nspname = {schema_name} AND c.relname = {index_name}
-        AND NOT EXISTS (SELECT FROM ({own_indexes}) AS own WHERE own.name = {index_name})) AS taken
+        AND NOT EXISTS (SELECT FROM ({>db.own_indexes}) AS own WHERE own.name = {index_name})) AS taken
 
 -- duplicate --
 -- the index under the second mirrored name, where it is the same as that under the first
-SELECT other.name FROM ({own_indexes}) AS own JOIN ({own_indexes}) AS other USING (method, opclass)
+SELECT other.name FROM ({>db.own_indexes}) AS own JOIN ({>db.own_indexes}) AS other USING (method, opclass)
 WHERE own.name = {index_name} AND other.name = {mirrored_name} AND own.name <> other.name
   AND own.half IS NOT DISTINCT FROM other.half
   AND ({any_options} OR (SELECT pg_catalog.array_agg(o ORDER BY o) FROM pg_catalog.unnest(own.options) AS o)

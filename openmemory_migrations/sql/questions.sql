@@ -284,10 +284,18 @@ SELECT statement, of_trigger FROM (
   UNION ALL
   SELECT 5, {drop_convert}, false FROM sync
   WHERE pg_catalog.to_regprocedure({convert_call}) IS NOT NULL
-    AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc p
-                    WHERE position({convert_name} || '(' IN p.prosrc) > 0 AND p.oid IS DISTINCT FROM sync.oid
-                      AND p.oid NOT IN (SELECT tgfoid FROM guards))) AS wanted
+    AND NOT EXISTS (SELECT FROM ({>callers}) AS caller
+                    WHERE caller.oid IS DISTINCT FROM sync.oid AND caller.oid NOT IN (SELECT tgfoid FROM guards))) AS wanted
 ORDER BY place
+
+-- callers --
+-- of the function that converts: each table's trigger has one
+SELECT p.oid FROM pg_catalog.pg_proc p WHERE pg_catalog.strpos(p.prosrc, {convert_name} || '(') > 0
+
+-- remove_convert --
+-- where there is no trigger that needs it any longer than a run
+SELECT {drop_convert} AS statement, false AS of_trigger
+WHERE NOT {sync_trigger} AND pg_catalog.to_regprocedure({convert_call}) IS NOT NULL AND NOT EXISTS ({>callers})
 
 -- remove_column --
 -- ours, and one of others' that was set aside for it has its name again

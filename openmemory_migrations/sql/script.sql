@@ -107,7 +107,7 @@ BEGIN
   END IF;
   {>find_extension}
   IF extension IS NULL THEN
-    extension := {home};
+    extension := {>questions.home};
     EXECUTE 'CREATE EXTENSION vector SCHEMA ' || {>quoted};
   END IF;
   {>find_column}
@@ -129,7 +129,8 @@ BEGIN
           writes := false;
         END;
       END IF;
-      FOREACH statement IN ARRAY {add_column} || {add_trigger} LOOP
+      FOREACH statement IN ARRAY ARRAY(SELECT statement FROM ({>questions.add_column}) AS wanted)
+                          || ARRAY(SELECT statement FROM ({>questions.add_trigger}) AS wanted WHERE {sync_trigger}) LOOP
         EXECUTE statement;
       END LOOP;
       IF writes THEN
@@ -201,7 +202,7 @@ BEGIN
   {>find_extension}
   {>require_column}
   {>require_size}
-  SELECT * INTO found FROM ({rules_requirements}) AS unmet WHERE EXISTS (SELECT FROM {table}) LIMIT 1;
+  SELECT * INTO found FROM ({>questions.rules}) AS unmet WHERE EXISTS (SELECT FROM {table}) LIMIT 1;
   {>raise_found}
   {find_aside}
   adopted := found.ours IS TRUE;
@@ -379,7 +380,7 @@ BEGIN
           DETAIL = 'Their rows hold bytes that no vector can hold, or a trigger changes them on their way.',
           HINT = 'Mend that and run this step again, or accept the loss with OM_ACCEPT_LOSS=' || moved;
       END IF;
-      FOREACH statement IN ARRAY {remove_adopted} LOOP
+      FOREACH statement IN ARRAY ARRAY(SELECT statement FROM ({>questions.remove_adopted}) AS wanted) LOOP
         EXECUTE statement;
       END LOOP;
       EXIT;
@@ -392,7 +393,9 @@ BEGIN
     INTO skipped, convertible FROM (
       SELECT {>reason} AS reason, pg_catalog.count(*) AS rows
       FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1) AS left_over;
-  {drop_convert}
+  FOREACH statement IN ARRAY ARRAY(SELECT statement FROM ({>questions.remove_convert}) AS wanted) LOOP
+    EXECUTE statement;
+  END LOOP;
   {commit}
   IF convertible > 0 THEN
     RAISE WARNING USING MESSAGE = convertible || ' rows were written during the backfill and have no vector',
@@ -445,12 +448,6 @@ SELECT pg_catalog.string_agg(DISTINCT coalesce(pg_catalog.format('process %s ("%
           AND database = (SELECT oid FROM pg_database WHERE datname = pg_catalog.current_database())
           AND coalesce(xact_start < pg_catalog.clock_timestamp() - {seconds} * interval '1 second', true)
 
--- drop_convert --
--- unless another table of the schema needs it
-IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call|literal} IN prosrc) > 0) THEN
-        DROP FUNCTION IF EXISTS {convert}(bytea, integer);
-      END IF;
-
 -- pending_adopted --
 -- a row without a vector, which is to get it from its bytes, or from the column that was set aside if it has none
 {vector} IS NULL
@@ -458,9 +455,9 @@ IF NOT EXISTS (SELECT FROM pg_proc WHERE position({call|literal} IN prosrc) > 0)
 
 -- count_right --
 -- by the newest versions of rows that this transaction has written
-SELECT pg_catalog.count(*) FROM (
-  SELECT pg_catalog.currtid2({table_text|literal}, tid) AS newest, sum FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS filled (tid, sum) OFFSET 0) AS w
-  JOIN ONLY {table} AS t ON t.ctid = w.newest
+WITH om_written AS (
+  SELECT w.tid, w.sum FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS w (tid, sum))
+SELECT pg_catalog.count(*) FROM {>db.newest}
 WHERE pg_catalog.record_image_eq(ROW({vector}), ROW({value})) AND pg_catalog.sha256({source}) IS NOT DISTINCT FROM w.sum
 
 -- count_pending --
@@ -538,7 +535,8 @@ BEGIN
             HINT = 'Copy them elsewhere first, or accept the loss with OM_ACCEPT_LOSS=' || lost;
         END IF;
       END IF;
-      FOREACH statement IN ARRAY {remove_trigger} || {remove_column} LOOP
+      FOREACH statement IN ARRAY ARRAY(SELECT statement FROM ({>questions.remove_trigger}) AS wanted)
+                          || ARRAY(SELECT statement FROM ({>questions.remove_column}) AS wanted) LOOP
         EXECUTE statement;
       END LOOP;
       -- of a cutover that was interrupted and never resumed; its other preparations go along
@@ -586,7 +584,7 @@ FOR attempt IN 1..{tries} LOOP
   SELECT CASE attname WHEN {source_text|literal} THEN {was_swapped|literal} ELSE {was_dropped|literal} END AS what
     INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
    WHERE attrelid = pg_catalog.to_regclass({table_text|literal}) AND attname IN ({source_text|literal}, {vector_text|literal}) AND NOT attisdropped
-     AND typname = 'vector' AND pg_catalog.starts_with(pg_catalog.col_description(attrelid, attnum), {mark_comment|literal});
+     AND typname = 'vector' AND pg_catalog.starts_with(pg_catalog.col_description(attrelid, attnum), {cut_over_mark});
   IF found.what IS NOT NULL THEN
     RAISE EXCEPTION USING MESSAGE = found.what, HINT = {cut_over_hint|literal};
   END IF;
@@ -610,7 +608,7 @@ FOR attempt IN 1..{tries} LOOP
 
 -- require_table --
 {>require_ordinary}
-  SELECT * INTO found FROM ({table_requirements}) AS unmet LIMIT 1;
+  SELECT * INTO found FROM ({>questions.table}) AS unmet LIMIT 1;
   {>raise_found}
 
 -- raise_found --
@@ -670,7 +668,7 @@ RAISE {level} USING MESSAGE = {no_index|literal}, HINT = {no_index_hint|literal}
   PERFORM pg_catalog.set_config('openmemory.rows', (SELECT pg_catalog.count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
 
 -- built --
-SELECT * INTO found FROM ({name_taken}) AS unmet;
+SELECT * INTO found FROM ({>index.name_taken}) AS unmet;
   IF found.message IS NOT NULL THEN
     RAISE WARNING USING MESSAGE = found.message, HINT = found.hint;
   ELSIF pg_catalog.to_regclass({index_text|literal}) IS NOT NULL THEN
@@ -711,7 +709,7 @@ SELECT * INTO found FROM {>sizes} AS sizes;
         || ': its build gets ' || {most_memory} / 1024 || ' MB of memory, and those need ' || found.needed / 1024
         || ' MB',
       HINT = 'If the server can spare it: OM_INDEX_MEMORY=' || found.needed / 1024 + 1
-        || 'MB, then: ' || {index_anew|literal} || ' --rebuild.';
+        || 'MB, then: ' || {index_anew} || ' --rebuild.';
   ELSIF found.lists = 0 AND found.wanted > 0 THEN
     RAISE WARNING USING MESSAGE = 'no index: ivfflat needs ' || found.least / 1024 || ' MB of memory even for one list';
   END IF;
@@ -751,13 +749,13 @@ IF EXISTS ({query}) AND ({long_holders}) IS NOT NULL THEN
   END IF;
 
 -- drop --
-SELECT 'DROP INDEX {concurrently}' || {schema_shown} || '.' || pg_catalog.quote_ident(found.name) FROM ({own_indexes}) AS found
+SELECT 'DROP INDEX {concurrently}' || {schema_shown} || '.' || pg_catalog.quote_ident(found.name) FROM ({>db.own_indexes}) AS found
 
 -- drop_invalid --
 {>drop} WHERE NOT found.valid
 
 -- drop_duplicate --
-{>drop} WHERE found.name IN ({duplicate})
+{>drop} WHERE found.name IN ({>index.duplicate})
 
 -- column_size --
 coalesce((SELECT nullif(atttypmod, -1) FROM pg_catalog.pg_attribute
