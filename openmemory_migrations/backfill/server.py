@@ -7,12 +7,8 @@ distributed table, where each node converts its own rows: a range of places name
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 
-from sqlalchemy.exc import DBAPIError
-
-from ..db import citus, locks, partitions
 from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.threads import side_by_side
@@ -21,8 +17,7 @@ from ..encoding.stored import STORED
 from .claims import Claims
 from .pace import Pace
 from .progress import Progress
-from .reader import pages_of
-from .walk import Filling, Walk
+from .walk import Filling, fill
 
 MOST_BYTES = 32 * 1024**2  # in a batch: a tenth of a second or two, for as long as its rows are locked
 VALUE = "{convert}({source}, {dimensions})"
@@ -33,15 +28,10 @@ class ServerEngine:
 
     def __init__(self, ctx: VectorContext, *, native: bool) -> None:
         self.ctx, self.native = ctx, native
-        with ctx.db.transaction():
-            self.lock_timeout = locks.batch_timeout(ctx.db, ctx.settings)
-            self.spread = bool(citus.shards(ctx.db, ctx.table.oid))
         if not native:
             sync_trigger.ensure_convert(ctx.db, **ctx.extension.names())
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
-        with self.ctx.db.transaction():
-            leaves = partitions.leaves(self.ctx.db, self.ctx.table.oid)
         filling = Filling(
             "{vector}",
             native.value(dimensions) if self.native else VALUE.replace("{dimensions}", str(dimensions)),
@@ -51,27 +41,15 @@ class ServerEngine:
             misfit=native.UNFIT.replace("{value}", "{vector}") if self.native else "{vector} IS NULL",
         )
 
+        most_rows = STORED.batch(MOST_BYTES, dimensions, self.ctx.settings.backfill_batch)
+
         def convert(db: Database, claims: Claims) -> None:
-            with native.there(db, self.ctx.extension) if self.native else nullcontext():
-                for part in leaves:
-                    try:
-                        with db.transaction():
-                            pages = citus.pages(db, self.ctx.table.oid) if self.spread else pages_of(part.at(db))
-                    except DBAPIError as error:
-                        if part.gone(error):
-                            continue
-                        raise
-                    Walk(
-                        self.ctx.by(db),
-                        part,
-                        filling,
-                        self.lock_timeout,
-                        STORED.batch(MOST_BYTES, dimensions, self.ctx.settings.backfill_batch),
-                        progress,
-                        pace.on(db),
-                        (claims, self.ctx.target.vector),
-                        self.spread,
-                        native.here if self.native else None,
-                    ).take(pages)
+            here = self.ctx.by(db)
+            of_column = (claims, self.ctx.target.vector)
+            if not self.native:
+                fill(here, filling, most_rows, progress, pace.on(db), of_column)
+                return
+            with native.there(db, self.ctx.extension):
+                fill(here, filling, most_rows, progress, pace.on(db), of_column, native.here)
 
         side_by_side(self.ctx.db, [partial(convert, claims=claims) for claims in workers])

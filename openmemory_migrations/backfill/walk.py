@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
-from ..db import locks
+from ..db import citus, locks, partitions
 from ..db.catalog import Extension
 from ..db.context import VectorContext
 from ..db.database import Database
@@ -24,7 +24,7 @@ from .claims import Claims, space_of
 from .pace import Pace
 from .passes import OVERRULED, UNCHANGED, Steps, is_a_rows
 from .progress import Progress
-from .reader import MOST_UNITS, UNIT, by_tid
+from .reader import MOST_UNITS, UNIT, by_tid, pages_of
 from .stage import Beside, beside
 
 BLOCKS = blocks("backfill")
@@ -82,11 +82,29 @@ class _Misfit(Exception):
     """A row of the batch has got a value that it must not have."""
 
 
+def fill(
+    ctx: VectorContext,
+    filling: Filling,
+    most_rows: int,
+    progress: Progress,
+    pace: Pace | None = None,
+    claims: tuple[Claims, str] | None = None,
+    within: Callable[[Database, Extension], AbstractContextManager[None]] | None = None,
+) -> None:
+    """Goes once over every table that holds rows, on the context's connection. With `claims` others walk there as well,
+    for the same column, each at other pages; `within` is around what a batch does."""
+    with ctx.db.transaction():
+        leaves = partitions.leaves(ctx.db, ctx.table.oid)
+        lock_timeout = locks.batch_timeout(ctx.db, ctx.settings)
+        spread = bool(citus.shards(ctx.db, ctx.table.oid))
+    for part in leaves:
+        Walk(ctx, part, filling, lock_timeout, most_rows, progress, pace, claims, spread, within).take()
+
+
 @dataclass
 class Walk:
-    """Over one table that holds rows, on the context's connection. With `claims` others walk there as well, each at
-    other pages; `spread` over nodes it has a row of each place in each of its shards, and none can be left out while it
-    is locked."""
+    """Over one table that holds rows. `spread` over nodes it has a row of each place in each of its shards, and none
+    can be left out while it is locked."""
 
     ctx: VectorContext
     part: Part
@@ -94,23 +112,31 @@ class Walk:
     lock_timeout: str
     most_rows: int
     progress: Progress
-    pace: Pace | None = None
-    claims: tuple[Claims, str] | None = None  # and the column that they are for
-    spread: bool = False
-    within: Callable[[Database, Extension], AbstractContextManager[None]] | None = None  # around what a batch does
+    pace: Pace | None
+    claims: tuple[Claims, str] | None
+    spread: bool
+    within: Callable[[Database, Extension], AbstractContextManager[None]] | None
 
     @property
     def db(self) -> Database:
         return self.ctx.db
 
-    def take(self, last_page: int) -> None:
+    def take(self) -> None:
+        try:
+            self._take()
+        except DBAPIError as error:
+            if not self.part.gone(error):
+                raise
+            log.notice(f"{self.progress.what}: partition {self.part} is gone")
+
+    def _take(self) -> None:
         place = 0  # a page and a row's place in it, as one number
         self.steps = Steps(self.db, self.progress.what, self.most_rows)
         self.reach = 1  # units that a batch is looked for in
-        at, self.beside, self.rewritten = self.part.at(self.db), Beside(), False
-        if not self.spread:
-            with self.db.transaction():
-                self.beside = beside(at, at.sql(self.filling.filled))
+        at, self.rewritten = self.part.at(self.db), False
+        with self.db.transaction():
+            last_page = citus.pages(self.db, self.ctx.table.oid) if self.spread else pages_of(at)
+            self.beside = Beside() if self.spread else beside(at, at.sql(self.filling.filled))
         # whole batches, without a look at the values beforehand
         self.at_once = not self.spread and self.beside == Beside()
         while place < last_page * PLACES:
@@ -124,8 +150,7 @@ class Walk:
                 continue
             except DBAPIError as error:
                 if self.part.gone(error):
-                    log.notice(f"{self.progress.what}: partition {self.part} is gone")
-                    return
+                    raise
                 if self.at_once and is_a_rows(error):  # perhaps of one that is unfit, and stays
                     self.at_once = False
                     continue

@@ -20,11 +20,10 @@ from ..backfill.leftovers import Leftovers, leftovers
 from ..backfill.pace import Pace
 from ..backfill.passes import Obstacles, in_the_way, passes, until_none_is_left
 from ..backfill.progress import Progress
-from ..backfill.reader import pages_of
 from ..backfill.server import ServerEngine
-from ..backfill.walk import Filling, Walk
+from ..backfill.walk import Filling, fill
 from ..columns import guard
-from ..db import catalog, citus, locks, partitions
+from ..db import catalog, citus, locks
 from ..db.catalog import Table
 from ..db.context import Context, VectorContext
 from ..db.database import Database
@@ -42,6 +41,7 @@ PATIENCE = 60  # seconds in which what another run has claimed is left to it
 POLL = 0.1  # seconds between two looks at whether it has given that back
 
 ADOPTED_ONLY = "{source} IS NULL AND {vector} IS NULL AND {adopted} IS NOT NULL"
+CARRYING = Filling("{vector}", "{adopted}", ADOPTED_ONLY, "{ext}.vector_send({adopted})")
 WITHOUT_VECTOR = (
     f"CASE WHEN {{vector}} IS NULL AND {STORED.length} = ANY (:values) THEN NOT {STORED.not_finite} ELSE false END"
 )
@@ -199,7 +199,6 @@ def _carry_over(ctx: VectorContext) -> None:
     what = "carrying values over"
     with db.transaction():
         spread = citus.shards(db, table.oid)
-        lock_timeout = locks.batch_timeout(db, ctx.settings)
 
     def at_once() -> int:
         return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
@@ -208,14 +207,11 @@ def _carry_over(ctx: VectorContext) -> None:
         nonlocal moved
         with db.transaction(snapshot=True):
             pending = _to_carry(db)
-            walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, table.oid)]
         progress = Progress(what, pending, _to_carry, doing=what, obstacles=obstacles)
         if pending and spread:  # no place to go by; rows without source are few
             progress.converted = locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, at_once)
         elif pending:
-            for part, last_page in walks:
-                filling = Filling("{vector}", "{adopted}", ADOPTED_ONLY, "{ext}.vector_send({adopted})")
-                Walk(ctx, part, filling, lock_timeout, MOST_CARRIED, progress).take(last_page)
+            fill(ctx, CARRYING, MOST_CARRIED, progress)
         moved += progress.converted
         return progress.converted, pending
 

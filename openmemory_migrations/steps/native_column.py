@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import log
+from ..backfill import walk
 from ..backfill.pace import Pace
 from ..backfill.passes import Obstacles, until_none_is_left
 from ..backfill.progress import Progress
-from ..backfill.reader import BATCH_BYTES, pages_of
-from ..backfill.walk import Filling, Walk
+from ..backfill.reader import BATCH_BYTES
+from ..backfill.walk import Filling
 from ..columns import guard, properties
 from ..columns.properties import Attributes
 from ..db import catalog, locks, partitions
@@ -28,6 +29,7 @@ from . import checks, interference
 BLOCKS = blocks("steps")
 
 PENDING = "{typed} IS NULL AND {source} IS NOT NULL"
+FILLING = Filling("{typed}", "{source}", PENDING, "{ext}.vector_send({source})")
 COUNT_PENDING = "SELECT count(*) FROM {table} WHERE " + PENDING
 COUNT_DIFFERENT = """
 SELECT count(*) FROM {table} WHERE {ext}.vector_send({typed}) IS DISTINCT FROM {ext}.vector_send({source})
@@ -87,7 +89,6 @@ def fill(ctx: VectorContext, size: int) -> None:
     what = f"dimensions of {ctx.target.table}"
     with db.transaction():
         pace = Pace(db, ctx.settings)
-        lock_timeout = locks.batch_timeout(db, ctx.settings)
     most_rows = STORED.batch(BATCH_BYTES, size, ctx.settings.backfill_batch)
     told: tuple[int, int] | None = None
 
@@ -95,20 +96,10 @@ def fill(ctx: VectorContext, size: int) -> None:
         nonlocal told
         with db.transaction(snapshot=True):
             pending = _pending(db)
-            walks = [(part, pages_of(part.at(db))) for part in partitions.leaves(db, ctx.table.oid)]
         progress = Progress(what, pending, _pending, doing="dimensions", told=told, obstacles=obstacles)
         if pending:
             with progress.shown():
-                for part, last_page in walks:
-                    Walk(
-                        ctx,
-                        part,
-                        Filling("{typed}", "{source}", PENDING, "{ext}.vector_send({source})"),
-                        lock_timeout,
-                        most_rows,
-                        progress,
-                        pace,
-                    ).take(last_page)
+                walk.fill(ctx, FILLING, most_rows, progress, pace)
             progress.tell()
             told = (0, 0)
         return progress.converted, pending
