@@ -11,9 +11,10 @@ no harm until a later one takes it away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
@@ -120,17 +121,21 @@ def take_back(db: Database) -> None:
 
 def there(db: Database) -> list[str]:
     """Triggers that a run has left, quoted."""
-    return [quote(name) for name, _ in db.rows(BLOCKS.guards, {"table": db.names["table"], "comment": GUARD})]
+    return [quote(name) for name, _, _ in _left(db)]
 
 
 def drop(db: Database, but: str | None = None) -> None:
     """Trigger and function, if they are there, inside the caller's transaction; `but` one that is to be replaced, which
     need not wait for readers."""
-    for trigger, function in db.rows(BLOCKS.guards, {"table": db.names["table"], "comment": GUARD}):
+    for trigger, _, function in _left(db):
         if quote(trigger) == but:
             continue
         of_a_trigger(db, "DROP TRIGGER {trigger} ON {table}", trigger=quote(trigger))
         db.run("DROP FUNCTION {function}", function=SQL(function))
+
+
+def _left(db: Database) -> Sequence[Any]:
+    return db.rows(BLOCKS.guards, table_shown=literal(db.names["table"]), guard_mark=literal(GUARD))
 
 
 def _calls(db: Database, loss: Loss, extension: Extension) -> list[str]:

@@ -28,11 +28,12 @@ EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubi
                                AND (pid, (classid::bigint << 32) + objid::bigint) IN ({held}))
 
 -- guards --
--- by what it says of itself: the table, the trigger or its schema may have got other names since
-SELECT t.tgname, CAST(CAST(t.tgfoid AS regprocedure) AS text)
+-- what a run has left that guarded a change and was killed, by what it says of itself: the table, the trigger or its
+-- schema may have got other names since
+SELECT CAST(t.tgname AS text) AS tgname, t.tgfoid, CAST(CAST(t.tgfoid AS regprocedure) AS text) AS function
 FROM pg_catalog.pg_trigger t
-WHERE t.tgrelid = pg_catalog.to_regclass(:table) AND t.tgparentid = 0
-  AND pg_catalog.obj_description(t.oid, 'pg_trigger') = :comment
+WHERE t.tgrelid = pg_catalog.to_regclass({table_shown}) AND t.tgparentid = 0
+  AND pg_catalog.obj_description(t.oid, 'pg_trigger') = {guard_mark}
 ORDER BY 1
 
 -- of columns/properties.py

@@ -217,16 +217,11 @@ ORDER BY place, message
 SELECT '"' || pg_catalog.replace(CAST(n.nspname AS text), '"', '""') || '"' AS name
   FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
 
--- guards --
--- what a run has left that guarded a change and was killed
-SELECT CAST(t.tgname AS text) AS tgname, t.tgfoid FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgparentid = 0
-  WHERE pg_catalog.obj_description(t.oid, 'pg_trigger') = {guard_mark}
-
 -- drop_guards --
 SELECT 1 AS place, 'DROP TRIGGER ' || pg_catalog.quote_ident(tgname) || ' ON ' || {table_shown} AS statement, true AS of_trigger
   FROM guards
   UNION ALL
-  SELECT 2, 'DROP FUNCTION ' || CAST(CAST(tgfoid AS regprocedure) AS text), false FROM guards
+  SELECT 2, 'DROP FUNCTION ' || function, false FROM guards
 
 -- add_column --
 WITH it AS MATERIALIZED (
@@ -271,7 +266,7 @@ ORDER BY place
 WITH it AS MATERIALIZED (
   {>it}),
 guards AS MATERIALIZED (
-  {>guards}),
+  {>columns.guards}),
 sync AS MATERIALIZED (
   SELECT pg_catalog.to_regprocedure({sync_call}) AS oid)
 SELECT statement, of_trigger FROM (
@@ -323,7 +318,7 @@ WITH it AS MATERIALIZED (
 columns AS MATERIALIZED (
   {>columns}),
 guards AS MATERIALIZED (
-  {>guards})
+  {>columns.guards})
 SELECT statement, of_trigger FROM (
   {>drop_guards}
   UNION ALL
