@@ -24,7 +24,7 @@ from .errors import MigrationError
 from .script.script import Stamps, opening
 from .settings import Settings, refuse_unknown
 from .sql import quote
-from .steps import checks
+from .steps import requirements
 from .steps.step import Step
 from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
 
@@ -91,7 +91,7 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
                 f"schema {quote(settings.pg_schema)} does not exist",
                 hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
             )
-        checks.require_version_table(db, settings.pg_schema, version_table())
+        requirements.require_version_table(db, settings.pg_schema, version_table())
         had_versions = catalog.relation_exists(db, settings.pg_schema, version_table())
         connection.rollback()  # or Alembic would take the transaction for somebody else's
         try:
@@ -147,7 +147,7 @@ def _check_stamp(ctx: Context) -> None:
     stamped = context.get_context().get_current_heads()
     if not stamped:
         return
-    table = checks.require_table(ctx)
+    table = requirements.require_table(ctx)
     cut_over = Mark.of(table, target)
     if cut_over and back_trigger.follows(ctx, table.oid):
         log.warning(f"the cutover of {target} is half undone; the application can work", hint=f"To end that: {UNDO}.")
@@ -155,7 +155,7 @@ def _check_stamp(ctx: Context) -> None:
         if version_table() == CUTOVER_VERSION_TABLE:
             cut_over.require(ctx.settings.cutover or cut_over.mode, target)
     elif table.columns[target.source].is_vector:
-        checks.require_dimensions(table, target, ctx.settings, stamped)
+        requirements.require_dimensions(table, target, ctx.settings, stamped)
     elif version_table() == CUTOVER_VERSION_TABLE:
         raise MigrationError(
             f"this database is stamped {', '.join(stamped)}, but {target} is not cut over",
@@ -164,7 +164,7 @@ def _check_stamp(ctx: Context) -> None:
             " alembic -n cutover stamp base, then alembic -n cutover upgrade head.",
         )
     else:
-        checks.require_column(table, target, ctx.settings, stamped)
+        requirements.require_column(table, target, ctx.settings, stamped)
     ctx.db.rollback()
 
 

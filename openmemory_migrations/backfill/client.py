@@ -29,9 +29,9 @@ from ..encoding import codec
 from ..sql import blocks
 from .claims import Claims
 from .pace import Pace
-from .passes import UNCHANGED, Steps
+from .passes import UNCHANGED, BatchSize
 from .progress import Progress
-from .reader import FORTH, Found, Reader, Way, by_tid
+from .reader import FORTH, Converted, Reader, Way, by_tid
 from .stage import REWRITTEN, Stage
 
 BLOCKS = blocks("backfill")
@@ -75,7 +75,7 @@ class _Writer:
     def __init__(self, ctx: VectorContext, lock_timeout: str, way: Way, progress: Progress) -> None:
         self.ctx, self.db, self.lock_timeout = ctx, ctx.db, lock_timeout
         self.way, self.progress = way, progress
-        self.steps = Steps(ctx.db, progress.what, sys.maxsize)
+        self.batch_size = BatchSize(ctx.db, progress.what, sys.maxsize)
         self.part: Part | None = None
         self.stage: Stage | None = None
 
@@ -102,11 +102,11 @@ class _Writer:
             with suppress(DBAPIError):  # a session that ends drops it as well
                 self.stage.drop()
 
-    def _write(self, found: Found, stage: Stage) -> int:
+    def _write(self, found: Converted, stage: Stage) -> int:
         """How many rows have got their value."""
         first = written = 0
         while first < len(found.rows):
-            end = min(first + self.steps.size, len(found.rows))
+            end = min(first + self.batch_size.rows, len(found.rows))
             try:
                 written += self._some(found, first, end, stage)
             except DBAPIError as error:
@@ -115,7 +115,7 @@ class _Writer:
                     continue
                 if found.part.gone(error):
                     break  # the partition is gone; its reader says so
-                outcome = self.steps.failed(error, end - first, can_care=True)
+                outcome = self.batch_size.failed(error, end - first, can_care=True)
                 if outcome != "again":
                     with self.db.transaction():
                         names = keys_at(found.part.at(self.db), self.ctx.table, tids_of(found.rows[first:end]))
@@ -123,13 +123,13 @@ class _Writer:
                     first = end
             else:
                 first = end
-                self.steps.done()
+                self.batch_size.done()
         return written
 
-    def _some(self, found: Found, first: int, end: int, stage: Stage) -> int:
+    def _some(self, found: Converted, first: int, end: int, stage: Stage) -> int:
         with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
-            self.steps.heed()
-            if self.steps.careful:
+            self.batch_size.heed()
+            if self.batch_size.careful:
                 rows, payload = self._unlocked(found, first, end)
                 self.progress.obstacles.lock(end - first - rows)
             else:
@@ -142,7 +142,7 @@ class _Writer:
             self.progress.obstacles.refuse_for(UNCHANGED, names)
         return written
 
-    def _unlocked(self, found: Found, first: int, end: int) -> tuple[int, bytes]:
+    def _unlocked(self, found: Converted, first: int, end: int) -> tuple[int, bytes]:
         """Those rows that nobody else has locked, which are ours now."""
         some = found.rows[first:end]
         tids = tids_of(some)

@@ -31,7 +31,7 @@ NOT_CONVERTED = f"{STORED.of('{size}')} AND {STORED.not_finite}"
 
 
 @dataclass(frozen=True)
-class Found:
+class Counted:
     """Pending rows of one length: those that can be vectors, those that can't, and the first few keys of the latter.
 
     A row that the server can't read is among the first, since nothing says that it is bad, and named by itself.
@@ -103,11 +103,11 @@ def by_length(db: Database, differs: Fragment = False) -> Sequence[tuple[int | N
     return db.rows(BLOCKS.count_without, length=db.sql(STORED.length), differs=differs)
 
 
-def by_reading(db: Database, table: Table, size: int, enough: float = math.inf) -> Found:
+def by_reading(db: Database, table: Table, size: int, enough: float = math.inf) -> Counted:
     """Reads the values here: needs no function in the database. No more than `enough`, once one of them is good."""
     parts = partitions.leaves(db, table.oid)
     db.set_local(by_tid("looking at what is left", "0"))
-    found = Found(0, 0, [])
+    found = Counted(0, 0, [])
     for part in parts:
         at = part.at(db)
         found = read(at, table, Scan(size, LOOK_ROWS, 0, pages_of(at)), found, enough=enough)
@@ -118,10 +118,10 @@ def read(
     db: Database,
     table: Table,
     scan: Scan,
-    found: Found,
+    found: Counted,
     batch: Callable[[], AbstractContextManager[object]] = nullcontext,
     enough: float = math.inf,
-) -> Found:
+) -> Counted:
     """What `scan` finds in one table that holds rows, added to what was `found`; each batch is read inside `batch`."""
     good, bad, keys, unread = found.good, found.bad, [*found.keys], found.unreadable
     tids: list[str] = []
@@ -136,10 +136,10 @@ def read(
     if tids:
         with batch():
             keys += first_keys(db, table, AT, tids)
-    return Found(good, bad, keys, unread)
+    return Counted(good, bad, keys, unread)
 
 
-def _looked_at(db: Database, table: Table, size: int) -> Found:
+def _looked_at(db: Database, table: Table, size: int) -> Counted:
     """The values are looked at by the server: only numbers and keys travel."""
     names = {"size": size}
     try:
@@ -153,7 +153,7 @@ def _looked_at(db: Database, table: Table, size: int) -> Found:
         if not is_a_rows(error):
             raise
         return by_reading(db, table, size)  # past the row that can't be read
-    return Found(all_rows - bad, bad, first_keys(db, table, NOT_CONVERTED, [], **names) if bad else [])
+    return Counted(all_rows - bad, bad, first_keys(db, table, NOT_CONVERTED, [], **names) if bad else [])
 
 
 def has_dim(target: Target, table: Table) -> bool:

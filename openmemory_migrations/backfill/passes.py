@@ -94,7 +94,7 @@ class Obstacles:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def pass_by(self, outcome: Literal["refused", "locked"], error: DBAPIError, names: Sequence[str]) -> None:
-        """One row, as `Steps.failed` has it. Raises MigrationError as `refuse_for`."""
+        """One row, as `BatchSize.failed` has it. Raises MigrationError as `refuse_for`."""
         if outcome == "refused":
             self.refuse(error, names)
             return
@@ -148,11 +148,11 @@ def shown(names: Sequence[str], rows: int | None = None) -> str:
     return f"{rows:,}" + (f" (such as {few})" if few else "")
 
 
-class Steps:
+class BatchSize:
     """How many rows, or places, are taken at once: half as many after a failure, twice as many after a success."""
 
     def __init__(self, db: Database, doing: str, most: int, unit: str = "rows") -> None:
-        self.most = self.size = max(1, most)
+        self.most = self.rows = max(1, most)
         self.careful = False  # what somebody has locked is to be left out
         self._db, self._doing, self._unit = db, doing, unit
         self._begin()
@@ -162,7 +162,7 @@ class Steps:
         self._alone = False  # one row has been tried by itself
 
     def done(self) -> None:
-        self.size = min(2 * self.size, self.most)
+        self.rows = min(2 * self.rows, self.most)
         self._begin()
 
     def heed(self) -> None:
@@ -177,7 +177,7 @@ class Steps:
             if took == 1:
                 self._begin()
                 return "refused"
-            self.size = took // 2
+            self.rows = took // 2
             return "again"
         problem = locks.passing(error, self._doing)
         if sqlstate(error) in LOCKED and can_care and not self.careful:
@@ -187,9 +187,9 @@ class Steps:
             self._begin()
             return "locked"
         self._alone = took == 1
-        self.size = max(1, took // 2)
+        self.rows = max(1, took // 2)
         if sqlstate(error) not in LOCKED:
-            self._tries.rest(problem, self.size, self._unit)
+            self._tries.rest(problem, self.rows, self._unit)
         return "again"
 
 

@@ -153,7 +153,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Found:
+class Converted:
     """One batch on its way from a reader to its writer: its good rows, and what COPY takes of them all."""
 
     part: Part
@@ -194,7 +194,7 @@ class Reader:
     obstacles: Obstacles
     held: int = 0
 
-    def batches(self, db: Database) -> Iterator[Found]:
+    def batches(self, db: Database) -> Iterator[Converted]:
         for part in self.parts:
             try:
                 yield from self._batches(part.at(db), part)
@@ -204,7 +204,7 @@ class Reader:
                 self.held = 0
         db.rollback()
 
-    def _batches(self, db: Database, part: Part) -> Iterator[Found]:
+    def _batches(self, db: Database, part: Part) -> Iterator[Converted]:
         space = space_of(part.schema, part.name, self.column)
         pages = self._pages(db, part)
         units = -(-pages // UNIT)
@@ -222,7 +222,7 @@ class Reader:
                     rows, filenode = self._read(db, scan, part)
                     if rows.rows_read:
                         payload = codec.encode(rows.good, self.element_oid, filenode)
-                        yield Found(part, rows.good, payload, self.element_oid, filenode, rows.rows_bad)
+                        yield Converted(part, rows.good, payload, self.element_oid, filenode, rows.rows_bad)
 
     def _pages(self, db: Database, part: Part) -> int:
         """Of the table as it is now: what is added behind them is the next pass's."""

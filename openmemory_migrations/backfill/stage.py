@@ -31,7 +31,7 @@ DROP = ("DROP TABLE pg_temp.{stage}", "DROP FUNCTION pg_temp.{stage}()")
 
 
 @dataclass(frozen=True)
-class Beside:
+class Triggers:
     """What others' triggers may do to the value that an UPDATE of a column writes: change the row before it is written,
     or write it again when the UPDATE is done."""
 
@@ -39,10 +39,10 @@ class Beside:
     after: bool = False
 
 
-def beside(db: Database, column: str) -> Beside:
+def others_triggers(db: Database, column: str) -> Triggers:
     """For the column as SQL quotes it; in a transaction."""
-    ((before, after),) = db.rows(BLOCKS.beside, {"table": db.names["table"], "written": unquote(column)})
-    return Beside(before, after)
+    ((before, after),) = db.rows(BLOCKS.triggers, {"table": db.names["table"], "written": unquote(column)})
+    return Triggers(before, after)
 
 
 class Stage:
@@ -58,8 +58,8 @@ class Stage:
         names |= {"overruled": literal(OF_OVERRULED), "rewritten": literal(REWRITTEN)}
         names |= {"written": fill(way.written, names), "element": fill(way.element, names)}
         names |= {"read": fill(way.value, names)}
-        others = beside(db, str(names["written"]))
-        if others == Beside():
+        triggers = others_triggers(db, str(names["written"]))
+        if triggers == Triggers():
             names["write"] = fill(BLOCKS.counted, names)
         else:
             # a batch would take a quarter longer with them (measured)
@@ -67,7 +67,7 @@ class Stage:
             now, then = sum_.format(it="now"), sum_.format(it="t.{read}")
             names |= {"sums": SQL(f"pg_catalog.array_agg({now})" if with_sums else "NULL"), "sum": fill(then, names)}
             names |= {"before": SQL(""), "ok": True, "spoiled": False, "lock": SQL(""), "joined": SQL("")}
-            if others.before:
+            if triggers.before:
                 names |= {
                     "before": fill(BLOCKS.before_update, names),
                     # by bits: 0 is equal to -0

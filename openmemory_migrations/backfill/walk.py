@@ -22,10 +22,10 @@ from ..db.partitions import Part
 from ..sql import SQL, blocks, unquote
 from .claims import Claims, space_of
 from .pace import Pace
-from .passes import OVERRULED, UNCHANGED, Steps, is_a_rows
+from .passes import OVERRULED, UNCHANGED, BatchSize, is_a_rows
 from .progress import Progress
 from .reader import MOST_UNITS, UNIT, by_tid, pages_of
-from .stage import Beside, beside
+from .stage import Triggers, others_triggers
 
 BLOCKS = blocks("backfill")
 
@@ -131,14 +131,14 @@ class Walk:
 
     def _take(self) -> None:
         place = 0  # a page and a row's place in it, as one number
-        self.steps = Steps(self.db, self.progress.what, self.most_rows)
+        self.batch_size = BatchSize(self.db, self.progress.what, self.most_rows)
         self.reach = 1  # units that a batch is looked for in
         at, self.rewritten = self.part.at(self.db), False
         with self.db.transaction():
             last_page = citus.pages(self.db, self.ctx.table.oid) if self.spread else pages_of(at)
-            self.beside = Beside() if self.spread else beside(at, at.sql(self.filling.filled))
+            self.triggers = Triggers() if self.spread else others_triggers(at, at.sql(self.filling.filled))
         # whole batches, without a look at the values beforehand
-        self.at_once = not self.spread and self.beside == Beside()
+        self.at_once = not self.spread and self.triggers == Triggers()
         while place < last_page * PLACES:
             try:
                 filled, bad = self._batch(place)
@@ -154,12 +154,12 @@ class Walk:
                 if self.at_once and is_a_rows(error):  # perhaps of one that is unfit, and stays
                     self.at_once = False
                     continue
-                outcome = self.steps.failed(error, self.batch.rows, can_care=not self.spread)
+                outcome = self.batch_size.failed(error, self.batch.rows, can_care=not self.spread)
                 if outcome != "again":
                     place = self.batch.last + 1
                     self.progress.obstacles.pass_by(outcome, error, self._keys([_tid(self.batch.last)]))
                 continue
-            self.steps.done()
+            self.batch_size.done()
             place = self.batch.end
             if filled or bad:
                 self.progress.add(self.db, filled, bad)
@@ -170,11 +170,11 @@ class Walk:
         """How many rows have got their value, and how many are unfit."""
         names = self.filling.names(self.db, **self.ctx.extension.names())
         at = self.part.at(self.db)
-        self.batch = Batch(place, self.steps.size, place)
+        self.batch = Batch(place, self.batch_size.rows, place)
         with self.db.transaction(batch=True, settings=by_tid(self.progress.activity, self.lock_timeout)):
             if self.spread:
                 locks.set_timeout(self.db, self.lock_timeout)
-            self.steps.heed()
+            self.batch_size.heed()
             self.batch = self._chosen(at, place, names)
             if not self.batch.rows:
                 return 0, 0
@@ -191,7 +191,7 @@ class Walk:
         end = self._claimed(place)
         if not end:
             return Batch((place // (UNIT * PLACES) + 1) * UNIT * PLACES, 0)
-        most = self.steps.size
+        most = self.batch_size.rows
         # each shard is read by its places, one after the other
         order = SQL(" ORDER BY ctid" if self.spread else "")
         ((tid, rows),) = at.rows(BLOCKS.next, inside=_inside(place, end), most=most, order=order, **names)
@@ -204,18 +204,18 @@ class Walk:
 
     def _fill(self, at: Database, names: dict[str, SQL]) -> tuple[int, list[str], int]:
         """How many rows have got their value; the places of those that a trigger keeps from it; how many are unfit."""
-        if self.at_once and not self.steps.careful:
+        if self.at_once and not self.batch_size.careful:
             # or another could begin to build an index between our look and our UPDATE
             at.run("LOCK TABLE ONLY {table} IN ROW EXCLUSIVE MODE")
             self.at_once = not at.value(
                 BLOCKS.indexed, {"table": at.names["table"], "column": unquote(names["filled"])}
             )
-        if self.at_once and not self.steps.careful:
+        if self.at_once and not self.batch_size.careful:
             ((filled, misfit),) = at.rows(BLOCKS.fill_all, **names)
             if misfit:
                 raise _Misfit
             return filled, [], 0
-        if self.steps.careful:
+        if self.batch_size.careful:
             tids = [tid for (tid,) in at.rows(UNLOCKED, **names)]
             self.progress.obstacles.lock(1)  # or it would not have come to this
             done = self._update(at, names, OURS, tids)
@@ -225,7 +225,7 @@ class Walk:
         if self.filling.unfit:
             left = [(tid, version, unfit) for tid, version, unfit in at.rows(LEFT, **names) if tid not in done]
             bad = sum(unfit for _, _, unfit in left)
-            if bad < len(left) and not self.steps.careful:
+            if bad < len(left) and not self.batch_size.careful:
                 # there before an UPDATE and after it, as it was: kept so by a trigger, and by nobody else
                 done |= self._update(at, names, OTHERS, list(done))
                 again = {(tid, version) for tid, version, _ in at.rows(LEFT, **names)}
@@ -236,20 +236,20 @@ class Walk:
         """The places of the rows when all triggers have fired. Each has to have its value, and its bytes, also where it
         was written once more, and one that was not written has to be where it was: the batch fails otherwise."""
         parameters = {} if tids is None else {"tids": tids}
-        with_sums = self.beside.before or self.rewritten
+        with_sums = self.triggers.before or self.rewritten
         if with_sums:
-            rows = at.rows(BLOCKS.fill_beside.replace("{which}", which), parameters, **names)
+            rows = at.rows(BLOCKS.fill_among_triggers.replace("{which}", which), parameters, **names)
             written = {tid: sum for _, tid, sum in rows if tid}
             kept = {was_at for was_at, tid, _ in rows if not tid} - {was_at for was_at, tid, _ in rows if tid}
             if kept and at.value(STILL, {"values": list(kept)}) < len(kept):
                 at.run(FAIL)
         else:
             written = {tid: None for (tid,) in at.rows(FILL.replace("{which}", which), parameters, **names)}
-        if not written or self.beside == Beside():
+        if not written or self.triggers == Triggers():
             return written.keys()
         # what is deferred would fire after we have looked; only now, as it may be in order at the end only
         self.db.run("SET CONSTRAINTS ALL IMMEDIATE")
-        ok = names["ok"] if self.beside.before else True
+        ok = names["ok"] if self.triggers.before else True
         done = {tid: right is True for tid, right in at.rows(FILLED, {"values": list(written)}, **{**names, "ok": ok})}
         if not all(done.values()):
             at.run(FAIL)

@@ -10,7 +10,7 @@ from ..db.catalog import Index, Table
 from ..finding import Finding
 from ..sql import quote
 from ..verify.equality import MEANING, Comparison, shown
-from ..verify.recall import Found, Quality, Tried
+from ..verify.recall import Figures, Quality, Tried
 from ..verify.verification import Proof
 
 SHOWN_KEYS = 5
@@ -114,10 +114,10 @@ def quality_lines(quality: Quality) -> Iterable[Line]:
         yield "", _row(name, found)
 
 
-def searches(quality: Quality) -> Iterable[tuple[str, Found]]:
+def searches(quality: Quality) -> Iterable[tuple[str, Figures]]:
     """What was measured, each with its name: by group for what a session meets, then the ways that were tried."""
 
-    def by_group(name: str, one: Tried) -> Iterable[tuple[str, Found]]:
+    def by_group(name: str, one: Tried) -> Iterable[tuple[str, Figures]]:
         yield name, one.all
         for group, found in one.groups.items():
             yield "  " + group, found
@@ -134,13 +134,13 @@ def _metric(quality: Quality) -> str:
     return {"l2": "L2 (<->)", "cosine": "cosine (<=>)", "ip": "inner product (<#>)"}[quality.searched.metric]
 
 
-def cells(found: Found) -> tuple[str, str, str, str, str]:
+def cells(found: Figures) -> tuple[str, str, str, str, str]:
     """Recall, in memory, short, p50 and p95 in milliseconds."""
     recall, in_memory = ("-" if share is None else f"{share:.3f}" for share in (found.recall, found.in_memory))
     return recall, in_memory, f"{found.short:,}", f"{found.p50_ms:.1f}", f"{found.p95_ms:.1f}"
 
 
-def _row(name: str, found: Found) -> str:
+def _row(name: str, found: Figures) -> str:
     recall, in_memory, short, p50, p95 = cells(found)
     return f"{name:<{WIDTH}}{recall:>8}{in_memory:>11}{short:>7}{p50:>9}{p95:>9}"
 

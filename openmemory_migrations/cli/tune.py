@@ -12,7 +12,7 @@ from typing import Any
 from ..settings import Settings
 from ..steps.step import Step
 from ..verify import tuning
-from ..verify.recall import Found
+from ..verify.recall import Figures
 from ..verify.tuning import Candidate, Tuning
 from . import output, presentation, running, verify
 
@@ -106,5 +106,5 @@ def _lines(found: Tuning) -> list[presentation.Line]:
     ]
 
 
-def _row(name: str, built: str, found: Found) -> str:
+def _row(name: str, built: str, found: Figures) -> str:
     return f"{name:<{WIDTH}}{built:>17}{found.recall or 0:>8.3f}{found.p50_ms:>9.1f}{found.p95_ms:>9.1f}"

@@ -17,7 +17,7 @@ from ..index import choice
 from ..index.choice import NoIndex
 from ..settings import Settings
 from ..sql import quote
-from ..steps import checks, interference, requirements
+from ..steps import interference, requirements
 from ..target import Target
 from ..verify import verification
 from ..verify.equality import Comparison
@@ -49,7 +49,7 @@ def require_mode(settings: Settings, target: Target) -> str:
 def require(ctx: TableContext) -> None:
     """Everything that can be asked without reading the rows. Raises MigrationError."""
     target, table = ctx.target, ctx.table
-    checks.require_column(table, target, ctx.settings, None)
+    requirements.require_column(table, target, ctx.settings, None)
     requirements.require(ctx, requirements.BLOCKS.rights)
     if citus.shards(ctx.db, table.oid):
         raise MigrationError(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
-from ..backfill.passes import Obstacles, Steps, is_a_rows, passes, reason_of
+from ..backfill.passes import BatchSize, Obstacles, is_a_rows, passes, reason_of
 from ..backfill.reader import UNIT, pages_of
 from ..columns.cutover_mark import UNDO
 from ..db import catalog, locks, partitions
@@ -261,29 +261,29 @@ class _Moving:
         return passes(self.db, self.table.oid, self.what, once)
 
     def _move(self, at: Database, tids: list[str], obstacles: Obstacles) -> None:
-        steps = Steps(self.db, self.what, BATCH)
+        batch_size = BatchSize(self.db, self.what, BATCH)
         while tids:
-            some = tids[: steps.size]
+            some = tids[: batch_size.rows]
             try:
-                self.moved += self._at_once(at, some, steps)
+                self.moved += self._at_once(at, some, batch_size)
             except DBAPIError as error:
-                outcome = steps.failed(error, len(some))
+                outcome = batch_size.failed(error, len(some))
                 if outcome == "again":
                     continue
                 obstacles.pass_by(outcome, error, self._names(at, some))
             except _NotWhole:
                 if len(some) > 1:
-                    steps.size = len(some) // 2
+                    batch_size.rows = len(some) // 2
                     continue
                 obstacles.refuse_for(NOT_WHOLE, self._names(at, some))
             else:
-                steps.done()
+                batch_size.done()
             tids = tids[len(some) :]
 
-    def _at_once(self, at: Database, tids: list[str], steps: Steps) -> int:
+    def _at_once(self, at: Database, tids: list[str], batch_size: BatchSize) -> int:
         with self.db.transaction(batch=True):
             self._settle()
-            steps.heed()
+            batch_size.heed()
             self._require_same(at, len(tids))
             names = {"origin": at.sql("ONLY {table}"), "which": self.which, "to": self.to, "columns": self.columns}
             names["sum"] = _sum(at, "{source}")

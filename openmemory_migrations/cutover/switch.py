@@ -15,7 +15,7 @@ from ..index import build, choice, partitioned
 from ..index.build import CannotBuild
 from ..index.choice import INDEX_DIMENSIONS, NoIndex
 from ..sql import quote
-from ..steps import checks, interference, statements
+from ..steps import interference, requirements, statements
 from . import gate, kept, preparations
 
 
@@ -25,7 +25,7 @@ def upgrade(ctx: Context) -> None:
     db, target = ctx.db, ctx.target
     mode = gate.require_mode(ctx.settings, target)
     with db.reading():
-        table = checks.require_table(ctx)
+        table = requirements.require_table(ctx)
         if found := Mark.of(table, target):
             found.require(mode, target)
             log.notice(f"{found.said(target)}; nothing to do")
@@ -96,7 +96,7 @@ def _cut_over(ctx: Context, mode: str) -> Mark:
     """Looks, prepares and switches; raises Changed where the table isn't what it was, and that has to be done again."""
     db, target = ctx.db, ctx.target
     with db.transaction():
-        table = checks.require_table(ctx)
+        table = requirements.require_table(ctx)
         ready = ctx.with_table(table).with_extension(catalog.require_extension(db))
         gate.require(ready)
         leaves = partitions.leaves(db, table.oid)

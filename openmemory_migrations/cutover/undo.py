@@ -27,7 +27,7 @@ from ..encoding import back_trigger
 from ..errors import Changed, MigrationError
 from ..index import replacement
 from ..sql import quote
-from ..steps import checks, interference, requirements, statements
+from ..steps import interference, requirements, statements
 from ..target import Target
 from ..verify import verification
 from . import kept, preparations
@@ -39,7 +39,7 @@ def downgrade(ctx: Context) -> None:
     """Leaves the table as it was before the cutover, with what was written since. Raises MigrationError."""
     db, target = ctx.db, ctx.target
     with db.reading():
-        table = checks.require_table(ctx)
+        table = requirements.require_table(ctx)
         found = Mark.of(table, target)
         if found is None and catalog.trigger_enabled(db, table.oid, target.back):
             raise cutover_mark.changed(target, target.source)
@@ -103,7 +103,7 @@ def _begin(ctx: VectorContext, at: VectorContext, found: Mark) -> VectorContext:
     and its column for them."""
     db, target = at.db, ctx.target
     with db.transaction():
-        table = checks.require_table(ctx.by(db))
+        table = requirements.require_table(ctx.by(db))
         interference.require_none(interference.overriding(db, table, target.back, at.target.vector, at.target.source))
         for _, problem in interference.of_updates(at.with_table(table), ctx.settings.lock_timeout_ms):
             raise problem

@@ -20,9 +20,9 @@ from ..finding import Finding
 from ..index import build, choice
 from ..index.choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan
 from ..sql import quote
-from ..steps import checks, expand, interference, native_table, requirements
+from ..steps import expand, interference, native_table, requirements
 from ..steps.step import Step
-from . import activity, disk, known_faults, prerequisites, state, trial
+from . import activity, disk, known_faults, refusals, state, trial
 from .results import Facts, part
 from .rows import Lengths, Look
 
@@ -51,7 +51,7 @@ def _server(step: Step, facts: Facts) -> None:
     facts.server = catalog.server_version(db)
     facts.extension = catalog.extension(db)
     facts.installed = facts.extension is not None
-    facts.findings += prerequisites.of_the_server(db)
+    facts.findings += refusals.of_the_server(db)
     for block in (requirements.BLOCKS.extension, requirements.BLOCKS.extension_creation):
         facts.findings += requirements.unmet(step, block)
     if facts.extension is None and (available := catalog.available_version(db)):
@@ -63,7 +63,7 @@ def _server(step: Step, facts: Facts) -> None:
     if not facts.has("standby"):
         facts.replication = replication.replication(db)
         facts.findings += replication.of_the_server(db, facts.replication, settings)
-    checks.require_server(db)
+    requirements.require_server(db)
 
 
 def _table(step: Step, facts: Facts) -> None:
@@ -87,7 +87,7 @@ def _table(step: Step, facts: Facts) -> None:
     column = table.columns.get(target.vector)
     facts.ours = column is not None and column.ours
     facts.leaves = len(partitions.leaves(db, table.oid))
-    facts.findings += prerequisites.of_the_table(step.with_table(table), facts.revisions)
+    facts.findings += refusals.of_the_table(step.with_table(table), facts.revisions)
     schema = facts.extension.schema if facts.extension else "public"
     type_name = expand.vector_type(Extension(schema, ()), settings.dimensions)
     facts.findings += replication.of_the_table(step.with_table(table), type_name)

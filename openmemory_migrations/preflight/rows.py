@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from .. import console
-from ..backfill.leftovers import DIFFERS, LOOK_ROWS, NOT_FINITE, Found, first_keys, has_dim, read
+from ..backfill.leftovers import DIFFERS, LOOK_ROWS, NOT_FINITE, Counted, first_keys, has_dim, read
 from ..backfill.reader import Scan, by_tid, pages_of
 from ..db import locks, partitions
 from ..db.context import TableContext
@@ -162,8 +162,8 @@ class Look:
             rows = int(sampled.value("SELECT count(*) FROM {table} WHERE " + condition))
             return rows, first_keys(sampled, self.ctx.table, condition, []) if rows else []
 
-    def _read(self, size: int, share: float) -> Found:
-        found = Found(0, 0, [])
+    def _read(self, size: int, share: float) -> Counted:
+        found = Counted(0, 0, [])
         with self._looking():
             leaves = [part.at(self.ctx.db) for part in partitions.leaves(self.ctx.db, self.ctx.table.oid)]
             runs = [(at, first, end) for at in leaves for first, end in runs_of(pages_of(at), share)]

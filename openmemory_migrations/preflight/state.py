@@ -20,7 +20,7 @@ from ..errors import MigrationError
 from ..index import build_progress
 from ..settings import Settings
 from ..sql import SQL, blocks, quote
-from ..steps import checks, native_table
+from ..steps import native_table, requirements
 from ..target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
 from ..verify import verification
 
@@ -96,9 +96,9 @@ class State:
 def look(ctx: Context) -> State:
     """Raises MigrationError where the table is not one that can be migrated."""
     with ctx.db.transaction():
-        checks.require_table(ctx)  # before the lock on it, which says less of why there can't be one
+        requirements.require_table(ctx)  # before the lock on it, which says less of why there can't be one
     with ctx.db.transaction(snapshot=True):
-        table = checks.require_table(ctx)
+        table = requirements.require_table(ctx)
         if found := Mark.of(table, ctx.target):
             return _cut_over(ctx.with_table(table), found)
         if catalog.trigger_enabled(ctx.db, table.oid, ctx.target.back):

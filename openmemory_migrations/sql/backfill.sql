@@ -49,7 +49,7 @@ PERFORM FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.versi
 WHERE pg_catalog.pg_relation_filenode({table_text|literal}::regclass) = NEW.filenode FOR NO KEY UPDATE OF o;
 GET DIAGNOSTICS chosen = ROW_COUNT;
 
--- beside --
+-- triggers --
 -- triggers that fire for our UPDATE
 SELECT coalesce(bool_or(t.tgtype & 3 = 3), false), coalesce(bool_or(t.tgtype & 2 = 0), false)
 FROM pg_catalog.pg_trigger t
@@ -89,8 +89,8 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute
 SELECT CASE WHEN {vector} IS NULL THEN {length} END, count(*), count(*) FILTER (WHERE {differs})
 FROM {table} WHERE {source} IS NOT NULL GROUP BY 1
 
--- fill_beside --
--- beside triggers of others': with the bytes as they were, which none may change; the places of all that were chosen, as
+-- fill_among_triggers --
+-- among triggers of others': with the bytes as they were, which none may change; the places of all that were chosen, as
 -- nobody else can move those that are locked
 WITH old AS MATERIALIZED (
   SELECT ctid AS om_at, {kept} AS om_was FROM ONLY {table} WHERE {which} AND {pending}{fit}

@@ -180,7 +180,7 @@ DECLARE
   remaining text;
   conversion text;
   same_bytes text := 'true';
-  beside boolean;
+  among_triggers boolean;
   is_free boolean;
   filled tid[];
   sums bytea[];
@@ -227,9 +227,9 @@ BEGIN
   END IF;
   RAISE NOTICE USING MESSAGE = {label|literal}
     || CASE WHEN is_native THEN 'the server''s own code converts' ELSE 'a function in the server converts' END;
-  beside := EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text|literal}::regclass AND tgtype & 16 <> 0
+  among_triggers := EXISTS (SELECT FROM pg_trigger WHERE tgrelid = {table_text|literal}::regclass AND tgtype & 16 <> 0
                     AND NOT tgisinternal AND tgenabled <> 'D' AND tgname <> {sync_text|literal});
-  IF beside THEN
+  IF among_triggers THEN
     same_bytes := {same_bytes};  -- or there is nobody who could change them
   END IF;
   EXECUTE CASE WHEN adopted THEN {count_adopted} ELSE {count} END INTO total;
@@ -256,13 +256,13 @@ BEGIN
         -- a row that others have changed before it was locked is missed by that UPDATE, and found by the next
         FOR look IN 1..3 LOOP
           EXECUTE pg_catalog.format(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END, conversion, same_bytes)
-            INTO more, filled, sums, same, is_right USING {tid_of_place}, {tid_of_end}, beside;{immediate}
+            INTO more, filled, sums, same, is_right USING {tid_of_place}, {tid_of_end}, among_triggers;{immediate}
           moved := moved + more;
           -- nobody else can have moved what is locked
           IF (SELECT pg_catalog.count(*) FROM ONLY {table} WHERE ctid = ANY (om.same)) < pg_catalog.cardinality(same) THEN
             is_right := false;
           END IF;
-          IF beside AND (SELECT pg_catalog.count(*) FROM ONLY {table} WHERE ctid = ANY (om.filled)) < pg_catalog.cardinality(filled) THEN
+          IF among_triggers AND (SELECT pg_catalog.count(*) FROM ONLY {table} WHERE ctid = ANY (om.filled)) < pg_catalog.cardinality(filled) THEN
             -- written once more, by a trigger AFTER it: each has to have its value, and its bytes, all the same
             EXECUTE pg_catalog.format(CASE WHEN adopted THEN {count_right_adopted} ELSE {count_right} END, conversion)
               INTO more USING filled, sums;

@@ -20,7 +20,7 @@ from ..errors import ANEW, MigrationError
 from ..settings import Settings
 from ..sql import SQL, blocks, fill, quote
 from ..target import Target
-from . import checks, interference, requirements, statements
+from . import interference, requirements, statements
 
 BLOCKS = blocks("steps")
 
@@ -31,8 +31,8 @@ def upgrade(ctx: Context) -> None:
     """Adds `v_vector` and its trigger, or finishes what an interrupted run has begun. Raises before any change."""
     db, target, settings = ctx.db, ctx.target, ctx.settings
     with db.reading():
-        table = checks.require_table(ctx)
-        if checks.already_vector(table, target):
+        table = requirements.require_table(ctx)
+        if requirements.already_vector(table, target):
             return
         requirements.require(ctx, *requirements.OF_EXPAND)
         extension = catalog.extension(db)
@@ -52,7 +52,7 @@ def upgrade(ctx: Context) -> None:
     what = f"adding {quote(target.vector)} to {target}"
 
     def change() -> None:
-        checks.lock(ctx.with_table(table))
+        requirements.lock(ctx.with_table(table))
         statements.run(ctx, statements.BLOCKS.add_column, size)
         if settings.sync_trigger:
             statements.run(ctx, statements.BLOCKS.add_trigger, size)
@@ -95,7 +95,7 @@ def downgrade(ctx: Context, before: Callable[[TableContext], None]) -> None:
 
     def take_away() -> None:
         with db.transaction():
-            now = checks.require_table(ctx)
+            now = requirements.require_table(ctx)
         column = now.columns.get(target.vector)
         if column is None or not column.ours:
             return _take_away(ctx)
@@ -111,7 +111,7 @@ def _take_away(ctx: Context) -> None:
     db, target = ctx.db, ctx.target
     # not in Alembic's transaction: its snapshot may be older than values that would be lost
     with db.transaction(snapshot=True) as seen:
-        table = checks.require_table(ctx)
+        table = requirements.require_table(ctx)
         column = table.columns.get(target.vector)
         aside = table.columns.get(target.adopted)
         if aside is not None and not aside.set_aside:
@@ -185,7 +185,7 @@ def _create_extension(db: Database) -> Extension:
 def _dimensions(ctx: TableContext, extension: Extension | None) -> int | None:
     column = ctx.table.columns.get(ctx.target.vector)
     if column is not None and column.ours:
-        checks.agree(column, ctx.settings, ctx.target)
+        requirements.agree(column, ctx.settings, ctx.target)
         return column.dimensions
     if column is not None:
         assert extension is not None

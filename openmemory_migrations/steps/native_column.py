@@ -24,7 +24,7 @@ from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..errors import ANEW, Changed, MigrationError
 from ..marks import GIVEN, TYPED
 from ..sql import FUNCTION, SQL, blocks, literal, quote
-from . import checks, interference
+from . import interference, requirements
 
 BLOCKS = blocks("steps")
 
@@ -124,7 +124,7 @@ def take_place(ctx: VectorContext) -> None:
     db, target = ctx.db, ctx.target
     with db.transaction():
         not_null = properties.attributes(db, target.source).not_null
-        table = checks.require_table(ctx)
+        table = requirements.require_table(ctx)
     if not_null:
         properties.prove_not_null(ctx.with_table(table), target.typed)
 

@@ -20,7 +20,7 @@ from ..errors import ANEW, MigrationError
 from ..index import choice, partitioned
 from ..sql import SQL, quote
 from ..target import Target
-from . import checks, expand, finalize, interference, native_column, requirements
+from . import expand, finalize, interference, native_column, requirements
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def upgrade_finalize(ctx: Context) -> None:
 def prepared(ctx: Context) -> VectorContext:
     """With the table as it is, everything before it committed."""
     with ctx.db.reading():
-        table = checks.require_table(ctx)
+        table = requirements.require_table(ctx)
         extension = catalog.require_extension(ctx.db)
     ctx.db.take_over()
     return ctx.with_table(table).with_extension(extension)
@@ -132,7 +132,7 @@ def downgrade_expand(ctx: Context) -> None:
         log.notice(f"column {quote(target.source)} of {target} has its dimensions from elsewhere, leaving them")
 
     def change() -> None:
-        checks.lock(ctx.with_table(table))
+        requirements.lock(ctx.with_table(table))
         guard.drop(db)  # of a run that was killed
         if typed is not None and typed.typed:
             native_column.drop_trigger(db)
@@ -157,7 +157,7 @@ def downgrade_expand(ctx: Context) -> None:
 
 def look(ctx: Context) -> Look:
     """Asks for all that a step needs, in a transaction that is open. Raises MigrationError for what it would refuse."""
-    table = checks.require_table(ctx)
+    table = requirements.require_table(ctx)
     found, problems = examine(ctx.with_table(table))
     for _, problem in problems:
         raise problem
@@ -250,7 +250,7 @@ def _at_once(found: Look, size: int) -> None:
     ctx, db, target = found.ctx, found.ctx.db, found.ctx.target
 
     def change() -> bool:
-        checks.lock(ctx)
+        requirements.lock(ctx)
         if db.value("SELECT EXISTS (SELECT FROM {table})"):
             return False
         was = properties.attributes(db, target.source)
@@ -272,7 +272,7 @@ def _beside(found: Look, size: int) -> None:
     ctx, target = found.ctx, found.ctx.target
 
     def change() -> None:
-        checks.lock(ctx)
+        requirements.lock(ctx)
         if found.typed:  # whose trigger somebody has disabled or dropped
             native_column.drop_trigger(ctx.db)
         native_column.create(ctx, size, **ctx.extension.names())

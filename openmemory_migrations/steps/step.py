@@ -10,7 +10,7 @@ from ..columns.cutover_mark import UNDO_HINT, Mark
 from ..db import catalog, locks
 from ..db.context import Context, VectorContext
 from ..errors import MigrationError
-from . import checks, native_table
+from . import native_table, requirements
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Step(Context):
         `stamp` are the revisions that say that there is such a column, None where nothing says it.
         """
         with self.db.reading():
-            table = checks.require_table(self)
-            if checks.already_vector(table, self.target):
+            table = requirements.require_table(self)
+            if requirements.already_vector(table, self.target):
                 return None
-            checks.require_column(table, self.target, self.settings, stamp)
+            requirements.require_column(table, self.target, self.settings, stamp)
             extension = catalog.require_extension(self.db)
         self.db.take_over()
         return self.with_table(table).with_extension(extension)

@@ -16,7 +16,7 @@ ENOUGH = 0.995  # nobody has to look at more than that takes
 
 
 @dataclass(frozen=True)
-class Found:
+class Figures:
     """Of some queries: `recall` by the index's metric, `in_memory` by OpenMemory's cosine in memory; both 0 to 1.
 
     None where there was nothing to be found. `short` are queries that brought fewer rows than were asked for and there.
@@ -36,8 +36,8 @@ class Tried:
 
     way: Way
     by_index: int  # of the queries, by the plan
-    all: Found
-    groups: Mapping[str, Found]
+    all: Figures
+    groups: Mapping[str, Figures]
 
 
 @dataclass(frozen=True)
@@ -151,13 +151,13 @@ class Measurement:
             for name, of in asked.names.items()
             if any(number in answers for number in of)
         }
-        none = Found(0, None, None, 0, 0.0, 0.0)
+        none = Figures(0, None, None, 0, 0.0, 0.0)
         found = Tried(way, by_index, groups.pop(ALL, none), groups)
         self.told(found)
         return found
 
 
-def _found(asked: Asked, metric: str, answers: Mapping[int, Answer]) -> Found:
+def _found(asked: Asked, metric: str, answers: Mapping[int, Answer]) -> Figures:
     milliseconds = [1000 * answer.seconds for answer in answers.values()]
 
     def mean(by: str) -> float | None:
@@ -174,4 +174,4 @@ def _found(asked: Asked, metric: str, answers: Mapping[int, Answer]) -> Found:
         for number, answer in answers.items()
     )
     p50, p95 = (float(np.percentile(milliseconds, share)) for share in (50, 95))
-    return Found(len(answers), mean(metric), mean("cosine"), short, p50, p95)
+    return Figures(len(answers), mean(metric), mean("cosine"), short, p50, p95)

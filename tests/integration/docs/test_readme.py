@@ -209,9 +209,9 @@ def test_several_processes_as_shown(database: Database) -> None:
 
 @pytest.mark.parametrize("version", re.findall(r"PostgreSQL (\d\d) or newer", README))
 def test_oldest_server_is_the_one_that_is_checked(version: str) -> None:
-    from openmemory_migrations.steps import checks
+    from openmemory_migrations.steps import requirements
 
-    assert int(version) * 10_000 == checks.OLDEST_SERVER
+    assert int(version) * 10_000 == requirements.OLDEST_SERVER
 
 
 if __name__ == "__main__":

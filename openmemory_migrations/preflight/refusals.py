@@ -16,7 +16,7 @@ from ..errors import MigrationError
 from ..finding import Finding
 from ..index import build
 from ..sql import blocks, quote
-from ..steps import checks, interference, requirements
+from ..steps import interference, requirements
 from ..target import VERSION_TABLE
 
 BLOCKS = blocks("preflight")
@@ -44,7 +44,7 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
     target = ctx.target
     for block in requirements.OF_TABLE:
         yield from requirements.unmet(ctx, block)
-    yield from _refused("rights", lambda: checks.require_version_table(ctx.db, target.schema, VERSION_TABLE))
+    yield from _refused("rights", lambda: requirements.require_version_table(ctx.db, target.schema, VERSION_TABLE))
     if ctx.settings.backfill_max_lag is not None:
         yield from _refused("rights", lambda: pace.require_sight(ctx.db))
     yield from _refused("partitions", lambda: partitions.require_whole(ctx.db, ctx.table.oid))
@@ -53,9 +53,9 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
         yield from build.name_taken(ctx, ctx.table.oid)
     column = ctx.table.columns.get(target.vector)
     if stamped:
-        yield from _refused("stamp", lambda: checks.require_column(ctx.table, target, ctx.settings, stamped))
+        yield from _refused("stamp", lambda: requirements.require_column(ctx.table, target, ctx.settings, stamped))
     elif column is not None and column.ours:
-        yield from _refused("dimensions", lambda: checks.agree(column, ctx.settings, target))
+        yield from _refused("dimensions", lambda: requirements.agree(column, ctx.settings, target))
     aside = ctx.table.columns.get(target.adopted)
     adopting = (column is not None and not column.ours) or (aside is not None and aside.set_aside)
     for problem in interference.of_sync(ctx):
