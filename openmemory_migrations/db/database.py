@@ -443,18 +443,8 @@ class Database:
 
         What is said of each: process, application and since when.
         """
-        asked = {"oid": table_oid, "table": self.names["table"], "seconds": seconds}
-        return [
-            (
-                f"process {pid} (of the server itself, such as autovacuum"
-                if background
-                else f'process {pid} ("{name}", role {user}, {state or "state not visible"}'
-                if pid
-                else f'the prepared transaction "{name}" (role {user}'
-            )
-            + (f", {'query started' if pid else 'since'} {since:%H:%M:%S %Z})" if since else ")")
-            for pid, name, user, since, state, background in self.rows(BLOCKS.holders, asked)
-        ]
+        table = table_oid or fill("pg_catalog.to_regclass({table|literal})", self.names)
+        return [holder for (holder,) in self.rows(BLOCKS.holders, of_table=table, seconds=seconds)]
 
     def in_the_way(self, table_oid: int | None = None) -> str:
         found = self.holders(table_oid)

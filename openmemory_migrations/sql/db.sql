@@ -111,20 +111,29 @@ WHERE success
 -- of db/database.py
 
 -- holders --
--- who has locked a table, or one of those below it, oldest statement first
+-- who has locked a table, or one of those below it, for so long: the oldest statement first, never its text
 WITH RECURSIVE tree (oid) AS (
-  SELECT coalesce(CAST(:oid AS oid), to_regclass(:table))
+  SELECT CAST({of_table} AS oid)
   UNION
-  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid)
-SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid), coalesce(a.usename, p.owner),
-       coalesce(a.query_start, a.xact_start, p.prepared), a.state, a.usesysid IS NULL AND l.pid IS NOT NULL
-FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-     LEFT JOIN pg_catalog.pg_prepared_xacts p
-     ON l.pid IS NULL AND l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
-WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
-  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-  AND coalesce(a.xact_start < clock_timestamp() - :seconds * interval '1 second', true)
-ORDER BY 4 NULLS LAST LIMIT 5
+  SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid),
+held AS (
+  SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid) AS name,
+         CAST(coalesce(a.usename, p.owner) AS text) AS role, a.state,
+         coalesce(a.query_start, a.xact_start, p.prepared) AS since, a.usesysid IS NULL AS background
+  FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+       LEFT JOIN pg_catalog.pg_prepared_xacts p
+       ON l.pid IS NULL AND l.virtualtransaction = '-1/' || CAST(p.transaction AS text)
+  WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
+    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    AND coalesce(a.xact_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => {seconds}), true))
+SELECT CASE WHEN pid IS NULL THEN pg_catalog.format('the prepared transaction "%s" (role %s', name, role)
+            WHEN background THEN pg_catalog.format('process %s (of the server itself, such as autovacuum', pid)
+            ELSE pg_catalog.format('process %s ("%s", role %s, %s', pid, name, role, coalesce(state, 'state not visible'))
+       END
+       || CASE WHEN since IS NULL THEN ')'
+               ELSE pg_catalog.format(', %s %s)', CASE WHEN pid IS NULL THEN 'since' ELSE 'query started' END,
+                                      pg_catalog.to_char(since, 'HH24:MI:SS TZ')) END AS holder
+FROM held ORDER BY since NULLS LAST LIMIT 5
 
 -- still_held --
 SELECT EXISTS (SELECT FROM pg_catalog.pg_locks

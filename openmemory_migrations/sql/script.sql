@@ -424,7 +424,7 @@ PERFORM pg_catalog.pg_sleep({rest_before});
 EXCEPTION WHEN {>lock_failed} THEN
       IF attempt = {tries} THEN
         RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = {no_lock|literal},
-          DETAIL = coalesce('Locks on the table are held by ' || ({holders}) || '.', 'Its holder has just finished.'),
+          DETAIL = coalesce('Locks on the table are held by ' || ({holders}) || '.', 'Whoever held it has just finished.'),
           HINT = 'Run this step again when that transaction is over.';
       END IF;
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
@@ -441,12 +441,7 @@ EXCEPTION WHEN {>lock_failed} THEN
     END;
 
 -- holders --
-SELECT pg_catalog.string_agg(DISTINCT coalesce(pg_catalog.format('process %s ("%s", role %s)', pid, application_name, usename),
-          'a prepared transaction'), '; ')
-        FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
-        WHERE relation = pg_catalog.to_regclass({table_text|literal}) AND granted AND pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
-          AND database = (SELECT oid FROM pg_database WHERE datname = pg_catalog.current_database())
-          AND coalesce(xact_start < pg_catalog.clock_timestamp() - {seconds} * interval '1 second', true)
+SELECT pg_catalog.string_agg(holder, '; ') FROM ({>db.holders}) AS held
 
 -- pending_adopted --
 -- a row without a vector, which is to get it from its bytes, or from the column that was set aside if it has none
