@@ -316,13 +316,7 @@ class Script:
             "source_text": target.source,
             "vector_text": target.vector,
             "label": f"backfill {target.table}: ",
-            "no_lock": f"no lock on table {target} in {tries.TRIES} tries of {settings.lock_timeout_ms} ms",
-            "no_table": f"table {target} does not exist",
             "index_text": f"{own['schema']}.{quote(target.index)}",
-            "not_ordinary": f"{target} is not an ordinary table",
-            "no_row": f"no row of {target} holds a vector of {self.size} dimensions",
-            "no_column": f"{target} has no column {quote(target.vector)} of this package",
-            "other_dimensions": f" vectors of other than {self.size} dimensions have no source beside them",
             "count_lost": formatted(
                 "SELECT count(*) FROM {table} WHERE {source} IS NULL AND {ext}.vector_dims({vector}) <> {size}"
             ),
@@ -338,27 +332,19 @@ class Script:
             "write": sql(
                 "UPDATE ONLY {table} SET {source} = {source} WHERE ctid = (SELECT ctid FROM ONLY {table} LIMIT 1)"
             ),
-            "write_fails": f"UPDATE of {target} would fail from now on: in a trigger, SQLSTATE ",
             "name_columns": NAME_COLUMNS.format(table=target.names()["table"]),
             "not_carried": sql(
                 "SELECT count(*) FROM {table} WHERE {adopted} IS NOT NULL AND CASE WHEN {source} IS NULL"
                 " THEN {vector}::text IS DISTINCT FROM {adopted}::text ELSE {vector} IS NULL END"
             ),
-            "would_go": f" values of {quote(target.adopted)} would be lost, so it stays",
             "kept_text": own["kept"],
+            "kept_shown": literal(quote(target.kept)),
             "kept_comment": KEPT,
-            "kept_away": f"rows of {target} are in table {quote(target.kept)}, where a cutover has left them",
             "kept_hint": f"First put them back: {cutover_mark.UNDO}.",
             "was_swapped": cutover_mark.said(target, "swap"),
             "was_dropped": cutover_mark.said(target, "drop"),
             # the online run down refuses it as well
             "cut_over_hint": cutover_mark.UNDO_HINT if self.direction == "downgrade" else self.online,
-            "is_partitioned": f"{target} is a partitioned table",
-            "is_partition": f"{target} is a partition",
-            "is_child": f"{target} inherits from another table",
-            "is_parent": f"{target} is a table that others inherit from",
-            "is_vector": f"column {quote(target.source)} of {target} is of type vector already",
-            "is_distributed": f"{target} is distributed by Citus",
             "online_hint": f"Scripts (--sql) are for ordinary tables of bytes. {self.online}",
         }
         names |= {

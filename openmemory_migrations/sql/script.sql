@@ -101,7 +101,7 @@ BEGIN
   {>raise_found}
   IF EXISTS (SELECT FROM {table} WHERE {source} IS NOT NULL)
      AND NOT EXISTS (SELECT FROM {table} WHERE {of_length}) THEN
-    RAISE EXCEPTION USING MESSAGE = {no_row|literal},
+    RAISE EXCEPTION USING MESSAGE = 'no row of ' || {itself} || ' holds a vector of {size} dimensions',
       DETAIL = (SELECT pg_catalog.string_agg(octets || ' bytes: ' || rows || ' rows', '; ' ORDER BY octets)
                 FROM (SELECT {length} AS octets, pg_catalog.count(*) AS rows FROM {table} GROUP BY 1) AS lengths);
   END IF;
@@ -114,7 +114,7 @@ BEGIN
   IF found.type IS NOT NULL AND NOT found.ours THEN
     EXECUTE pg_catalog.format({count_lost}, {>quoted}) INTO lost;
     IF lost > 0 THEN
-      RAISE EXCEPTION USING MESSAGE = lost || {other_dimensions|literal};
+      RAISE EXCEPTION USING MESSAGE = lost || ' vectors of other than {size} dimensions have no source beside them';
     END IF;
   END IF;
   FOR attempt IN 1..{tries} LOOP
@@ -138,7 +138,7 @@ BEGIN
         WHEN {>lock_failed} THEN
           RAISE;
         WHEN OTHERS THEN
-          RAISE EXCEPTION USING MESSAGE = {write_fails|literal} || SQLSTATE, HINT = {name_columns|literal};
+          RAISE EXCEPTION USING MESSAGE = 'UPDATE of ' || {itself} || ' would fail from now on: in a trigger, SQLSTATE ' || SQLSTATE, HINT = {name_columns|literal};
         END;
       END IF;
       EXIT;
@@ -376,7 +376,7 @@ BEGIN
       LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
       EXECUTE {not_carried} INTO moved;
       IF moved > {accept_loss} THEN
-        RAISE EXCEPTION USING MESSAGE = moved || {would_go|literal},
+        RAISE EXCEPTION USING MESSAGE = moved || ' values of ' || {adopted_shown} || ' would be lost, so it stays',
           DETAIL = 'Their rows hold bytes that no vector can hold, or a trigger changes them on their way.',
           HINT = 'Mend that and run this step again, or accept the loss with OM_ACCEPT_LOSS=' || moved;
       END IF;
@@ -423,7 +423,7 @@ PERFORM pg_catalog.pg_sleep({rest_before});
 -- again --
 EXCEPTION WHEN {>lock_failed} THEN
       IF attempt = {tries} THEN
-        RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = {no_lock|literal},
+        RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = 'no lock on table ' || {itself} || ' in {tries} tries of {lock_timeout} ms',
           DETAIL = coalesce('Locks on the table are held by ' || ({holders}) || '.', 'Whoever held it has just finished.'),
           HINT = 'Run this step again when that transaction is over.';
       END IF;
@@ -497,7 +497,7 @@ DECLARE
 BEGIN
   {>begin}
   IF pg_catalog.to_regclass({table_text|literal}) IS NULL THEN
-    RAISE WARNING USING MESSAGE = {no_table|literal};
+    RAISE WARNING USING MESSAGE = 'table ' || {itself} || ' does not exist';
     {>done}
     RETURN;
   END IF;
@@ -538,7 +538,7 @@ BEGIN
       IF {>kept_exists} THEN
         LOCK TABLE {kept} IN ACCESS EXCLUSIVE MODE;
         IF EXISTS (SELECT FROM {kept}) THEN
-          RAISE EXCEPTION USING MESSAGE = {kept_away|literal}, HINT = {kept_hint|literal};
+          RAISE EXCEPTION USING MESSAGE = 'rows of ' || {itself} || ' are in table ' || {kept_shown} || ', where a cutover has left them', HINT = {kept_hint|literal};
         END IF;
         DROP TABLE {kept};
       END IF;
@@ -583,18 +583,18 @@ FOR attempt IN 1..{tries} LOOP
   IF found.what IS NOT NULL THEN
     RAISE EXCEPTION USING MESSAGE = found.what, HINT = {cut_over_hint|literal};
   END IF;
-  SELECT CASE WHEN relkind = 'p' THEN {is_partitioned|literal}
-              WHEN relispartition THEN {is_partition|literal}
-              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid) THEN {is_child|literal}
-              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) THEN {is_parent|literal}
-              WHEN relkind <> 'r' THEN {not_ordinary|literal}
+  SELECT CASE WHEN relkind = 'p' THEN {itself} || ' is a partitioned table'
+              WHEN relispartition THEN {itself} || ' is a partition'
+              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid) THEN {itself} || ' inherits from another table'
+              WHEN EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid) THEN {itself} || ' is a table that others inherit from'
+              WHEN relkind <> 'r' THEN {itself} || ' is not an ordinary table'
               WHEN EXISTS (SELECT FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
                            WHERE attrelid = c.oid AND attname = {source_text|literal} AND NOT attisdropped
-                             AND typname = 'vector') THEN {is_vector|literal}
+                             AND typname = 'vector') THEN 'column ' || {source_shown} || ' of ' || {itself} || ' is of type vector already'
          END AS what INTO found FROM pg_class c WHERE c.oid = pg_catalog.to_regclass({table_text|literal});
   IF pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL THEN
     IF EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = pg_catalog.to_regclass({table_text|literal})) THEN
-      SELECT {is_distributed|literal} AS what INTO found;
+      SELECT {itself} || ' is distributed by Citus' AS what INTO found;
     END IF;
   END IF;
   IF found.what IS NOT NULL THEN
@@ -617,7 +617,7 @@ IF found.detail IS NOT NULL THEN
 -- require_column --
 {>find_column}
   IF found.type IS NULL OR NOT found.ours THEN
-    RAISE EXCEPTION USING MESSAGE = {no_column|literal};
+    RAISE EXCEPTION USING MESSAGE = {itself} || ' has no column ' || {vector_shown} || ' of this package';
   END IF;
 
 -- require_size --
