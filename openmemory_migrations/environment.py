@@ -21,7 +21,7 @@ from .db.database import Database
 from .db.signals import Stop, listening
 from .encoding import back_trigger
 from .errors import MigrationError
-from .script.script import Stamps, opening
+from .script.script import StampGuard, opening
 from .settings import Settings, refuse_unknown
 from .sql import quote
 from .steps import requirements
@@ -60,7 +60,7 @@ def run() -> None:
 def _print(settings: Settings) -> None:
     """Prints the script for --sql, which needs no database: all of it, or nothing where a step has none."""
     versions = quote(settings.pg_schema, version_table())
-    printed = Stamps(versions, settings)
+    printed = StampGuard(versions, settings)
     context.configure(
         output_buffer=printed,
         dialect_name="postgresql",

@@ -28,7 +28,7 @@ from .db.database import Database, refuse_foreign_transaction
 from .db.sqlerrors import as_migration_error
 from .errors import MigrationError
 from .runtime import stamps
-from .script.script import Order, Script, Stamps
+from .script.script import Order, Script, StampGuard
 from .settings import Settings
 from .steps import backfill, expand, finalize, native_table
 from .steps.step import Step
@@ -235,7 +235,7 @@ def _script(direction: Literal["upgrade", "downgrade"], options: Mapping[str, An
         )
     destination = migration.opts.get("destination_rev")  # as the command line has it, such as head
     printed = migration.opts.get("output_buffer")
-    order = printed.order if isinstance(printed, Stamps) else Order(settings)
+    order = printed.order if isinstance(printed, StampGuard) else Order(settings)
     return Script(target, settings, settings.dimensions, direction, destination, migration.impl.static_output, order)
 
 

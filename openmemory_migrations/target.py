@@ -11,6 +11,7 @@ from .sql import SQL, literal, quote
 
 # Alembic's own, in OM_PG_SCHEMA: of the chain, and of the cutover
 VERSION_TABLE, CUTOVER_VERSION_TABLE = "openmemory_alembic_version", "openmemory_cutover_version"
+CONVERT, UNCONVERT = "openmemory_bytea_to_vector", "openmemory_vector_to_bytea"  # functions, one a schema
 NEWER_INDEX = "openmemory_vectors_hnsw_idx"  # which newer OpenMemory looks for, whatever the table is called
 
 
@@ -169,11 +170,11 @@ class Target:
             "typing_function": within(self.typing),
             "back": quote(self.back),
             "back_function": within(self.back),
-            "unconvert": within("openmemory_vector_to_bytea"),
+            "unconvert": within(UNCONVERT),
             "left": quote(self.left),
             "guard": quote(self.guard),
             "guard_function": within(self.guard),
             "kept": within(self.kept),
-            "convert": within("openmemory_bytea_to_vector"),
+            "convert": within(CONVERT),
             "comment": literal(self.comment),
         }

@@ -27,7 +27,9 @@ from .sqlerrors import PASSING, as_migration_error, sqlstate
 
 BLOCKS = blocks("db")
 
-MOST_FOR_AUTOVACUUM_MS = 2000  # for which others may queue behind us
+# more than deadlock_timeout, after which the server ends an autovacuum for us; and the most in all, as others may queue
+# behind us for so long
+LONGER_MS, MOST_FOR_AUTOVACUUM_MS = 500, 2000
 POLL = 0.5  # seconds between two looks at an advisory lock
 REMIND = 30.0  # seconds between two lines of a waiter
 LOOKS = 5  # at a table that others change, before giving up
@@ -155,7 +157,7 @@ def _autovacuum(db: Database, table_oid: int) -> tuple[bool, int]:
     With a shorter deadlock_timeout it is still we who give way in a deadlock.
     """
     with db.transaction():
-        longer = int(db.value(BLOCKS.autovacuum, {"oid": table_oid}))
+        longer = int(db.value(BLOCKS.autovacuum, {"oid": table_oid}, longer=LONGER_MS))
         superuser = db.value("SELECT current_setting('is_superuser')") == "on"
     return bool(longer and superuser), 0 if superuser or longer > MOST_FOR_AUTOVACUUM_MS else longer
 
@@ -175,8 +177,7 @@ def batch_timeout(db: Database, settings: Settings) -> str:
 
     The server looks for deadlocks after deadlock_timeout, and its victim is whoever has waited that long first.
     """
-    deadlock_ms = int(db.value("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'"))
-    return f"{max(1, min(settings.lock_timeout_ms, deadlock_ms // 2))}ms"
+    return str(db.value(BLOCKS.batch_timeout, lock_timeout=settings.lock_timeout_ms))
 
 
 def passing(error: DBAPIError, doing: str) -> MigrationError:

@@ -46,6 +46,10 @@ def say(problem: CannotBuild) -> None:
     log.warning(problem.message, detail=problem.detail, hint=problem.hint)
 
 
+def say_present(target: Target) -> None:
+    log.notice(f"index {quote(target.index)} exists already and is as wanted")
+
+
 def none(target: Target, why: NoIndex) -> CannotBuild:
     return CannotBuild(f"no index on {quote(target.vector)} of {target}: {why.reason}", hint=why.hint)
 
@@ -116,7 +120,7 @@ def drop_ours(
 def ensure(ctx: Context, table_oid: int, wanted: Plan) -> None:
     """Leaves the wanted index in place, valid, once. Raises CannotBuild where there can be none."""
     if present(ctx, table_oid, wanted):
-        log.notice(f"index {quote(ctx.target.index)} exists already and is as wanted")
+        say_present(ctx.target)
     else:
         _build(ctx, table_oid, wanted)
     if duplicate := duplicate_of(ctx, table_oid, wanted):
@@ -264,13 +268,14 @@ def _require_halves(ctx: Context) -> None:
     with db.transaction(snapshot=True):
         table = catalog.table(db, target.schema, target.table)
         names: dict[str, Fragment] = {"limit": HALF_OVERFLOW, **catalog.require_extension(db).names()}
-        rows = db.value("SELECT count(*) FROM {table} WHERE " + BLOCKS.beyond_half, **names)
-        such = ", ".join(keys_where(db, table, BLOCKS.beyond_half, (), SHOWN_KEYS, **names)) if rows and table else ""
+        such = BLOCKS.overflows_half
+        rows = db.value("SELECT count(*) FROM {table} WHERE " + such, **names)
+        few = ", ".join(keys_where(db, table, such, (), SHOWN_KEYS, **names)) if rows and table else ""
     if rows:
         raise CannotBuild(
             f"no index on the cast of {quote(target.vector)} of {target} to halfvec: {rows:,} rows hold values beyond"
             f" ±{HALF_MOST:,}",
-            detail=f"Such as {such}.",
+            detail=f"Such as {few}.",
             hint=f"Mend those rows, then: {INDEX_ANEW}. Up to {INDEX_DIMENSIONS:,} dimensions OM_INDEX_HALFVEC=off does"
             " without the cast.",
         )

@@ -25,6 +25,7 @@ OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
 # once its graph no longer fits each row is read back from the index
 # 10,000 rows of 384: 3.0 s, and 8.3 or 9.5 s with memory for 37 or 19 % of them (measured)
 SLOWER = "what doesn't fit is built several times as slowly"
+HNSW, HALFVEC = (0, 5), (0, 7)  # the versions of pgvector that they came with
 METHODS = ("ivfflat", "hnsw")
 
 
@@ -116,7 +117,7 @@ def plan(
             f"{quote(target.vector)} has no dimensions",
             f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
-    if settings.index == "hnsw" and extension.version < (0, 5):
+    if settings.index == "hnsw" and extension.version < HNSW:
         return NoIndex("hnsw came with pgvector 0.5.0", "ALTER EXTENSION vector UPDATE;")
     half = on_halfvec(settings, dimensions)
     if dimensions > HALFVEC_DIMENSIONS:
@@ -127,7 +128,7 @@ def plan(
             f"ivfflat by {settings.index_metric} needs two dimensions or more",
             f"Set OM_INDEX=hnsw, then: {INDEX_ANEW}.",
         )
-    if half and extension.version < (0, 7):
+    if half and extension.version < HALFVEC:
         return NoIndex(
             ("OM_INDEX_HALFVEC needs" if settings.index_halfvec else f"more than {INDEX_DIMENSIONS:,} dimensions need")
             + " halfvec, which came with pgvector 0.7.0",
@@ -235,17 +236,17 @@ def item_size(dimensions: int, half: bool) -> int:
 
 def lists_for(rows: N) -> N:
     """pgvector's rule, and no more than there are rows to learn them from."""
-    return least(up_to(rows, 1_000_000, a_thousandth(rows), root(rows)), rows // ROWS_A_LIST)
+    return least(up_to(rows, 1_000_000, lists_by_share(rows), root(rows)), rows // ROWS_A_LIST)
 
 
-def a_thousandth(rows: N) -> N:
+def lists_by_share(rows: N) -> N:
     return greatest(rows // 1000, 1)
 
 
 def lists_to_try(rows: int) -> list[int]:
     """By either rule for so many rows (at least ROWS_A_LIST), and as many as there can be."""
     most = rows // ROWS_A_LIST
-    return sorted({min(number, most) for number in (a_thousandth(rows), root(rows), most)})
+    return sorted({min(number, most) for number in (lists_by_share(rows), root(rows), most)})
 
 
 def ivfflat_memory(lists: N, dimensions: int, item: int, rows: N) -> N:

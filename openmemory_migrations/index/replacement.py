@@ -44,7 +44,7 @@ def replace(ctx: VectorContext, *, rebuild: bool) -> tuple[Plan, bool]:
     # a rebuild that has come as far as to leave an old one is over but for that
     built = bool(wrong) or (rebuild and (ready or not replaced))
     if not built:
-        log.notice(f"index {quote(target.index)} exists already and is as wanted")
+        build.say_present(target)
     elif wrong == INCOMPLETE and not rebuild and not ready:
         partitioned.ensure(ctx)
     else:

@@ -216,7 +216,7 @@ def _halves(step: Step, facts: Facts, table: Table) -> None:
     lengths, size = facts.lengths, facts.dimensions
     if not isinstance(facts.index, Plan) or not facts.index.half or lengths is None or size is None:
         return
-    rows, keys = Look.at(step.with_table(table), None).beyond_half(lengths, size)
+    rows, keys = Look.at(step.with_table(table), None).overflows_half(lengths, size)
     detail = f"Where there is such an index, a write of a value beyond ±{HALF_MOST:,} fails."
     if not rows:
         facts.findings.append(Finding("notice", "halfvec", "the index is on the cast to halfvec", detail))

@@ -153,10 +153,10 @@ class Look:
                 bad.keys.setdefault(NOT_FINITE, []).extend(found.keys)
         return bad
 
-    def beyond_half(self, lengths: Lengths, size: int) -> tuple[int, list[str]]:
+    def overflows_half(self, lengths: Lengths, size: int) -> tuple[int, list[str]]:
         """Rows of so many dimensions that hold what an index on halfvec can't, among those looked at, and the first
         few keys."""
-        condition = f"CASE WHEN {STORED.of(size)} THEN {STORED.beyond_half} ELSE false END"
+        condition = f"CASE WHEN {STORED.of(size)} THEN {STORED.overflows_half} ELSE false END"
         with self._looking():
             sampled = self._sampled(lengths.share)
             rows = int(sampled.value("SELECT count(*) FROM {table} WHERE " + condition))

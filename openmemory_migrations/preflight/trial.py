@@ -20,11 +20,11 @@ from ..encoding import codec, native, sync_trigger
 from ..encoding.stored import STORED
 from ..sql import SQL, blocks, joined, quote
 from ..steps.expand import vector_type
+from ..target import CONVERT
 
 BLOCKS = blocks("preflight")
 
 COPY = "openmemory_migrations_copy"
-CONVERT = quote("pg_temp", "openmemory_bytea_to_vector")
 BATCHES = 3
 SERVER_ROWS = 1000  # the function in the database needs as long for so many as the client for three batches
 
@@ -66,7 +66,7 @@ def _copy(ctx: VectorContext, dimensions: int, rows: int, engine: str) -> Databa
     """Inside a transaction that it begins: the same connection, with the filled copy in the table's place."""
     db = ctx.db
     column = ctx.table.columns.get(ctx.target.vector)
-    copy = db.at({"table": quote("pg_temp", COPY), "convert": CONVERT})
+    copy = db.at({"table": quote("pg_temp", COPY), "convert": quote("pg_temp", CONVERT)})
     db.outlive_timeouts({"row_security": "off"})
     db.borrow()
     locks.set_timeout(db, f"{ctx.settings.lock_timeout_ms}ms")

@@ -18,18 +18,17 @@ from typing import Literal
 
 from ..backfill.leftovers import NOT_FINITE
 from ..columns import cutover_mark
-from ..db import tries
+from ..db import locks, tries
 from ..db.catalog import Extension
 from ..encoding import native
 from ..encoding.stored import STORED
 from ..index import build, choice
 from ..index.choice import SLOWER, NoIndex, Plan
 from ..index.formula import Formula
-from ..marks import KEPT, OWN, SET_ASIDE
+from ..marks import KEPT
 from ..settings import Settings
 from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, dollar_quote, fill, joined, literal, quote
-from ..steps import requirements, statements
-from ..steps.interference import NAME_COLUMNS
+from ..steps import interference, requirements, statements
 from ..target import Target
 
 BLOCKS = blocks("script")
@@ -84,7 +83,7 @@ class Order:
         }
 
 
-class Stamps(io.StringIO):
+class StampGuard(io.StringIO):
     """What Alembic prints, with its stamps made to fail unless all that comes before has been done."""
 
     def __init__(self, versions: SQL, settings: Settings) -> None:
@@ -155,7 +154,7 @@ class Script:
         memory = self.settings.index_memory
         options = "lists = {lists_found}" if wanted.method == "ivfflat" else wanted.options
         names: dict[str, Fragment | str] = {
-            **self.rules(),
+            **self.index_formulas(),
             "most_memory": memory or SQL(build.BLOCKS.most_memory),
             "slower": SLOWER,
             "local": single,
@@ -178,7 +177,7 @@ class Script:
             BLOCKS.drop_invalid,
             BLOCKS.create,
             BLOCKS.drop_duplicate,
-            BLOCKS.built,
+            BLOCKS.report_index,
             **names,
         )
         if not single:
@@ -221,7 +220,7 @@ class Script:
         settings = self.settings if self.settings.index_lists else replace(self.settings, index_lists=1)
         return choice.plan(self.target, settings, Extension("public", (99,)), self.size, 10**9)
 
-    def rules(self) -> dict[str, Fragment]:
+    def index_formulas(self) -> dict[str, Fragment]:
         settings = self.settings
         half = choice.on_halfvec(self.settings, self.size)
         hnsw = settings.index == "hnsw"
@@ -232,7 +231,7 @@ class Script:
             "lists_unused": hnsw,
             "ivfflat_kb": SQL(str(choice.kilobytes(choice.ivfflat_memory(Formula("lists"), self.size, item, rows)))),
             "hnsw_kb": SQL(str(choice.kilobytes(choice.hnsw_memory(rows, settings.index_m, item)))),
-            "version": literal("{0,7}" if half else "{0,5}" if hnsw else "{0}"),
+            "version": _version(choice.HALFVEC if half else choice.HNSW if hnsw else (0,)),
         }
 
     def emit(self, template: str, *bodies: str, **more: Fragment | str) -> None:
@@ -291,6 +290,9 @@ class Script:
                 f" * ({tries.LEAST_SHARE} + random() * {1 - tries.LEAST_SHARE})"
             ),
             "lock_timeout": settings.lock_timeout_ms,
+            "longer": locks.LONGER_MS,
+            "most_for_autovacuum": locks.MOST_FOR_AUTOVACUUM_MS,
+            "trial_timeout": interference.TRIAL["lock_timeout"],
             "accept_loss": settings.accept_loss,
             "batch": settings.backfill_batch,
             "pages": PAGES,
@@ -303,7 +305,6 @@ class Script:
             **build.names(target, fill("pg_catalog.to_regclass({table|literal})", own)),
             "any_options": settings.index == "ivfflat" and not settings.index_lists,
             "quoted_name": SQL(BLOCKS.quoted.replace("extension", "nspname")),
-            "own": OWN,
             "not_finite": NOT_FINITE,
             "fail": settings.on_bad_rows == "fail",
             "sync_trigger": settings.sync_trigger,
@@ -332,7 +333,7 @@ class Script:
             "write": sql(
                 "UPDATE ONLY {table} SET {source} = {source} WHERE ctid = (SELECT ctid FROM ONLY {table} LIMIT 1)"
             ),
-            "name_columns": NAME_COLUMNS.format(table=target.names()["table"]),
+            "name_columns": interference.NAME_COLUMNS.format(table=target.names()["table"]),
             "not_carried": sql(
                 "SELECT count(*) FROM {table} WHERE {adopted} IS NOT NULL AND CASE WHEN {source} IS NULL"
                 " THEN {vector}::text IS DISTINCT FROM {adopted}::text ELSE {vector} IS NULL END"
@@ -376,14 +377,17 @@ class Script:
             "native": formatted(native.fit(self.size)),
             "create_native": formatted(";\n".join(native.CREATE)),
             "try_native": native.trial(ext=statements.EXT),  # in which there is no percent sign
-            "native_version": literal(f"{{{','.join(map(str, native.OLDEST))}}}"),
+            "native_version": _version(native.OLDEST),
             "drop_native": SQL(native.DROP + ";"),
             "may_be_native": settings.backfill_engine in (None, "native"),
             "has_to_be_native": settings.backfill_engine == "native",
         }
-        aside = {"own": SET_ASIDE, "vector_text": target.adopted}
-        names["find_aside"] = fill(BLOCKS.find_column, {**names, **aside})
         return names
+
+
+def _version(parts: tuple[int, ...]) -> SQL:
+    """As an array of the server's."""
+    return literal(f"{{{','.join(map(str, parts))}}}")
 
 
 def _of(template: str, query: str) -> str:

@@ -172,9 +172,14 @@ SELECT EXISTS (SELECT FROM unnest(CAST(:tables AS bigint[])) AS seen (oid)
 SELECT set_config('statement_timeout', CAST(CAST(setting AS integer) + 100 AS text), true)
 FROM pg_catalog.pg_settings WHERE name = 'lock_timeout' AND setting <> '0'
 
+-- batch_timeout --
+-- lock_timeout of a batch: in a deadlock it is we who give way
+SELECT CAST(greatest(1, least({lock_timeout}, CAST(setting AS integer) / 2)) AS text) || 'ms'
+FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'
+
 -- autovacuum --
 -- a process without a role is the server's own: what it does is shown to some roles only
-SELECT coalesce(max(s.setting::integer + 500), 0)
+SELECT coalesce(max(s.setting::integer + {longer}), 0)
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL,
      pg_catalog.pg_settings s
 WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND s.name = 'deadlock_timeout'

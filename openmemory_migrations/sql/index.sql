@@ -22,7 +22,7 @@ WHERE own.name = {index_name} AND other.name = {mirrored_name} AND own.name <> o
   AND ({any_options} OR (SELECT pg_catalog.array_agg(o ORDER BY o) FROM pg_catalog.unnest(own.options) AS o)
                         = (SELECT pg_catalog.array_agg(o ORDER BY o) FROM pg_catalog.unnest(other.options) AS o))
 
--- beyond_half --
+-- overflows_half --
 CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit} THEN false
      ELSE EXISTS (SELECT FROM unnest(CAST({vector} AS real[])) AS element WHERE abs(element) >= {limit}) END
 

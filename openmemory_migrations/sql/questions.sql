@@ -14,12 +14,15 @@ SELECT oid FROM it
   SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
 
 -- columns --
-SELECT CAST(a.attname AS text) AS attname, a.attnum, a.attgenerated, a.atttypmod, pg_catalog.format_type(a.atttypid, -1) AS type,
-         t.typname = 'vector' AND e.oid IS NOT NULL AS is_vector,
+SELECT *, is_vector AND pg_catalog.starts_with(comment, {own_mark}) AS ours,
+         is_vector AND pg_catalog.starts_with(comment, {set_aside_mark}) AS set_aside
+  FROM (
+  SELECT CAST(a.attname AS text) AS attname, a.attnum, a.attgenerated, a.atttypmod,
+         pg_catalog.format_type(a.atttypid, -1) AS type, t.typname = 'vector' AND e.oid IS NOT NULL AS is_vector,
          coalesce(pg_catalog.col_description(a.attrelid, a.attnum), '') AS comment
   FROM it JOIN pg_catalog.pg_attribute a ON a.attrelid = it.oid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
        LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace
-  WHERE a.attnum > 0 AND NOT a.attisdropped
+  WHERE a.attnum > 0 AND NOT a.attisdropped) AS its
 
 -- table --
 -- a table that was cut over may have no source
@@ -155,14 +158,14 @@ WHERE e.name = 'vector' AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHER
   AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
   AND NOT (v.trusted AND pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'))
 
--- source --
+-- source_column --
 -- a column that is to follow it can be added
 WITH it AS MATERIALIZED (
   {>it}),
 columns AS MATERIALIZED (
   {>columns}),
 ours AS (
-  SELECT FROM columns WHERE attname = {vector_name} AND is_vector AND pg_catalog.starts_with(comment, {own_mark}))
+  SELECT FROM columns WHERE attname = {vector_name} AND ours)
 SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 1 AS place, 'typed-table' AS code, {itself} || ' is a typed table, which gets no column of its own' AS message,
          CAST(NULL AS text) AS detail, 'ALTER TABLE ' || {table_shown} || ' NOT OF;' AS hint
@@ -177,7 +180,7 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
 WHERE NOT EXISTS (SELECT FROM ours)
 ORDER BY place
 
--- column --
+-- vector_column --
 -- ours can be added, and one of others' under its name set aside for it
 WITH RECURSIVE it AS MATERIALIZED (
   {>it}),
@@ -187,7 +190,7 @@ columns AS MATERIALIZED (
   {>columns}),
 other AS (
   SELECT * FROM columns
-  WHERE attname = {vector_name} AND NOT (is_vector AND pg_catalog.starts_with(comment, {own_mark}))),
+  WHERE attname = {vector_name} AND NOT ours),
 views AS (
   SELECT pg_catalog.string_agg(DISTINCT CAST(CAST(w.ev_class AS regclass) AS text), ', ') AS names
   FROM tree JOIN pg_catalog.pg_depend d ON d.refobjid = tree.oid
@@ -232,7 +235,7 @@ ext AS (
   {>ext}),
 other AS (
   SELECT * FROM columns
-  WHERE attname = {vector_name} AND NOT (is_vector AND pg_catalog.starts_with(comment, {own_mark})))
+  WHERE attname = {vector_name} AND NOT ours)
 SELECT statement, of_trigger FROM (
   SELECT 1 AS place, {rename} AS statement, false AS of_trigger FROM other
   UNION ALL
@@ -299,10 +302,10 @@ WITH it AS MATERIALIZED (
 columns AS MATERIALIZED (
   {>columns}),
 ours AS (
-  SELECT FROM columns WHERE attname = {vector_name} AND is_vector AND pg_catalog.starts_with(comment, {own_mark})),
+  SELECT FROM columns WHERE attname = {vector_name} AND ours),
 aside AS (
   SELECT nullif(pg_catalog.substr(comment, pg_catalog.length({set_aside_mark}) + 1), '') AS comment FROM columns, ours
-  WHERE attname = {adopted_name} AND is_vector AND pg_catalog.starts_with(comment, {set_aside_mark}))
+  WHERE attname = {adopted_name} AND set_aside)
 SELECT statement, of_trigger FROM (
   SELECT 1 AS place, {drop_column} AS statement, false AS of_trigger FROM ours
   UNION ALL
@@ -323,5 +326,5 @@ SELECT statement, of_trigger FROM (
   {>drop_guards}
   UNION ALL
   SELECT 3, {drop_adopted}, false FROM columns
-  WHERE attname = {adopted_name} AND is_vector AND pg_catalog.starts_with(comment, {set_aside_mark})) AS wanted
+  WHERE attname = {adopted_name} AND set_aside) AS wanted
 ORDER BY place

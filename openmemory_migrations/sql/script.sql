@@ -8,11 +8,6 @@
 -- tid --
 pg_catalog.format('(%s,%s)', {place} / {places}, {place} % {places})::tid
 
--- wait --
--- in a deadlock it is the script that gives way, as online
-(SELECT greatest(1, least({lock_timeout}, setting::integer / 2)) || 'ms'
-            FROM pg_settings WHERE name = 'deadlock_timeout')
-
 -- lock_failed --
 lock_not_available OR deadlock_detected
 
@@ -195,7 +190,7 @@ DECLARE
   said timestamptz := pg_catalog.clock_timestamp();
   skipped text[];
   line text;
-  wait text := {>wait};
+  wait text := ({>db.batch_timeout});
 BEGIN
   {>begin}
   {>require_table}
@@ -204,8 +199,8 @@ BEGIN
   {>require_size}
   SELECT * INTO found FROM ({>questions.rules}) AS unmet WHERE EXISTS (SELECT FROM {table}) LIMIT 1;
   {>raise_found}
-  {find_aside}
-  adopted := found.ours IS TRUE;
+  {>find_aside}
+  adopted := found.set_aside IS TRUE;
   EXECUTE pg_catalog.format({create_convert}, {>quoted});
   conversion := {portable};
   IF {may_be_native} AND pg_catalog.current_setting('is_superuser')::boolean AND EXISTS (
@@ -430,9 +425,9 @@ EXCEPTION WHEN {>lock_failed} THEN
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';
       -- the server ends an autovacuum for whoever waits longer than deadlock_timeout
       PERFORM CASE WHEN pg_catalog.current_setting('is_superuser')::boolean THEN pg_catalog.set_config('deadlock_timeout', '100ms', true)
-                   WHEN attempt = 1 AND setting::integer <= 1500
-                     THEN pg_catalog.set_config('lock_timeout', setting::integer + 500 || 'ms', true) END,
-              CASE WHEN attempt > 1 THEN pg_catalog.set_config('lock_timeout', {>wait}, true) END
+                   WHEN attempt = 1 AND setting::integer + {longer} <= {most_for_autovacuum}
+                     THEN pg_catalog.set_config('lock_timeout', setting::integer + {longer} || 'ms', true) END,
+              CASE WHEN attempt > 1 THEN pg_catalog.set_config('lock_timeout', ({>db.batch_timeout}), true) END
          FROM pg_settings
         WHERE name = 'deadlock_timeout' AND EXISTS (
           SELECT FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid AND a.usesysid IS NULL
@@ -502,27 +497,27 @@ BEGIN
     RETURN;
   END IF;
   {>require_ordinary}
-  PERFORM pg_catalog.set_config('lock_timeout', {>wait}, true);
+  PERFORM pg_catalog.set_config('lock_timeout', ({>db.batch_timeout}), true);
   FOR attempt IN 1..{tries} LOOP
     BEGIN
-      {find_aside}
+      {>find_aside}
       aside := found;
       {>find_column}
       IF found.ours AND not_finite IS NULL THEN
         -- once, and without keeping anybody waiting, as it reads all bytes; those of newer versions under the lock
         counted := CAST(pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) AS xid);
-        EXECUTE pg_catalog.format({count_not_finite}, '<=') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
+        EXECUTE pg_catalog.format({count_not_finite}, '<=') || CASE WHEN aside.set_aside THEN {not_kept} ELSE '' END
           INTO not_finite USING counted;
       END IF;
       -- whoever writes waits while it is counted what would be lost, readers don't. In each try anew, as others can
       -- write between two of them
       LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE;
-      {find_aside}
+      {>find_aside}
       aside := found;
       {>find_column}
       IF found.ours THEN
-        EXECUTE {count_sourceless} || CASE WHEN aside.ours THEN {not_kept} ELSE '' END INTO lost;
-        EXECUTE pg_catalog.format({count_not_finite}, '>') || CASE WHEN aside.ours THEN {not_kept} ELSE '' END
+        EXECUTE {count_sourceless} || CASE WHEN aside.set_aside THEN {not_kept} ELSE '' END INTO lost;
+        EXECUTE pg_catalog.format({count_not_finite}, '>') || CASE WHEN aside.set_aside THEN {not_kept} ELSE '' END
           INTO newly USING counted;
         lost := lost + coalesce(not_finite, 0) + newly;
         IF lost > {accept_loss} THEN
@@ -554,7 +549,7 @@ END
 EXECUTE 'DISCARD PLANS';
         BEGIN
           -- less than deadlock_timeout: or who has a row that a trigger wants would have to give way
-          PERFORM pg_catalog.set_config('lock_timeout', '50ms', true);
+          PERFORM pg_catalog.set_config('lock_timeout', {trial_timeout|literal}, true);
           EXECUTE {write};
           SET CONSTRAINTS ALL IMMEDIATE;
           RAISE EXCEPTION USING ERRCODE = 'OM000';
@@ -621,8 +616,9 @@ IF found.detail IS NOT NULL THEN
   END IF;
 
 -- require_size --
-IF found.type NOT LIKE '%vector({size})' THEN
-    RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown} || ' is ' || found.type || ' already',
+IF found.atttypmod <> {size} THEN
+    RAISE EXCEPTION USING MESSAGE = 'column ' || {vector_shown} || ' is ' || found.type
+        || CASE WHEN found.atttypmod > 0 THEN '(' || found.atttypmod || ')' ELSE '' END || ' already',
       HINT = 'Set OM_VEC_DIM to the dimensions that it has.';
   END IF;
 
@@ -630,12 +626,14 @@ IF found.type NOT LIKE '%vector({size})' THEN
 SELECT nspname INTO extension FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace
    WHERE extname = 'vector';
 
+-- columns --
+WITH it AS ({>questions.it}), columns AS ({>questions.columns})
+
 -- find_column --
-SELECT pg_catalog.format_type(atttypid, atttypmod) AS type, typname AS name,
-         typname = 'vector' AND coalesce(pg_catalog.starts_with(pg_catalog.col_description(attrelid, attnum), {own|literal}), false) AS ours,
-         coalesce(pg_catalog.col_description(attrelid, attnum), '') AS comment
-    INTO found FROM pg_attribute JOIN pg_type t ON t.oid = atttypid
-   WHERE attrelid = {table_text|literal}::regclass AND attname = {vector_text|literal} AND NOT attisdropped;
+{>columns} SELECT * INTO found FROM columns WHERE attname = {vector_name};
+
+-- find_aside --
+{>columns} SELECT * INTO found FROM columns WHERE attname = {adopted_name};
 
 -- block --
 DO {tag}
@@ -662,7 +660,7 @@ RAISE {level} USING MESSAGE = {no_index|literal}, HINT = {no_index_hint|literal}
   {>require_column}
   PERFORM pg_catalog.set_config('openmemory.rows', (SELECT pg_catalog.count(*) FROM {table} WHERE {vector} IS NOT NULL)::text, {local});
 
--- built --
+-- report_index --
 SELECT * INTO found FROM ({>index.name_taken}) AS unmet;
   IF found.message IS NOT NULL THEN
     RAISE WARNING USING MESSAGE = found.message, HINT = found.hint;

@@ -204,7 +204,7 @@ def _problems(found: Look) -> Iterator[tuple[str, MigrationError]]:
     rights = replace(ctx, settings=replace(ctx.settings, sync_trigger=not found.empty))
     for missing in requirements.unmet(rights, requirements.BLOCKS.rights):
         yield missing.code, missing.error
-    for generated in requirements.unmet(rights, requirements.BLOCKS.source):
+    for generated in requirements.unmet(rights, requirements.BLOCKS.source_column):
         yield generated.code, generated.error
     if not found.empty:
         for problem in native_column.interfering(ctx):

@@ -15,7 +15,7 @@ from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..errors import ANEW, Changed, MigrationError
 from ..finding import Finding
-from ..marks import CUT_OVER, OWN
+from ..marks import CUT_OVER, OWN, SET_ASIDE
 from ..settings import Settings
 from ..sql import Fragment, blocks, literal, quote
 from ..target import Target
@@ -23,7 +23,7 @@ from ..target import Target
 OLDEST_SERVER = 140_000  # the backfill reads by ranges of tids, which came with PostgreSQL 14
 BLOCKS = blocks("questions")
 # of a table that is to get our column, once it is known that there is one; and with them what the step needs besides
-OF_TABLE = (BLOCKS.rights, BLOCKS.source, BLOCKS.column)
+OF_TABLE = (BLOCKS.rights, BLOCKS.source_column, BLOCKS.vector_column)
 OF_EXPAND = (BLOCKS.extension, *OF_TABLE)
 
 
@@ -42,6 +42,7 @@ def names(target: Target, settings: Settings) -> dict[str, Fragment]:
         "adopted_name": target.adopted,
         "adopted_shown": quote(target.adopted),
         "own_mark": OWN,
+        "set_aside_mark": SET_ASIDE,
         "cut_over_mark": CUT_OVER,
     }
     return {"sync_trigger": settings.sync_trigger, **{name: literal(text) for name, text in texts.items()}}

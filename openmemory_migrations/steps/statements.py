@@ -10,7 +10,7 @@ from functools import partial
 
 from ..db.context import Context
 from ..encoding import sync_trigger
-from ..marks import GUARD, SET_ASIDE
+from ..marks import GUARD
 from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, fill, formatted, literal
 from ..target import Target
 from . import requirements
@@ -48,7 +48,6 @@ def names(target: Target, size: int | None) -> dict[str, Fragment]:
     found |= {name: with_extension(text, own) for name, text in WITH_TYPE.items()}
     return found | {
         "guard_mark": literal(GUARD),
-        "set_aside_mark": literal(SET_ASIDE),
         "sync_name": literal(target.sync),
         "sync_call": literal(fill("{sync_function}()", own)),
         "convert_name": literal(fill("{convert}", own)),

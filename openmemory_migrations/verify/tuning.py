@@ -36,7 +36,6 @@ BLOCKS = blocks("verify")
 COPY = "openmemory_migrations_tune"
 INDEX = f"{COPY}_idx"
 HNSW = ((8, 64), (16, 64), (16, 128), (32, 128))  # m, ef_construction
-HALFVEC = (0, 7)
 AS_FAST = 1.2  # times as long is as fast, for what a measurement can tell: then what is built sooner is better
 
 
@@ -159,7 +158,7 @@ def candidates(
     variants = [replace(settings, index="ivfflat", index_lists=lists) for lists in choice.lists_to_try(rows)]
     variants += [replace(settings, index="hnsw", index_m=m, index_ef_construction=ef) for m, ef in HNSW]
     for half in (False, True):
-        if (half and extension.version < HALFVEC) or (not half and size > INDEX_DIMENSIONS):
+        if (half and extension.version < choice.HALFVEC) or (not half and size > INDEX_DIMENSIONS):
             continue
         for variant in variants:
             wanted = replace(variant, index_halfvec=half)

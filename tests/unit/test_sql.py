@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,23 @@ def test_every_block_has_a_name_of_its_own_and_is_whole(file: str) -> None:
 def test_a_block_that_is_not_there_is_named() -> None:
     with pytest.raises(AttributeError, match="no_such_block"):
         assert not sql.blocks("db").no_such_block
+
+
+def test_every_block_that_is_asked_for_is_there() -> None:
+    """It would be missing in the middle of a run."""
+    modules = list(Path(sql.__file__).parents[1].rglob("*.py"))
+    files = {
+        path: found[1]
+        for path in modules
+        if (found := re.search(r'^BLOCKS = blocks\("(\w+)"\)', path.read_text(), re.M))
+    }
+    of = {path.stem: file for path, file in files.items()}
+    asked = [
+        (of[module] if module else files[path], name)
+        for path in modules
+        for module, name in re.findall(r"(?:\b(\w+)\.)?\bBLOCKS\.([a-z_]+)", path.read_text())
+    ]
+
+    assert len(asked) > 100
+    for file, name in asked:
+        assert getattr(sql.blocks(file), name)
