@@ -143,9 +143,13 @@ def take_place(
     `prove_not_null` comes before."""
     _rename(db, column, name)
     grant(db, parts, name, privileges)
-    require(db, name, wanted.not_null)
+    there = attributes(db, name)
+    # either goes for the partitions too, which may have their own
+    if there.not_null != wanted.not_null:
+        require(db, name, wanted.not_null)
     unprove_not_null(db)
-    set_default(db, name, wanted.default)
+    if there.default != wanted.default:
+        set_default(db, name, wanted.default)
 
 
 def _rename(db: Database, column: str, to: str) -> None:

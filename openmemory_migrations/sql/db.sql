@@ -25,7 +25,7 @@ FROM pg_catalog.pg_class c
        FROM pg_catalog.pg_attribute a,
             LATERAL (SELECT pg_catalog.pg_get_expr(i.indexprs, i.indrelid) AS text,
                             '(' || pg_catalog.quote_ident(CAST(a.attname AS text)) || ')::' AS of_column) AS expression,
-            LATERAL (SELECT CASE WHEN pg_catalog.starts_with(expression.text, expression.of_column)
+            LATERAL (SELECT CASE WHEN i.indnatts = 1 AND pg_catalog.starts_with(expression.text, expression.of_column)
                                  THEN pg_catalog.substr(expression.text, pg_catalog.length(expression.of_column) + 1)
                             END AS text) AS cast_to
        WHERE a.attrelid = i.indrelid AND a.attnum > 0 AND NOT a.attisdropped

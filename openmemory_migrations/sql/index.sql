@@ -19,8 +19,8 @@ FROM (SELECT CASE WHEN found.name IS NULL THEN 'something that is no index'
 SELECT other.name FROM ({>db.own_indexes}) AS own JOIN ({>db.own_indexes}) AS other USING (method, opclass)
 WHERE own.name = {index_name} AND other.name = {mirrored_name} AND own.name <> other.name
   AND own.half IS NOT DISTINCT FROM other.half
-  AND ({any_options} OR (SELECT pg_catalog.array_agg(o ORDER BY o) FROM pg_catalog.unnest(own.options) AS o)
-                        = (SELECT pg_catalog.array_agg(o ORDER BY o) FROM pg_catalog.unnest(other.options) AS o))
+  AND ({any_options} OR (SELECT pg_catalog.string_agg(o, ',' ORDER BY o) FROM pg_catalog.unnest(own.options) AS o)
+                        = (SELECT pg_catalog.string_agg(o, ',' ORDER BY o) FROM pg_catalog.unnest(other.options) AS o))
 
 -- overflows_half --
 CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit} THEN false

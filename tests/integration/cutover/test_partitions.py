@@ -138,3 +138,22 @@ def test_privileges_on_a_v_of_a_partition_s_own_go_over(database: Database) -> N
     alembic(database, "upgrade", "head", env=env)
     alembic(database, "downgrade", "base", env=env)
     assert whole(database)["columns"] == before
+
+
+@both_modes
+def test_what_vectors_of_a_partition_have_of_their_own_stays(tree: Database, mode: str) -> None:
+    alembic(tree, "upgrade", "head", env=ENV)
+    zeros = f"[{','.join('0' * DIM)}]"
+    tree.run("DELETE FROM procedural_low WHERE v_vector IS NULL")
+    tree.run(f"ALTER TABLE procedural_low ALTER v_vector SET NOT NULL, ALTER v_vector SET DEFAULT '{zeros}'")
+    before = whole(tree)
+
+    cut_over(tree, mode, ENV)
+
+    column = "v" if mode == "swap" else "v_vector"
+    there = (
+        "SELECT is_nullable, column_default FROM information_schema.columns WHERE table_name = %s AND column_name = %s"
+    )
+    assert tree.rows(there, "procedural_low", column) == [("NO", f"'{zeros}'::vector")]
+    undo(tree, ENV)
+    assert not changed(before, whole(tree))

@@ -26,7 +26,9 @@ def there(database: Database, *definitions: str) -> list[Index]:
         database.run(f'SET search_path = public, "Ext x"; CREATE INDEX {name} ON "T" USING {definition}')
     with package(database, PackageDatabase) as db, db.transaction():
         oid = db.value("SELECT CAST(CAST('public.\"T\"' AS regclass) AS oid)")
-        found = {index.name: index for index in catalog.indexes_on(db, oid)}
+        rows = catalog.indexes_on(db, oid)
+        found = {index.name: index for index in rows}
+        assert len(found) == len(rows)
         own = catalog.own_indexes(db, Target("public", "T", vector=COLUMN), oid, *names)
     vectors = {name for name, index in found.items() if index.method in METHODS and index.column == COLUMN}
     assert own == {name: found[name] for name in vectors}
@@ -47,6 +49,9 @@ def test_an_index_is_known_by_its_column_or_the_cast_of_it(databases: Databases,
             "hnsw ((other::halfvec(3)) halfvec_l2_ops)",
             f"hnsw ((({QUOTED} + other)::halfvec(3)) halfvec_l2_ops)",
             f"btree ({QUOTED})",
+            f"btree (id, ({QUOTED}::halfvec(3)))",
+            f"btree ({QUOTED}, ({QUOTED}::halfvec(3)))",
+            f"btree (({QUOTED}::halfvec(3)), (other::halfvec(3)))",
         )
 
     assert [(index.column, index.half) for index in found] == [
@@ -57,6 +62,9 @@ def test_an_index_is_known_by_its_column_or_the_cast_of_it(databases: Databases,
         ("other", 3),
         (None, None),
         (COLUMN, None),
+        ("id", None),
+        (COLUMN, None),
+        (None, None),
     ]
     assert [index.key for index in found[:2]] == [COLUMN, f"{COLUMN}::halfvec(3)"]
     assert "subvector(" in found[2].key
