@@ -78,7 +78,7 @@ def index_data(index: Index | None) -> dict[str, Any] | None:
 def index_line(index: Index | None) -> Line:
     if index is None:
         return "index", "none that is valid"
-    options = ", ".join(sorted(index.options)) or "default options"
+    options = ", ".join(sorted(index.options))
     return "index", f"{quote(index.name)}, {index.method} with {index.opclass}, {options}"
 
 

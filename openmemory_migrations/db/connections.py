@@ -18,7 +18,7 @@ from .. import log
 from ..errors import ConnectionLost, MigrationError
 from ..settings import Settings
 from .database import APPLICATION_NAME
-from .drivers import DRIVERS
+from .drivers import refused
 from .signals import Interrupted
 from .sqlerrors import as_migration_error, lost
 
@@ -77,11 +77,8 @@ def _system_authorities() -> str:
 def engine_for(url: URL) -> Engine:
     if url.get_driver_name() == "pysqlite":
         return sa.create_engine(url, poolclass=NullPool)
-    if (url.get_driver_name(), False) not in DRIVERS:
-        raise MigrationError(
-            f'driver "{url.get_driver_name()}" is not supported',
-            hint="Use postgresql+psycopg2:// or postgresql+psycopg:// in OM_DATABASE_URL.",
-        )
+    if problem := refused(url.get_driver_name(), False, sync_only=True):
+        raise problem
     own = {name: value for name, value in ARGUMENTS.items() if name not in url.query}
     try:
         return sa.create_engine(url, poolclass=NullPool, connect_args=own)

@@ -529,7 +529,7 @@ class Database:
 
         Afterwards isolation level, autocommit, role and search_path are as they were.
         """
-        if self._raw.autocommit:
+        if self.driver.autocommit:
             self._isolation = "AUTOCOMMIT"
             self._set_isolation(READ_COMMITTED)
 

@@ -28,6 +28,7 @@ _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
 SHOWN = 5  # tids of bad rows that a batch names; the rest are only counted
 GROUP_BYTES, GROUP_ROWS = 64 * 1024, 256
+BITS, VECTOR_BITS = "<u4", ">u4"  # a number as an integer, as stored and as COPY has it in a vector
 BYTEA, TID, XID = 17, 27, 28  # oids of the types, the same in every PostgreSQL
 
 
@@ -66,11 +67,26 @@ def parse(copied: bytes | memoryview, dimensions: int) -> Rows:
 
 def parse_vectors(copied: bytes | memoryview, dimensions: int) -> Rows:
     """The same of rows (tid, xid, vector), whose values can all be bytes."""
-    vector = np.dtype([("size", ">i2"), ("unused", ">i2"), ("elements", ">u4", (dimensions,))])
-    rows = records(copied, f"{dimensions} dimensions", ("tid", "V6"), ("xmin", "V4"), ("value", vector))
-    good = np.empty(len(rows), [("tid", "V6"), ("xmin", "V4"), ("value", "<u4", (dimensions,))])
+    value = vector_column("value", dimensions)
+    rows = records(copied, f"{dimensions} dimensions", ("tid", "V6"), ("xmin", "V4"), value)
+    good = np.empty(len(rows), [("tid", "V6"), ("xmin", "V4"), bytes_column("value", dimensions)])
     good["tid"], good["xmin"], good["value"] = rows["tid"], rows["xmin"], rows["value"]["elements"]
     return Rows(good, len(rows), tid_of(rows["tid"][-1]) if len(rows) else None, [])
+
+
+def bytes_column(name: str, dimensions: int) -> tuple[str, str, tuple[int]]:
+    """What is stored, for `records`, as integers: NaN equals nothing, and -0 is not 0."""
+    return name, BITS, (dimensions,)
+
+
+def vector_column(name: str, dimensions: int) -> tuple[str, np.dtype[np.void]]:
+    """The same of a vector, whose integers are `elements`."""
+    return name, np.dtype([("size", ">i2"), ("unused", ">i2"), ("elements", VECTOR_BITS, (dimensions,))])
+
+
+def numbers(bits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Of such integers."""
+    return bits.astype(BITS, copy=False).view(STORED.number)
 
 
 def records(copied: bytes | memoryview, what: str, *columns: tuple[Any, ...]) -> npt.NDArray[np.void]:
@@ -111,7 +127,7 @@ def encode(rows: npt.NDArray[np.void], element_oid: int, filenode: int) -> bytes
 def _groups(rows: npt.NDArray[np.void], each: int, element_oid: int, filenode: int) -> npt.NDArray[np.void]:
     dimensions = rows.dtype["value"].shape[0]
     head = [("size", ">i4")] if element_oid == BYTEA else [("size", ">i4"), ("dimensions", ">i2"), ("unused", ">i2")]
-    value = ("value", "<u4" if element_oid == BYTEA else ">u4", (dimensions,))
+    value = ("value", BITS if element_oid == BYTEA else VECTOR_BITS, (dimensions,))
     layout = np.dtype(
         [
             ("fields", ">i2"),
@@ -143,7 +159,7 @@ def _groups(rows: npt.NDArray[np.void], each: int, element_oid: int, filenode: i
         values["dimensions"] = dimensions
         values["unused"] = 0
     # as integers: a float conversion could quieten a NaN or flush a denormal, a byte swap can't
-    values["value"] = rows["value"].view("<u4").reshape(-1, each, dimensions)
+    values["value"] = rows["value"].view(BITS).reshape(-1, each, dimensions)
     return groups
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..db.drivers import DRIVERS
+from ..db.drivers import refused
 from ..finding import Finding
 from .probe import Observed, Seen
 
@@ -70,13 +70,8 @@ def database(seen: Seen, *, several: bool) -> Iterator[Finding]:
             hint='def upgrade(**kw): if kw.get("engine_name") == "NAME": …' if several else None,
         )
         return
-    if (dialect.driver, dialect.is_async) not in DRIVERS:
-        yield Finding(
-            "error",
-            "driver",
-            f'driver "{dialect.driver}" is not supported',
-            hint="postgresql+psycopg2://…, postgresql+psycopg://… or postgresql+asyncpg://… as env.py's URL",
-        )
+    if error := refused(dialect.driver, dialect.is_async):
+        yield Finding.of("driver", error)
     yield from _transaction(seen)
 
 

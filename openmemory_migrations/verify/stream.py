@@ -105,8 +105,8 @@ def batches(
         "values": ctx.db.sql("{source}, {vector}" if both else "{vector}"),
         "with_values": with_values(ctx, size),
     }
-    vector = ("vector", np.dtype([("size", ">i2"), ("unused", ">i2"), ("elements", ">u4", (size,))]))
-    columns = [("tid", "V6"), ("sector", ">i4"), ("user", ">i4"), *[("source", "<u4", (size,))] * both, vector]
+    values = [codec.bytes_column("source", size)] * both + [codec.vector_column("vector", size)]
+    columns = [("tid", "V6"), ("sector", ">i4"), ("user", ">i4"), *values]
     before = 0
     for window in windows:
         at = window.part.at(ctx.db)
@@ -121,14 +121,13 @@ def batches(
             pass_by(window.part, unreadable)
             if len(rows):
                 vectors = rows["vector"]["elements"]
-                source = rows["source"] if both else vectors.astype("<u4")
-                # as integers: NaN equals nothing, and -0 is not 0
+                source = rows["source"] if both else vectors
                 wrong = np.flatnonzero((source != vectors).any(axis=1))
-                finite = np.isfinite(source[wrong].view("<f4")).all(axis=1)
+                finite = np.isfinite(codec.numbers(source[wrong])).all(axis=1)
                 yield Batch(
                     window.part,
                     before + scan.position[0] - window.first,
-                    source.view("<f4"),
+                    codec.numbers(source),
                     rows["sector"].astype(np.int64),
                     rows["user"].astype(np.int64),
                     [codec.tid_text(tid) for tid in rows["tid"][wrong[finite]]],

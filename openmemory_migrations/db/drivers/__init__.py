@@ -16,14 +16,20 @@ from .driver import Driver
 DRIVERS: dict[tuple[str, bool], type[Driver]] = {**psycopg2.DRIVERS, **psycopg.DRIVERS, **asyncpg.DRIVERS}
 
 
+def refused(driver: str, is_async: bool, *, sync_only: bool = False) -> MigrationError | None:
+    """What is said of a driver, by SQLAlchemy's name, that isn't supported; `sync_only` where no other can be used."""
+    if (driver, is_async) in DRIVERS:
+        return None
+    names = ", ".join(dict.fromkeys(name for name, of_async in DRIVERS if not (sync_only and of_async)))
+    return MigrationError(
+        f'driver "{driver}" is not supported',
+        hint=f"Use one of {names}, as in postgresql+psycopg2://user:password@host/database.",
+    )
+
+
 def driver_of(connection: Connection) -> Driver:
     """The driver of an open connection. Raises MigrationError for one that isn't supported, by name."""
     dialect = connection.dialect
-    found = DRIVERS.get((dialect.driver, dialect.is_async))
-    if found is None:
-        names = ", ".join(dict.fromkeys(name for name, _ in DRIVERS))
-        raise MigrationError(
-            f'driver "{dialect.driver}" is not supported',
-            hint=f"Use one of {names}, as in postgresql+psycopg2://user:password@host/database.",
-        )
-    return found(connection.connection.dbapi_connection)
+    if error := refused(dialect.driver, dialect.is_async):
+        raise error
+    return DRIVERS[dialect.driver, dialect.is_async](connection.connection.dbapi_connection)

@@ -24,6 +24,10 @@ class Asyncpg:
         return bool(self.own.is_closed())
 
     @property
+    def autocommit(self) -> bool:
+        return bool(self.raw.autocommit)
+
+    @property
     def pid(self) -> int:
         return int(self.own.get_server_pid())
 

@@ -18,6 +18,10 @@ class Driver(Protocol):
     @property
     def closed(self) -> bool: ...
     @property
+    def autocommit(self) -> bool:
+        """Whether the host has each statement committed by itself."""
+
+    @property
     def pid(self) -> int:
         """The server process as the other side of the connection names it; a pooler names another."""
 

@@ -24,6 +24,10 @@ class Psycopg:
         return bool(self.own.closed)
 
     @property
+    def autocommit(self) -> bool:
+        return bool(self.raw.autocommit)
+
+    @property
     def pid(self) -> int:
         return int(self.own.info.backend_pid)
 

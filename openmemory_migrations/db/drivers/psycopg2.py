@@ -26,6 +26,10 @@ class Psycopg2:
         return bool(self.raw.closed)
 
     @property
+    def autocommit(self) -> bool:
+        return bool(self.raw.autocommit)
+
+    @property
     def pid(self) -> int:
         return int(self.raw.get_backend_pid())
 
