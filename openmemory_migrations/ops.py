@@ -95,7 +95,7 @@ def upgrade_expand(**options: Unpack[Options]) -> None:
     with _step("expand", options) as step:
         if step:
             with step.alone():
-                run = native_table.upgrade_expand if step.newer else expand.upgrade
+                run = native_table.upgrade_expand if step.is_native else expand.upgrade
                 run(step)
 
 
@@ -110,7 +110,7 @@ def downgrade_expand(**options: Unpack[Options]) -> None:
         if step:
             with step.alone():
                 step.refuse_cut_over()
-                if step.newer:
+                if step.is_native:
                     native_table.downgrade_expand(step)
                     return
                 # of a cutover that was interrupted and never resumed
@@ -124,7 +124,7 @@ def upgrade_backfill(**options: Unpack[Options]) -> None:
             script.upgrade_backfill()
         return
     with _step("backfill", options) as step:
-        if step and step.newer:
+        if step and step.is_native:
             with step.alone():
                 native_table.upgrade_backfill(step)
         elif step:
@@ -154,7 +154,7 @@ def upgrade_finalize(**options: Unpack[Options]) -> None:
             script.upgrade_finalize()
         return
     with _step("finalize", options) as step:
-        if step and step.newer:
+        if step and step.is_native:
             with step.alone():
                 native_table.upgrade_finalize(step)
         elif step:
@@ -174,7 +174,7 @@ def downgrade_finalize(**options: Unpack[Options]) -> None:
         if step:
             with step.alone():
                 step.refuse_cut_over()
-                run = native_table.downgrade_finalize if step.newer else finalize.downgrade
+                run = native_table.downgrade_finalize if step.is_native else finalize.downgrade
                 run(step)
 
 

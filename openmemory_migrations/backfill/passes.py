@@ -44,7 +44,7 @@ OVERRULED = "sqrt(CAST(- pg_catalog.pg_column_size({tid}) AS float8)) IS NULL"
 OF_OVERRULED = "2201F"
 # classes of SQLSTATE: of connections, transactions, resources and the server; of rights and states, which are no row's
 # fault either, unless a function raises them; and of names, which a row may have in it, cast to regclass or jsonpath
-OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57")
+OF_THE_SERVER = ("08", "25", "28", "3D", "40", "53", "57", "58P01")
 NOT_A_ROWS = ("0A", "26", "34", DENIED, "55")
 OF_NAMES = ("3F", "42")
 

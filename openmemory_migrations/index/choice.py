@@ -22,9 +22,15 @@ PAGE, PAGE_HEAD = 8192, 24 + 8  # bytes of an index's page, of its two headers
 # on the lowest layer have 6 each (src/hnsw.h)
 IVFFLAT_ITEM, HNSW_ITEM = 12, 84
 OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>"}
-# once its graph no longer fits each row is read back from the index
-# 10,000 rows of 384: 3.0 s, and 8.3 or 9.5 s with memory for 37 or 19 % of them (measured)
-SLOWER = "what doesn't fit is built several times as slowly"
+# for % and the server's format(): lists, those wanted, the memory that there is, and what they need; of a graph what it
+# needs, and what there is. What doesn't fit is read back from the index for each row: 10,000 rows of 384 take 3.0 s,
+# and 8.3 or 9.5 s with memory for 37 or 19 % of them (measured)
+FEWER_LISTS = "the index has %s lists and not %s: its build gets %s MB of memory, and those need %s MB"
+SLOWER = (
+    "the graph of the index needs about %s MB, and its build gets %s MB of memory:"
+    " what doesn't fit is built several times as slowly"
+)
+NOT_ONE_LIST = "ivfflat needs %s MB of memory even for one list"
 HNSW, HALFVEC = (0, 5), (0, 7)  # the versions of pgvector that they came with
 METHODS = ("ivfflat", "hnsw")
 
@@ -155,8 +161,7 @@ def plan(
             if not lists:
                 for_one = ivfflat_memory(1, dimensions, item, rows)
                 return NoIndex(
-                    f"ivfflat needs {_size(kilobytes(for_one))} of memory even for one list, and gets"
-                    f" {_size(memory_kb)}",
+                    f"{NOT_ONE_LIST % _size(kilobytes(for_one))}, and gets {_size(memory_kb)} MB",
                     f"{more_memory(short.memory_kb)} {INDEX_ANEW}.",
                 )
         options = {"lists": lists}
@@ -193,14 +198,12 @@ def expression(opclass: str, half: bool, dimensions: int) -> str:
 
 def scarce(plan: Plan, memory_kb: int) -> tuple[str, str] | None:
     """What to say, and the hint, where a build gets less memory than the index asks for."""
-    gets = f"its build gets {_size(memory_kb)} of memory"
     if plan.short:
         lists, needed = plan.short.lists, plan.short.memory_kb
-        message = f"the index has {plan.lists:,} lists and not {lists:,}: {gets}, and those need {_size(needed)}"
+        message = FEWER_LISTS % (f"{plan.lists:,}", f"{lists:,}", _size(memory_kb), _size(needed))
         return message, f"{more_memory(needed)} {INDEX_ANEW} --rebuild."
     if plan.memory_kb > memory_kb:
-        message = f"the graph of the index needs about {_size(plan.memory_kb)}, and {gets}: {SLOWER}"
-        return message, f"{_spared(plan.memory_kb)}."
+        return SLOWER % (_size(plan.memory_kb), _size(memory_kb)), f"{_spared(plan.memory_kb)}."
     return None
 
 
@@ -221,7 +224,7 @@ def _megabytes(kilobytes: int) -> str:
 
 
 def _size(kilobytes: int) -> str:
-    return f"{kilobytes / 1024:,.0f} MB"
+    return f"{kilobytes / 1024:,.0f}"
 
 
 def on_halfvec(settings: Settings, dimensions: int) -> bool:

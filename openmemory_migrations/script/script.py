@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..backfill import passes
 from ..backfill.leftovers import NOT_FINITE
 from ..columns import cutover_mark
 from ..db import locks, tries
@@ -23,7 +24,7 @@ from ..db.catalog import Extension
 from ..encoding import native
 from ..encoding.stored import STORED
 from ..index import build, choice
-from ..index.choice import SLOWER, NoIndex, Plan
+from ..index.choice import NoIndex, Plan
 from ..index.formula import Formula
 from ..marks import KEPT
 from ..settings import Settings
@@ -156,7 +157,9 @@ class Script:
         names: dict[str, Fragment | str] = {
             **self.index_formulas(),
             "most_memory": memory or SQL(build.BLOCKS.most_memory),
-            "slower": SLOWER,
+            "slower": choice.SLOWER,
+            "fewer_lists": choice.FEWER_LISTS,
+            "not_one_list": choice.NOT_ONE_LIST,
             "local": single,
             "given": memory or 0,
             "statement": self.formatted(
@@ -294,6 +297,8 @@ class Script:
             "most_for_autovacuum": locks.MOST_FOR_AUTOVACUUM_MS,
             "trial_timeout": interference.TRIAL["lock_timeout"],
             "accept_loss": settings.accept_loss,
+            "not_a_rows": f"^({'|'.join(passes.OF_THE_SERVER + passes.NOT_A_ROWS + passes.OF_NAMES)})",
+            "unless_of_a_function": f"^({'|'.join(passes.NOT_A_ROWS + passes.OF_NAMES)})",
             "batch": settings.backfill_batch,
             "pages": PAGES,
             "places": PLACES,

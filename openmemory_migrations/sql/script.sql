@@ -290,9 +290,9 @@ BEGIN
           END IF;
         WHEN OTHERS THEN
           GET STACKED DIAGNOSTICS line = PG_EXCEPTION_CONTEXT;
-          IF pg_catalog.left(SQLSTATE, 2) IN ('0A', '25', '42', '53', '55', '57', '58')
+          IF SQLSTATE ~ {not_a_rows|literal}
              -- what a function of others' raises, or comes upon, is about a row
-             AND NOT (pg_catalog.left(SQLSTATE, 2) IN ('0A', '42', '55')
+             AND NOT (SQLSTATE ~ {unless_of_a_function|literal}
                       AND line ~ 'PL/[A-Za-z0-9]+ function (?!inline_code_block)')
              AND line !~ ('^PL/[A-Za-z0-9]+ function (?!inline_code_block)[^' || pg_catalog.chr(10) || ']* at RAISE') THEN
             RAISE;  -- of the statement, the transaction or the server, not of a row
@@ -694,17 +694,15 @@ PERFORM pg_catalog.set_config('maintenance_work_mem',
 -- scarce --
 SELECT * INTO found FROM {>sizes} AS sizes;
   IF {lists_unused} AND found.memory > {most_memory} THEN
-    RAISE WARNING USING MESSAGE = 'the graph of the index needs about ' || found.memory / 1024
-        || ' MB, and its build gets ' || {most_memory} / 1024 || ' MB of memory: ' || {slower|literal},
+    RAISE WARNING USING MESSAGE = pg_catalog.format({slower|literal}, found.memory / 1024, {most_memory} / 1024),
       HINT = 'If the server can spare it: OM_INDEX_MEMORY=' || found.memory / 1024 + 1 || 'MB.';
   ELSIF found.lists > 0 AND found.lists < found.wanted THEN
-    RAISE WARNING USING MESSAGE = 'the index has ' || found.lists || ' lists and not ' || found.wanted
-        || ': its build gets ' || {most_memory} / 1024 || ' MB of memory, and those need ' || found.needed / 1024
-        || ' MB',
+    RAISE WARNING USING MESSAGE = pg_catalog.format({fewer_lists|literal}, found.lists, found.wanted,
+                                                    {most_memory} / 1024, found.needed / 1024),
       HINT = 'If the server can spare it: OM_INDEX_MEMORY=' || found.needed / 1024 + 1
         || 'MB, then: ' || {index_anew} || ' --rebuild.';
   ELSIF found.lists = 0 AND found.wanted > 0 THEN
-    RAISE WARNING USING MESSAGE = 'no index: ivfflat needs ' || found.least / 1024 || ' MB of memory even for one list';
+    RAISE WARNING USING MESSAGE = 'no index: ' || pg_catalog.format({not_one_list|literal}, found.least / 1024);
   END IF;
 
 -- create --

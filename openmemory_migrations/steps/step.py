@@ -29,7 +29,7 @@ class Step(Context):
             yield
 
     @property
-    def newer(self) -> bool:
+    def is_native(self) -> bool:
         """Whether `v` holds vectors itself: then what there is to do is another thing (native_table.py)."""
         return native_table.applies(self)
 
@@ -56,7 +56,7 @@ class Step(Context):
     def searched(self) -> VectorContext:
         """With the column that searches go by, whatever the table is."""
         found = self.cut_over
-        if self.newer or (found and found.mode == "swap"):
+        if self.is_native or (found and found.mode == "swap"):
             return native_table.prepared(self).native
         if found:
             return native_table.prepared(self)

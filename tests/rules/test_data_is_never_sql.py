@@ -257,7 +257,7 @@ VOUCHED = {
     "preflight/trial.py:_copy": "columns, as pg_get_indexdef prints them",
     "script/script.py:_tid": "a variable of a block's",
     "script/script.py:build_index": "one of the two methods that a setting may have",
-    "script/script.py:rules": "numbers, and a formula of ours",
+    "script/script.py:index_formulas": "numbers, and a formula of ours",
     "sql/__init__.py:quote": "here it is quoted",
     "sql/__init__.py:literal": "here it is quoted",
     "sql/__init__.py:dollar_quote": "a tag that is in no text",
