@@ -69,9 +69,14 @@ class Mark:
     def _of_text(cls, text: str) -> Mark:
         data = json.loads(text.removeprefix(CUT_OVER))
         attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
-        parts = {name: properties.grants_of_data(grants) for name, grants in data["parts"].items()}
+        parts = {name: properties.grants_of_data(grants) for name, grants in dict(data["parts"]).items()}
         numbers = (data.get("dimensions") or 0, data.get("kept", 0))
-        if data["mode"] not in ("swap", "drop") or not all(isinstance(number, int) for number in numbers):
+        if (
+            data["mode"] not in ("swap", "drop")
+            or not isinstance(data["parts"], dict)
+            or not isinstance(data["renamed"], (str, type(None)))
+            or not all(isinstance(number, int) for number in numbers)
+        ):
             raise ValueError(data)
         return cls(
             data["mode"],

@@ -159,25 +159,24 @@ WHERE e.name = 'vector' AND NOT EXISTS (SELECT FROM pg_catalog.pg_extension WHER
   AND NOT (v.trusted AND pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE'))
 
 -- source_column --
--- a column that is to follow it can be added
+-- a column that is to follow it can be added, and is going to follow it
 WITH it AS MATERIALIZED (
   {>it}),
 columns AS MATERIALIZED (
   {>columns}),
-ours AS (
-  SELECT FROM columns WHERE attname = {vector_name} AND ours)
+followed AS (
+  SELECT FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {sync_name})
 SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 1 AS place, 'typed-table' AS code, {itself} || ' is a typed table, which gets no column of its own' AS message,
          CAST(NULL AS text) AS detail, 'ALTER TABLE ' || {table_shown} || ' NOT OF;' AS hint
-  FROM it WHERE reloftype <> 0
+  FROM it WHERE reloftype <> 0 AND NOT EXISTS (SELECT FROM columns WHERE attname = {vector_name} AND ours)
   UNION ALL
   SELECT 2, 'generated', 'column ' || {source_shown} || ' of ' || {itself} || ' is a generated column',
          'It has no value yet when a trigger fires, so nothing could keep vectors in step with it.',
          CASE attgenerated WHEN 's' THEN 'ALTER TABLE ' || {table_shown} || ' ALTER COLUMN ' || {source_shown}
                                          || ' DROP EXPRESSION; and have the application write it.'
               ELSE 'Make it an ordinary column, and have the application write it.' END
-  FROM columns WHERE attname = {source_name} AND attgenerated <> '' AND {sync_trigger}) AS unmet
-WHERE NOT EXISTS (SELECT FROM ours)
+  FROM columns WHERE attname = {source_name} AND attgenerated <> '' AND {sync_trigger} AND NOT EXISTS (SELECT FROM followed)) AS unmet
 ORDER BY place
 
 -- vector_column --

@@ -236,6 +236,7 @@ BEGIN
     reasons := '{}';
     unchanged := '{}';
     place := 0;
+    {>share}
     last_place := pg_catalog.pg_relation_size({table_text|literal}::regclass) / pg_catalog.current_setting('block_size')::integer * {places};
     WHILE place < last_place LOOP
       PERFORM pg_catalog.set_config('row_security', 'off', true), pg_catalog.set_config('lock_timeout', wait, true),
@@ -277,7 +278,7 @@ BEGIN
                        ELSE least(places * 2, {pages} * {places}) END;
       EXCEPTION
         WHEN {>lock_failed} THEN
-          IF NOT is_free AND attempt = {tries} - 1 THEN
+          IF NOT is_free AND attempt >= {tries} - 1 THEN
             RAISE;
           ELSIF is_free AND places > 1 THEN
             places := places / 2;  -- of what a trigger wants for one of the rows
@@ -320,7 +321,7 @@ BEGIN
       END IF;
     END LOOP;
     done := done + changed;
-    PERFORM pg_catalog.set_config('row_security', 'off', true), pg_catalog.set_config('statement_timeout', '0', true);
+    {>share}
     -- a row may have been moved by each of several batches
     unchanged := ARRAY(SELECT ctid FROM {table} WHERE ctid = ANY (om.unchanged));
     refused := refused || unchanged;
@@ -340,6 +341,7 @@ BEGIN
     IF waits > 0 THEN
       attempt := waits;
       {>rest}
+      attempt := 0;
     END IF;
   END LOOP;
   RAISE NOTICE USING MESSAGE = {label|literal} || done || ' of ' || total || ' rows';
@@ -434,6 +436,17 @@ EXCEPTION WHEN {>lock_failed} THEN
           WHERE granted AND mode = 'ShareUpdateExclusiveLock' AND relation = pg_catalog.to_regclass({table_text|literal}));
       {>rest}
     END;
+
+-- share --
+-- of a pass: before what reads the table, or locks rows, as a COMMIT has taken lock and settings
+PERFORM pg_catalog.set_config('row_security', 'off', true), pg_catalog.set_config('statement_timeout', '0', true),
+            pg_catalog.set_config('lock_timeout', '{lock_timeout}ms', true);
+    FOR attempt IN 1..{tries} LOOP
+    BEGIN
+      LOCK TABLE {table} IN ROW SHARE MODE;
+      EXIT;
+    {>again}
+    END LOOP;
 
 -- holders --
 SELECT pg_catalog.string_agg(holder, '; ') FROM ({>db.holders}) AS held

@@ -41,6 +41,7 @@ def names(target: Target, settings: Settings) -> dict[str, Fragment]:
         "vector_shown": quote(target.vector),
         "adopted_name": target.adopted,
         "adopted_shown": quote(target.adopted),
+        "sync_name": target.sync,
         "own_mark": OWN,
         "set_aside_mark": SET_ASIDE,
         "cut_over_mark": CUT_OVER,

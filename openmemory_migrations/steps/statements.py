@@ -48,7 +48,6 @@ def names(target: Target, size: int | None) -> dict[str, Fragment]:
     found |= {name: with_extension(text, own) for name, text in WITH_TYPE.items()}
     return found | {
         "guard_mark": literal(GUARD),
-        "sync_name": literal(target.sync),
         "sync_call": literal(fill("{sync_function}()", own)),
         "convert_name": literal(fill("{convert}", own)),
         "convert_call": literal(fill("{convert}(bytea, integer)", own)),

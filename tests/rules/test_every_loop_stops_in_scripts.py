@@ -11,8 +11,9 @@ from demo.openmemory import TABLE
 from openmemory_migrations.db.tries import TRIES
 from openmemory_migrations.embedded import Server
 from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
-from tests.support.scripts import DIM8, SINGLE, offline, psql, script
-from tests.support.states import EXPAND, HEAD, stamp
+from tests.support.scripts import DIM8, SINGLE, offline, psql, script, start_psql
+from tests.support.sessions import eventually
+from tests.support.states import BACKFILL, EXPAND, HEAD, stamp
 
 TRIGGER = f"""
 CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN %s; END';
@@ -115,3 +116,40 @@ def test_a_script_gives_up_a_lock_after_so_many_tries_and_names_who_holds_it(
     # as an online run has it
     assert f'process {pid} ("", role postgres, idle in transaction, query started ' in said
     assert stamp(database) == stamped
+
+
+def test_a_script_gives_up_a_lock_that_is_taken_while_it_waits_for_rows(server: Server, database: Database) -> None:
+    """After more passes than there are tries of a lock."""
+    create_table(database)
+    load(database, random_rows(60, 8))
+    offline(server, database, "upgrade", EXPAND)
+    text = script("upgrade", f"{EXPAND}:{BACKFILL}", env=DIM8 | {"OM_LOCK_TIMEOUT_MS": "50"})
+    for left, right in (
+        (f"attempt >= {TRIES} - 1", "attempt >= 2"),
+        (f"1..{TRIES}", "1..2"),
+        (f"attempt = {TRIES}", "attempt = 2"),
+    ):
+        text = text.replace(left, right)
+    resting = "SELECT xact_start FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    rests = set[object]()
+
+    def rested() -> bool:
+        rests.update(database.rows(resting))
+        return len(rests) > 3
+
+    with closing(database.connect()) as rows, closing(database.connect()) as table:
+        rows.autocommit = table.autocommit = False
+        with rows.cursor() as cursor:
+            cursor.execute(f"SELECT FROM {TABLE} LIMIT 1 FOR UPDATE")
+        process = start_psql(server, database, text)
+        try:
+            eventually(rested)
+            rows.rollback()
+            with table.cursor() as cursor:
+                cursor.execute(f"LOCK TABLE {TABLE} IN ACCESS EXCLUSIVE MODE")
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+
+    assert f'ERROR:  no lock on table "public.{TABLE}" in ' in said or "ERROR:  canceling statement due to lock" in said
+    assert stamp(database) == [EXPAND]

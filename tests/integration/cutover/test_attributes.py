@@ -232,14 +232,24 @@ def test_a_default_means_the_same_under_whichever_setting_it_was_read(
     assert table.rows(read) == before
 
 
-@pytest.mark.parametrize("other", [{"storage": "?"}, {"statistics": "many"}, {"grants": [["x", "ALL; --", True]]}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"source": {"storage": "?"}},
+        {"source": {"statistics": "many"}},
+        {"source": {"grants": [["x", "ALL; --", True]]}},
+        {"parts": []},
+        {"renamed": 5},
+    ],
+)
 def test_a_mark_that_somebody_has_changed_is_named(table: Database, other: dict[str, object]) -> None:
     cut_over(table, "drop")
     comment = f"SELECT col_description('{TABLE}'::regclass, attnum) FROM pg_attribute WHERE attname = 'v_vector'"
     mark = f"{comment} AND attrelid = '{TABLE}'::regclass"
     start, _, data = table.value(mark).partition("{")
     found = json.loads("{" + data)
-    found["source"] |= other
+    for name, value in other.items():
+        found[name] = found[name] | value if isinstance(value, dict) else value
     text = Literal(start + json.dumps(found))
     table.run(SQL(f"COMMENT ON COLUMN {TABLE}.v_vector IS {{}}").format(text))
 

@@ -148,14 +148,16 @@ def test_a_typed_native_table_gets_no_column_either(database: Database, rows: in
     assert column_type(database, "v") == f"vector({DIM})"
 
 
-def test_a_source_that_is_generated_already_is_no_reason_beside_a_column_of_ours(table: Database) -> None:
-    """Or without a trigger: then nothing is to follow it."""
+def test_a_source_that_is_generated_is_refused_as_soon_as_a_trigger_is_to_follow_it(table: Database) -> None:
     generated = f"ALTER TABLE {TABLE} DROP v, ADD v bytea GENERATED ALWAYS AS (decode(repeat('00', 32), 'hex')) STORED"
     table.run(generated)
     off = DIM8 | {"OM_SYNC_TRIGGER": "off"}
 
     assert check(table, 0, env=off)["migratable"]
     alembic(table, "upgrade", "head", env=off)
-    assert "generated" not in [one["code"] for one in check(table, 0, env=DIM8)["findings"]]
+    assert "generated" in [one["code"] for one in check(table, 1, env=DIM8)["findings"]]
+    alembic(table, "stamp", "base")
+    refused(table, "is a generated column", "DROP EXPRESSION", env=DIM8)
+    alembic(table, "upgrade", "head", env=off)
     alembic(table, "downgrade", "base", env=DIM8)
     assert column_type(table) is None
