@@ -32,11 +32,11 @@ RESET default_transaction_isolation; RESET lock_timeout; RESET statement_timeout
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
 
 -- untimed_here --
-SET LOCAL statement_timeout = 0; SET LOCAL quote_all_identifiers = off; SET LOCAL client_encoding = 'UTF8';
+SET LOCAL statement_timeout = 0; SET LOCAL quote_all_identifiers = off;
 
 -- together --
 -- fails outside a transaction. A runner that goes on has the blocks fail, and with them the stamp
-LOCK TABLE pg_catalog.pg_extension IN ACCESS SHARE MODE;
+LOCK TABLE pg_catalog.pg_extension IN ACCESS SHARE MODE; SET LOCAL client_encoding = 'UTF8';
 
 -- begun --
 -- each block and each stamp is done only where all before it have been: a runner may go on after an error, or connect

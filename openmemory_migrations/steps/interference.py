@@ -43,7 +43,7 @@ TRIAL_S = 0.2  # after which no other write is tried
 ROWS_TRIED = 5  # one after the other, of a table, until one is found that takes the write
 NAME_COLUMNS = (
     "A function that takes the row as a whole (NEW.*) has to name the columns that it means, and none that goes."
-    " Or drop its trigger, or meanwhile: ALTER TABLE {table} DISABLE TRIGGER …;"
+    " Or drop its trigger, or meanwhile: ALTER TABLE {table} DISABLE TRIGGER ...;"
 )
 
 # of contrib/spi and the server: they change the columns that their arguments name, or none

@@ -204,7 +204,8 @@ def _problems(found: Look) -> Iterator[tuple[str, MigrationError]]:
     rights = replace(ctx, settings=replace(ctx.settings, sync_trigger=not found.empty))
     for missing in requirements.unmet(rights, requirements.BLOCKS.rights):
         yield missing.code, missing.error
-    for generated in requirements.unmet(rights, requirements.BLOCKS.source_column):
+    followed = replace(ctx, settings=replace(ctx.settings, sync_trigger=True))
+    for generated in requirements.unmet(followed, requirements.BLOCKS.source_column):
         yield generated.code, generated.error
     if not found.empty:
         for problem in native_column.interfering(ctx):

@@ -15,7 +15,7 @@ from openmemory_migrations.embedded import Server
 from tests.support.commands import alembic, om
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, create_table, load, mismatches, pack, random_rows
-from tests.support.scripts import SINGLE, offline
+from tests.support.scripts import SINGLE, offline, script
 from tests.support.states import HEAD, column_type, stamp
 
 DIM = 8
@@ -194,15 +194,24 @@ def test_an_extension_whose_schema_is_called_as_a_quote_of_ours(server: Server, 
 @pytest.mark.slow
 @pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
 def test_a_script_says_that_it_is_utf_8(server: Server, database: Database, single: dict[str, str]) -> None:
-    create_table(database, "münze")
-    load(database, random_rows(60, DIM), "münze")
-    name, env = Identifier(database.name), {"OM_VEC_DIM": str(DIM), "OM_VECTOR_TABLE": "münze", **single}
+    database.run("CREATE SCHEMA münze")
+    create_table(database, "münze", "münze")
+    load(database, random_rows(60, DIM), "münze", "münze")
+    names = {"OM_PG_SCHEMA": "münze", "OM_VECTOR_TABLE": "münze"}
+    name, env = Identifier(database.name), {"OM_VEC_DIM": str(DIM), **names, **single}
 
     for command, there in (("upgrade", "head"), f"vector({DIM})"), (("downgrade", "head:base"), None):
         database.run(SQL("ALTER DATABASE {} SET client_encoding = 'LATIN1'").format(name))
         offline(server, database, *command, env=env)
         database.run(SQL("ALTER DATABASE {} RESET client_encoding").format(name))
-        assert column_type(database, table="münze") == there
+        assert column_type(database, table="münze", schema="münze") == there
+
+
+@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
+def test_a_script_has_no_letters_but_those_of_names(single: dict[str, str]) -> None:
+    """Or a database of LATIN1, or of others, would refuse it."""
+    for command in (("upgrade", "head"), ("downgrade", "head:base")):
+        assert script(*command, env={"OM_VEC_DIM": str(DIM), **single}).isascii()
 
 
 def test_what_nobody_has_quoted_is_in_no_text() -> None:
