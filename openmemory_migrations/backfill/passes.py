@@ -158,7 +158,7 @@ class BatchSize:
         self._begin()
 
     def _begin(self) -> None:
-        self._tries, self.careful = locks.Tries(self._db.stop.sleep), False
+        self._tries, self.careful = locks.BatchTries(self._db.stop.sleep), False
         self._alone = False  # one row has been tried by itself
 
     def done(self) -> None:

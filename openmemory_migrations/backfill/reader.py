@@ -243,8 +243,8 @@ class Reader:
             raise
 
     def _read(self, db: Database, scan: Scan, part: Part) -> tuple[Rows, int]:
-        """Tries again, with fewer rows, when a lock or a timeout of the role's was in the way."""
-        tries = locks.Tries(db.stop.sleep)
+        """BatchTries again, with fewer rows, when a lock or a timeout of the role's was in the way."""
+        tries = locks.BatchTries(db.stop.sleep)
         while True:
             before = scan.position
             try:

@@ -126,9 +126,9 @@ def _cut_over(ctx: Context, mode: str) -> Mark:
                 or partitions.leaves(db, table.oid) != leaves
             ):
                 raise Changed(f"{target} was changed just now")  # and its rows would have to be read, to switch
-            return interference.tried(ctx, lambda: _switch(ready, mode, renamed, away))
+            return _switch(ready, mode, renamed, away)
 
-        return locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, f"the cutover of {target}", switch, seen)
+        return interference.retried(ready, f"the cutover of {target}", switch, seen)
 
 
 def _switch(ctx: TableContext, mode: str, renamed: str | None, away: int) -> Mark:

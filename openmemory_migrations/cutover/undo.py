@@ -91,11 +91,7 @@ def _undo(ctx: VectorContext, found: Mark) -> None:
         there = replace(ctx, table=at.table)
         replacement.drop_left(there)
         what = f"undoing the cutover of {target}"
-
-        def switch() -> None:
-            interference.tried(ctx, lambda: _switch(there, at.db, found))
-
-        locks.retried(ctx.db, ctx.settings.lock_timeout_ms, at.table.oid, what, switch, seen)
+        interference.retried(there, what, lambda: _switch(there, at.db, found), seen)
 
 
 def _begin(ctx: VectorContext, at: VectorContext, found: Mark) -> VectorContext:
@@ -119,10 +115,7 @@ def _begin(ctx: VectorContext, at: VectorContext, found: Mark) -> VectorContext:
         return begun
 
     what = f"preparing {target} for its bytes"
-    begun = locks.retried(
-        db, ctx.settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx.by(db), change)
-    )
-    return replace(at, table=begun)
+    return replace(at, table=interference.retried(ctx.by(db).with_table(table), what, change))
 
 
 def _rebuild(ctx: VectorContext, target: Target) -> None:

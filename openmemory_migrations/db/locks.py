@@ -188,7 +188,7 @@ def passing(error: DBAPIError, doing: str) -> MigrationError:
     return problem
 
 
-class Tries:
+class BatchTries:
     """Of one batch, to read or to write it: each after a longer rest, and with fewer rows, than the one before."""
 
     def __init__(self, sleep: Sleep) -> None:

@@ -57,7 +57,7 @@ def upgrade(ctx: Context) -> None:
         if settings.sync_trigger:
             statements.run(ctx, statements.BLOCKS.add_trigger, size)
 
-    locks.retried(db, settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change))
+    interference.retried(ctx.with_table(table), what, change)
     log.notice(
         in_place(
             target, target.vector, size, origin(settings) if size and (column is None or not column.ours) else None
@@ -131,7 +131,7 @@ def _take_away(ctx: Context) -> None:
             statements.run(ctx, statements.BLOCKS.remove_column)
 
     what = f"removing {quote(target.vector)} from {target}"
-    locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change), seen)
+    interference.retried(ctx.with_table(table), what, change, seen)
     if column is not None and column.ours:
         what = "as the upgrade found it, is back" if aside else f"dropped, {quote(target.source)} is as it was"
         log.notice(f"column {quote(target.vector)} of {target}{',' if aside else ''} {what}")

@@ -17,7 +17,7 @@ from ..backfill.passes import raised, reason_of
 from ..db import locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext
-from ..db.database import Database
+from ..db.database import Database, Seen
 from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from ..errors import MigrationError
 from ..sql import Fragment, blocks, fill, joined, quote
@@ -134,7 +134,13 @@ def naming(db: Database, table: Table, column: str, ours: Sequence[str], after: 
             )
 
 
-def tried(ctx: Context, change: Callable[[], T]) -> T:
+def retried(ctx: TableContext, what: str, change: Callable[[], T], seen: Seen = ()) -> T:
+    """A change of the table's columns in tries of the lock, as `locks.retried` has them, each with trial writes."""
+    db, timeout = ctx.db, ctx.settings.lock_timeout_ms
+    return locks.retried(db, timeout, ctx.table.oid, what, lambda: _with_trial_writes(ctx, change), seen)
+
+
+def _with_trial_writes(ctx: Context, change: Callable[[], T]) -> T:
     """Makes a change of the table's columns, inside a transaction. Raises MigrationError where a write that the table
     takes now fails afterwards in a trigger of others'; that is tried, and leaves nothing behind.
 

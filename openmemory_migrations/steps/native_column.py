@@ -16,7 +16,7 @@ from ..backfill.reader import BATCH_BYTES
 from ..backfill.walk import Filling
 from ..columns import guard, properties
 from ..columns.properties import Attributes
-from ..db import catalog, locks, partitions
+from ..db import catalog, partitions
 from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database
 from ..encoding.stored import STORED
@@ -154,7 +154,7 @@ def take_place(ctx: VectorContext) -> None:
             # those that are there at the switch: it finds the triggers as they are here
             interference.require_none(interfering(ctx.with_table(table)))
             _compare(ctx)
-        locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change), seen)
+        interference.retried(ctx.with_table(table), what, change, seen)
     log.notice(
         f"column {quote(target.source)} of {target} has its dimensions, and is the last column of the table now",
         detail="The space of the one before is free for new rows; only VACUUM FULL or pg_repack make the file smaller.",

@@ -148,7 +148,7 @@ def downgrade_expand(ctx: Context) -> None:
             native_column.unmark(ctx, was)
 
     what = f"taking back what {quote(target.source)} of {target} was given"
-    locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, lambda: interference.tried(ctx, change))
+    interference.retried(ctx.with_table(table), what, change)
     if source.given:
         log.notice(f"column {quote(target.source)} of {target} has no dimensions again, its values are as they were")
     elif typed is not None and typed.typed:
@@ -279,7 +279,7 @@ def _beside(found: Look, size: int) -> None:
         native_column.create(ctx, size, **ctx.extension.names())
 
     what = f"adding {quote(target.typed)} to {target}"
-    locks.retried(ctx.db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, lambda: interference.tried(ctx, change))
+    interference.retried(ctx, what, change)
     log.notice(
         expand.in_place(target, target.typed, size, expand.origin(ctx.settings)),
         detail=f"Trigger {quote(target.typing)} keeps it equal to {quote(target.source)}, whose place it takes when it"
