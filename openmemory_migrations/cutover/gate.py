@@ -13,7 +13,7 @@ from ..db.catalog import Table
 from ..db.context import TableContext, VectorContext
 from ..db.database import Seen
 from ..errors import ANEW, INDEX_ANEW, MigrationError
-from ..index import choice
+from ..index import build, choice
 from ..index.choice import NoIndex
 from ..settings import Settings
 from ..sql import quote
@@ -112,7 +112,7 @@ def _require_index(ctx: TableContext) -> None:
     if verification.valid_index(ctx):
         return
     extension = catalog.require_extension(ctx.db)
-    rows = ctx.db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+    rows = build.count_vectors(ctx.db)
     wanted = choice.plan(target, ctx.settings, extension, ctx.table.columns[target.vector].dimensions, rows)
     if not isinstance(wanted, NoIndex):
         raise MigrationError(

@@ -71,7 +71,7 @@ def _newer_index(ctx: VectorContext) -> str | None:
         ctx, target=newer, settings=replace(ctx.settings, index="hnsw", index_metric="cosine", index_halfvec=False)
     )
     with db.transaction(snapshot=True):
-        rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+        rows = build.count_vectors(db)
     wanted = choice.plan(newer, there.settings, ctx.extension, size, rows)
     if isinstance(wanted, NoIndex):
         build.say_none(newer, wanted)

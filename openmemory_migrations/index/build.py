@@ -60,6 +60,11 @@ def say_none(target: Target, why: NoIndex) -> None:
     (log.warning if why.wanted else log.notice)(problem.message, hint=problem.hint)
 
 
+def count_vectors(db: Database) -> int:
+    """What an index is planned for, in the transaction that is open."""
+    return int(db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL"))
+
+
 def plan(ctx: VectorContext, rows: int) -> Plan | NoIndex:
     """What to build for so many rows of the whole table, with the memory that there is."""
     db, target = ctx.db, ctx.target

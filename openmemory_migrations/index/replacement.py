@@ -85,7 +85,7 @@ def _drop_left_of_detached(ctx: TableContext, tree: Tree) -> None:
 
 def _wanted(ctx: VectorContext) -> Plan:
     with ctx.db.transaction(snapshot=True):
-        rows = ctx.db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+        rows = build.count_vectors(ctx.db)
     wanted = build.plan(ctx, rows)
     if isinstance(wanted, NoIndex):
         raise build.none(ctx.target, wanted)

@@ -28,12 +28,12 @@ CASE WHEN {vector} IS NULL THEN false WHEN {ext}.vector_norm({vector}) < {limit}
 
 -- memory --
 -- kB: maintenance_work_mem, and the most that a build gets
-SELECT pg_size_bytes(current_setting('maintenance_work_mem')) / 1024, {>most_memory}
+SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem')) / 1024, {>most_memory}
 
 -- most_memory --
 -- what the machine bears can't be asked. shared_buffers, customarily a quarter of its memory, and a quarter of
 -- effective_cache_size, customarily half of it or more, are the measure
-(SELECT max(pg_size_bytes(current_setting(name)) / divisor) / 1024
+(SELECT pg_catalog.max(pg_catalog.pg_size_bytes(pg_catalog.current_setting(name)) / divisor) / 1024
    FROM (VALUES ('maintenance_work_mem', 1), ('shared_buffers', 1), ('effective_cache_size', 4))
      AS asked (name, divisor))
 

@@ -94,6 +94,7 @@ BEGIN
   {>require_ordinary}
   SELECT * INTO found FROM ({expand_requirements}) AS unmet LIMIT 1;
   {>raise_found}
+  {>require_no_rule}
   IF EXISTS (SELECT FROM {table} WHERE {source} IS NOT NULL)
      AND NOT EXISTS (SELECT FROM {table} WHERE {of_length}) THEN
     RAISE EXCEPTION USING MESSAGE = 'no row of ' || {itself} || ' holds a vector of {size} dimensions',
@@ -197,8 +198,7 @@ BEGIN
   {>find_extension}
   {>require_column}
   {>require_size}
-  SELECT * INTO found FROM ({>questions.rules}) AS unmet WHERE EXISTS (SELECT FROM {table}) LIMIT 1;
-  {>raise_found}
+  {>require_no_rule}
   {>find_aside}
   adopted := found.set_aside IS TRUE;
   EXECUTE pg_catalog.format({create_convert}, {>quoted});
@@ -612,6 +612,11 @@ FOR attempt IN 1..{tries} LOOP
 -- require_table --
 {>require_ordinary}
   SELECT * INTO found FROM ({>questions.table}) AS unmet LIMIT 1;
+  {>raise_found}
+
+-- require_no_rule --
+-- where there are rows that it would keep from their vectors
+SELECT * INTO found FROM ({>questions.rules}) AS unmet WHERE EXISTS (SELECT FROM {table}) LIMIT 1;
   {>raise_found}
 
 -- raise_found --

@@ -42,7 +42,7 @@ def upgrade(ctx: VectorContext) -> None:
         )
     with db.transaction(snapshot=True):
         followed = catalog.trigger_enabled(db, ctx.table.oid, target.sync)
-        rows = db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+        rows = build.count_vectors(db)
     if not followed:
         log.warning(
             f"nothing keeps {quote(target.vector)} of {target} in step with {quote(target.source)}",

@@ -17,7 +17,7 @@ from ..db.catalog import Column
 from ..db.context import Context, TableContext, VectorContext
 from ..encoding import dimensions
 from ..errors import ANEW, MigrationError
-from ..index import choice, partitioned
+from ..index import build, choice, partitioned
 from ..sql import SQL, quote
 from ..target import Target
 from . import expand, finalize, interference, native_column, requirements
@@ -89,7 +89,7 @@ def upgrade_finalize(ctx: Context) -> None:
         log.notice(f"{without}, and no index", hint=hint)
         return
     with at.db.transaction(snapshot=True):
-        rows = at.db.value("SELECT count(*) FROM {table} WHERE {vector} IS NOT NULL")
+        rows = build.count_vectors(at.db)
     if built := finalize.ensure_index(at, rows):
         finalize.advise(at, built)
     if size > choice.INDEX_DIMENSIONS:
