@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..marks import Marked
-from ..sql import SQL, blocks, joined, literal, quote
+from ..sql import SQL, Fragment, blocks, joined, literal, quote
 from ..target import Target
 from . import partitions
 from .database import Database
@@ -138,24 +138,20 @@ def table(db: Database, schema: str, name: str) -> Table | None:
 
 def indexes(db: Database, schema: str, *names: str) -> dict[str, Index]:
     """The indexes of that schema under these names, on whatever table they are."""
-    found = db.rows(
-        BLOCKS.indexes + " WHERE n.nspname = :schema AND c.relname = ANY (:names)",
-        {"schema": schema, "names": list(names)},
-    )
-    return {index.name: index for index in map(_index, found)}
+    where = {"schema_name": literal(schema), "index_names": joined(", ", map(literal, names))}
+    return _indexes(db, BLOCKS.indexes_named, **where)
 
 
 def indexes_on(db: Database, table_oid: int) -> list[Index]:
     """All indexes of a table."""
-    found = db.rows(BLOCKS.indexes + " WHERE i.indrelid = :oid ORDER BY c.relname", {"oid": table_oid})
-    return [_index(row) for row in found]
+    return list(_indexes(db, BLOCKS.indexes_on, of_table=table_oid).values())
 
 
 def own_indexes(db: Database, target: Target, table_oid: int, *names: str) -> dict[str, Index]:
     """Those under one of these names, or else under either that finalize gives, which are on all vectors of the table.
     Any other is not ours, whatever it is called."""
     where = own_names(target, *names or (target.index, target.mirrored_index))
-    return {index.name: index for index in map(_index, db.rows(BLOCKS.own_indexes, of_table=table_oid, **where))}
+    return _indexes(db, BLOCKS.own_indexes, of_table=table_oid, **where)
 
 
 def own_names(target: Target, *indexes: str) -> dict[str, SQL]:
@@ -167,9 +163,12 @@ def own_names(target: Target, *indexes: str) -> dict[str, SQL]:
     }
 
 
-def _index(row: Any) -> Index:
-    _, name, table_oid, valid, method, opclass, column, half, key, options, partial, size = row
-    return Index(name, table_oid, valid, method, opclass, column, half, key, frozenset(options), partial, size)
+def _indexes(db: Database, block: str, **names: Fragment) -> dict[str, Index]:
+    found = db.rows(f"SELECT *, pg_catalog.pg_relation_size(oid) FROM ({block}) AS found ORDER BY name", **names)
+    return {
+        name: Index(name, table_oid, valid, method, opclass, column, half, key, frozenset(options), partial, size)
+        for _, name, table_oid, valid, method, opclass, column, half, key, options, partial, _, size in found
+    }
 
 
 def sees_others(db: Database) -> bool:

@@ -39,6 +39,7 @@ def examine(step: Step, sample: int | None) -> Facts:
         part(step, facts, "rows", lambda: _rows(step, facts, table, sample), rows=True)
         part(step, facts, "index", lambda: _cost(step, facts, table))
         part(step, facts, "index", lambda: _halves(step, facts, table), rows=True)
+        part(step, facts, "index", lambda: _name(step, facts, table))
         part(step, facts, "trial", lambda: _trial(step, facts, table), rows=True)
     if table is not None and not facts.has("table", "cut-over"):
         part(step, facts, "update", lambda: _updates(step, facts, table), rows=True)
@@ -120,6 +121,9 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     facts.memory_kb = build.most_memory(step.db, settings)
     facts.index = choice.plan(target.native, settings.native, found.ctx.extension, found.size, rows, facts.memory_kb)
     yield from _scarce(facts)
+    if isinstance(facts.index, Plan):
+        native = found.ctx.native
+        yield from build.name_taken(native, table.oid)
 
 
 def _updates(step: Step, facts: Facts, table: Table) -> None:
@@ -231,6 +235,13 @@ def _halves(step: Step, facts: Facts, table: Table) -> None:
             f"Mend those rows. Up to {INDEX_DIMENSIONS:,} dimensions OM_INDEX_HALFVEC=off does without the cast.",
         )
     )
+
+
+def _name(step: Step, facts: Facts, table: Table) -> None:
+    """Whether something else has the name of the index; what is on an adopted column goes with that."""
+    none = step.settings.index == "none" or facts.dimensions is None or isinstance(facts.index, NoIndex)
+    if not none and step.target.adopted not in table.columns:
+        facts.findings += build.name_taken(step, table.oid)
 
 
 def _scarce(facts: Facts) -> Iterator[Finding]:

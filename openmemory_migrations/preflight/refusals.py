@@ -14,7 +14,6 @@ from ..db.context import TableContext
 from ..db.database import Database
 from ..errors import MigrationError
 from ..finding import Finding
-from ..index import build
 from ..sql import blocks, quote
 from ..steps import interference, requirements
 from ..target import VERSION_TABLE
@@ -49,8 +48,6 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
         yield from _refused("rights", lambda: pace.require_sight(ctx.db))
     yield from _refused("partitions", lambda: partitions.require_whole(ctx.db, ctx.table.oid))
     yield from _engine(ctx)
-    if ctx.settings.index != "none":
-        yield from build.name_taken(ctx, ctx.table.oid)
     column = ctx.table.columns.get(target.vector)
     if stamped:
         yield from _refused("stamp", lambda: requirements.require_column(ctx.table, target, ctx.settings, stamped))

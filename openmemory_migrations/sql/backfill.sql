@@ -103,8 +103,8 @@ SELECT CAST(om_at AS text), tid, sum FROM done UNION ALL SELECT CAST(om_at AS te
 
 -- filled_elsewhere --
 -- what triggers have made of rows that are elsewhere since their UPDATE
-WITH om_written AS (SELECT w.tid FROM unnest(CAST(CAST(:values AS text[]) AS tid[])) AS w (tid))
-SELECT CAST(w.tid AS text), CAST(t.ctid AS text), {ok}, {kept_sum} FROM {>db.newest}
+WITH om_written AS (SELECT om_tid FROM unnest(CAST(CAST(:values AS text[]) AS tid[])) AS given (om_tid))
+SELECT CAST(w.om_tid AS text), CAST(t.ctid AS text), {ok}, {kept_sum} FROM {>db.newest}
 
 -- counted --
 -- where nobody can change what is written, to look at it again would cost a batch 5 % (measured)
@@ -124,11 +124,11 @@ IF (SELECT pg_catalog.count(*) FROM ONLY {table} AS t WHERE t.ctid = ANY (are_at
   END IF;
   spoiled := spoiled IS TRUE OR pg_catalog.cardinality(were_at) > (
     WITH om_written AS (
-      SELECT s.tid, s.element, r.sum
+      SELECT s.tid AS om_tid, s.element AS om_element, r.sum AS om_sum
       FROM ROWS FROM (pg_catalog.unnest(NEW.tids), pg_catalog.unnest(NEW.elements)) AS s (tid, element)
            JOIN ROWS FROM (pg_catalog.unnest(were_at), pg_catalog.unnest(sums)) AS r (tid, sum) ON r.tid = s.tid)
     SELECT pg_catalog.count(*) FROM {>db.newest}
-    WHERE pg_catalog.record_image_eq(ROW(t.{written}), ROW(w.element)) AND {sum} = w.sum);
+    WHERE pg_catalog.record_image_eq(ROW(t.{written}), ROW(w.om_element)) AND {sum} = w.om_sum);
 END IF;
 SET CONSTRAINTS ALL DEFERRED
 

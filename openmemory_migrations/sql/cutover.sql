@@ -97,6 +97,6 @@ SELECT (SELECT count(*) FROM gone),
 -- whole --
 -- once their triggers have fired, which may have written a row again, the newest version of which has its bytes
 WITH om_written AS (
-  SELECT w.tid, w.sum FROM unnest(CAST(CAST(:places AS text[]) AS tid[]), CAST(:sums AS text[])) AS w (tid, sum))
+  SELECT * FROM unnest(CAST(CAST(:places AS text[]) AS tid[]), CAST(:sums AS text[])) AS given (om_tid, om_sum))
 SELECT count(*) FROM {>db.newest}
-WHERE {sum} IS NOT DISTINCT FROM w.sum
+WHERE {sum} IS NOT DISTINCT FROM w.om_sum

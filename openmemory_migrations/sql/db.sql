@@ -2,7 +2,7 @@
 
 -- indexes --
 -- `on_column` has all that is in it, or the casts of that to halfvec of `half` dimensions. What reloptions leaves out has
--- pgvector's defaults
+-- pgvector's defaults. Nothing here waits for who has locked an index
 SELECT CAST(n.nspname AS text) AS in_schema, CAST(c.relname AS text) AS name, i.indrelid AS of_table,
        i.indisvalid AND i.indisready AS valid, CAST(am.amname AS text) AS method, CAST(op.opcname AS text) AS opclass,
        k.name AS on_column, k.half,
@@ -13,7 +13,7 @@ SELECT CAST(n.nspname AS text) AS in_schema, CAST(c.relname AS text) AS name, i.
          WHERE d.method = am.amname
            AND NOT EXISTS (SELECT FROM pg_catalog.unnest(c.reloptions) AS o (text)
                            WHERE pg_catalog.split_part(o.text, '=', 1) = d.name))) AS options,
-       i.indpred IS NOT NULL AS partial, pg_catalog.pg_relation_size(c.oid) AS size
+       i.indpred IS NOT NULL AS partial, c.oid
 FROM pg_catalog.pg_class c
      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
      JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
@@ -32,6 +32,16 @@ FROM pg_catalog.pg_class c
          AND (a.attnum = i.indkey[0] OR cast_to.text ~ '^(.+[.])?halfvec[(][0-9]+[)]$')
      ) AS k ON true
 
+-- indexes_named --
+SELECT * FROM (
+  {>indexes}) AS found
+WHERE in_schema = {schema_name} AND name IN ({index_names})
+
+-- indexes_on --
+SELECT * FROM (
+  {>indexes}) AS found
+WHERE of_table = CAST({of_table} AS oid)
+
 -- own_indexes --
 -- those that are ours: under one of these names, of all our vectors
 SELECT * FROM (
@@ -41,9 +51,9 @@ WHERE in_schema = {schema_name} AND of_table = CAST({of_table} AS oid) AND name 
 
 -- newest --
 -- rows that this transaction has written, by their places (`om_written`, as w), and what triggers have made of each
--- since: its newest version, as t
-(SELECT w.*, pg_catalog.currtid2({table_text|literal}, w.tid) AS newest FROM om_written AS w OFFSET 0) AS w
-JOIN ONLY {table} AS t ON t.ctid = w.newest
+-- since: its newest version, as t. A host's column may have any name but one that begins so
+(SELECT w.*, pg_catalog.currtid2({table_text|literal}, w.om_tid) AS om_newest FROM om_written AS w OFFSET 0) AS w
+JOIN ONLY {table} AS t ON t.ctid = w.om_newest
 
 -- columns --
 SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), t.typname = 'vector' AND e.oid IS NOT NULL,

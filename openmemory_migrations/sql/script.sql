@@ -459,9 +459,9 @@ SELECT pg_catalog.string_agg(holder, '; ') FROM ({>db.holders}) AS held
 -- count_right --
 -- by the newest versions of rows that this transaction has written
 WITH om_written AS (
-  SELECT w.tid, w.sum FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS w (tid, sum))
+  SELECT * FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS given (om_tid, om_sum))
 SELECT pg_catalog.count(*) FROM {>db.newest}
-WHERE pg_catalog.record_image_eq(ROW({vector}), ROW({value})) AND pg_catalog.sha256({source}) IS NOT DISTINCT FROM w.sum
+WHERE pg_catalog.record_image_eq(ROW({vector}), ROW({value})) AND pg_catalog.sha256({source}) IS NOT DISTINCT FROM w.om_sum
 
 -- count_pending --
 SELECT pg_catalog.count(*) FROM ONLY {table} WHERE {pending}

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
+from openmemory_migrations.marks import SET_ASIDE
+from openmemory_migrations.target import NEWER_INDEX
 from tests.support.commands import alembic, om
 from tests.support.databases import Databases
+from tests.support.native import NEWER
 from tests.support.openmemory import Database, create_table, load, random_rows
+from tests.support.preflight import check
 from tests.support.scripts import DIM8, SINGLE, offline
 from tests.support.states import BACKFILL, INDEX, INVALIDATE, SECOND_INDEX, State, column_type, indexes, snapshot
 
@@ -152,6 +157,56 @@ def test_who_has_the_name_of_our_index_is_said_alike(
     assert f'no index: the name "{INDEX}" is taken by {holder}\n' in said
     assert "HINT:  Rename that, then: openmemory-migrations index." in said
     assert snapshot(backfilled) == before
+
+
+def test_an_index_that_somebody_builds_anew_keeps_nobody_from_asking_its_name(
+    server: Server, backfilled: Database
+) -> None:
+    backfilled.run(f"CREATE TABLE other (id int); CREATE INDEX {INDEX} ON other (id)")
+    with closing(backfilled.connect()) as holder, holder.cursor() as cursor:
+        holder.autocommit = False
+        cursor.execute(f"REINDEX INDEX {INDEX}")
+
+        said = [
+            om(backfilled, "check").stdout,
+            offline(server, backfilled, "upgrade", f"{BACKFILL}:head", env=DIM8).stderr,
+        ]
+
+    for text in said:
+        assert f'no index: the name "{INDEX}" is taken by an index of another table' in text
+
+
+@pytest.mark.parametrize(
+    ("before", "env"),
+    [
+        ("", {"OM_INDEX": "none"}),
+        (f"DELETE FROM {TABLE}", {}),
+        (f"ALTER TABLE {TABLE} ADD v_vector_adopted vector(8)", {}),
+    ],
+    ids=["none wanted", "too few rows", "an adopted column"],
+)
+def test_check_asks_for_its_name_only_where_an_index_is_to_be_built(
+    backfilled: Database, before: str, env: dict[str, str]
+) -> None:
+    on = "v_vector_adopted" if "adopted" in before else "id"
+    if "DELETE" in before:
+        alembic(backfilled, "downgrade", "base")
+    backfilled.run(f"{before}; CREATE TABLE other (id int)" if before else "CREATE TABLE other (id int)")
+    if "adopted" in before:
+        backfilled.run(f"COMMENT ON COLUMN {TABLE}.v_vector_adopted IS '{SET_ASIDE}'")
+        backfilled.run(create(INDEX, f"hnsw ({on} vector_l2_ops)"))
+    else:
+        backfilled.run(f"CREATE INDEX {INDEX} ON other ({on})")
+
+    assert "index-name" not in [one["code"] for one in check(backfilled, 0, env=DIM8 | env)["findings"]]
+
+
+def test_check_asks_for_the_name_of_the_index_on_a_table_of_vectors_too(backfilled: Database) -> None:
+    backfilled.run(f"DROP TABLE {TABLE}; {NEWER}")
+    load(backfilled, [row._replace(v=f"[{','.join('1' * DIM)}]") for row in random_rows(60, DIM)])  # type: ignore[arg-type]
+    backfilled.run(f"CREATE TABLE {NEWER_INDEX} (id int)")
+
+    assert "index-name" in [one["code"] for one in check(backfilled, 0, env=DIM8)["findings"]]
 
 
 def test_the_hint_for_another_definition_leads_to_the_wanted_one(backfilled: Database, fresh: State) -> None:
