@@ -325,13 +325,25 @@ def downgrade(**kw): ops.downgrade_{2}(**OPTIONS)
 """
 
 
-def test_a_hosts_own_table_may_call_its_columns_as_the_script_calls_its_variables(
-    server: Server, databases: Databases, tmp_path: Path
+# what our statements call their columns, beside those of the table
+OURS = ("attempt", "tid", "sum", "element", "version", "newest", "was_at", "was", "now", "ok", "name", "oid")
+REWRITES = """
+ALTER TABLE chunks ADD times integer NOT NULL DEFAULT 0;
+CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN UPDATE chunks SET times = 1 WHERE id = NEW.id AND times = 0; RETURN NULL; END $$;
+CREATE TRIGGER again AFTER UPDATE ON chunks FOR EACH ROW EXECUTE FUNCTION again()
+"""
+
+
+@pytest.mark.parametrize("engine", [None, "client", "server"])
+def test_a_hosts_own_table_may_call_its_columns_as_we_call_variables_and_columns(
+    server: Server, databases: Databases, tmp_path: Path, engine: str | None
 ) -> None:
+    env = {"OM_BACKFILL_ENGINE": engine} if engine else {}
     of = blocks("script")
     texts = "\n".join((of.expand, of.backfill, of.drop_expand))
     declared = "".join(re.findall("^DECLARE$(.*?)^BEGIN$", texts, re.M | re.S))
-    variables = sorted({*re.findall(r"^  (\w+) ", declared, re.MULTILINE), "attempt"} - {"found", "total"})
+    variables = sorted({*re.findall(r"^  (\w+) ", declared, re.MULTILINE), *OURS} - {"found", "total"})
 
     def prepare(database: Database) -> None:
         columns = "".join(f", {name} text" for name in variables)
@@ -339,20 +351,22 @@ def test_a_hosts_own_table_may_call_its_columns_as_the_script_calls_its_variable
         for i, row in enumerate(random_rows(30, DIM)):
             database.run("INSERT INTO chunks (id, total) VALUES (%s, %s)", i, row.v)
         database.run("INSERT INTO chunks (id, total) VALUES (100, 'abc'), (101, NULL)")
+        database.run(REWRITES)
 
     steps = zip((EXPAND, BACKFILL, HEAD), (None, EXPAND, BACKFILL), ("expand", "backfill", "finalize"), strict=True)
     with twins(databases, prepare) as (online, by_script):
         host = host_init.init(tmp_path, online, history={step[0]: STUB.format(*step) for step in steps})
         before = snapshot(by_script)
 
-        host.alembic("upgrade", "head")
+        host.alembic("upgrade", "head", env=env)
         psql(server, by_script, host.alembic("upgrade", "head", "--sql").stdout)
         state = snapshot(by_script)
         assert_same(snapshot(online), state)
         assert by_script.value("SELECT count(found) FROM chunks") == 30
 
         psql(server, by_script, host.alembic("downgrade", "head:base", "--sql").stdout)
-        by_script.run("DROP TABLE alembic_version")
+        by_script.run("DROP TABLE alembic_version; DROP TRIGGER again ON chunks; UPDATE chunks SET times = 0")
+        by_script.run("CREATE TRIGGER again AFTER UPDATE ON chunks FOR EACH ROW EXECUTE FUNCTION again()")
         assert_same(before | {"extensions": state["extensions"]}, snapshot(by_script))
 
 
