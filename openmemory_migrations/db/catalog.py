@@ -164,7 +164,7 @@ def own_names(target: Target, *indexes: str) -> dict[str, SQL]:
 
 
 def _indexes(db: Database, block: str, **names: Fragment) -> dict[str, Index]:
-    found = db.rows(f"SELECT *, pg_catalog.pg_relation_size(oid) FROM ({block}) AS found ORDER BY name", **names)
+    found = db.rows(BLOCKS.with_sizes, found=db.sql(block, **names))
     return {
         name: Index(name, table_oid, valid, method, opclass, column, half, key, frozenset(options), partial, size)
         for _, name, table_oid, valid, method, opclass, column, half, key, options, partial, _, size in found

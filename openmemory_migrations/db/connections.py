@@ -18,25 +18,13 @@ from .. import log
 from ..errors import ConnectionLost, MigrationError
 from ..settings import Settings
 from .database import APPLICATION_NAME
-from .drivers import refused
+from .drivers import DRIVERS, refused
 from .signals import Interrupted
 from .sqlerrors import as_migration_error, lost
 
 NO_VERIFICATION = "/nonexistent/openmemory-migrations"
 # Debian, Red Hat, Alpine and macOS
 AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-# A lock's connection is idle for hours, and what stands between forgets idle connections within minutes. A network that
-# swallows everything is a lost connection after a minute, whichever side is to speak next
-ARGUMENTS = {
-    "application_name": APPLICATION_NAME,
-    # whatever the role or database has: all keys can be read then, of SQL_ASCII those that are UTF-8
-    "client_encoding": "utf8",
-    "connect_timeout": "15",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "60000",
-}
 RECONNECT_PAUSES = (1, 2, 4, 8, 15, 30)  # seconds: a server that restarts is back within a minute
 
 T = TypeVar("T")
@@ -79,7 +67,8 @@ def engine_for(url: URL) -> Engine:
         return sa.create_engine(url, poolclass=NullPool)
     if problem := refused(url.get_driver_name(), False, sync_only=True):
         raise problem
-    own = {name: value for name, value in ARGUMENTS.items() if name not in url.query}
+    arguments = {"application_name": APPLICATION_NAME, **DRIVERS[url.get_driver_name(), False].arguments}
+    own = {name: value for name, value in arguments.items() if name not in url.query}
     try:
         return sa.create_engine(url, poolclass=NullPool, connect_args=own)
     except ModuleNotFoundError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from ..backfill import passes
@@ -238,7 +239,7 @@ class Script:
         }
 
     def emit(self, template: str, *bodies: str, **more: Fragment | str) -> None:
-        names = {**self.names(), **more, **self.order.next("not run")}
+        names = {**self.names, **more, **self.order.next("not run")}
         names["body"] = joined("\n  ", [fill(body, names) for body in bodies])
         self.write(block(template, names))
 
@@ -250,7 +251,7 @@ class Script:
             return
         for part in parts:
             if part in queries:
-                names = {**self.names(), **more, "reached": self.order.reached}
+                names = {**self.names, **more, "reached": self.order.reached}
                 self.write(fill(_of(BLOCKS.gexec, part), names))
             else:
                 self.emit(BLOCKS.block, part, **more)
@@ -279,7 +280,9 @@ class Script:
             "tag": FUNCTION,
         }
 
-    def names(self) -> dict[str, Fragment | str]:
+    @cached_property
+    def names(self) -> Mapping[str, Fragment | str]:
+        """What the blocks have fields for; those of one step only come with `more`."""
         target, settings, sql, formatted = self.target, self.settings, self.sql, self.formatted
         single = settings.single_transaction
         own = target.names()

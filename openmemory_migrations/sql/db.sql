@@ -42,6 +42,9 @@ SELECT * FROM (
   {>indexes}) AS found
 WHERE of_table = CAST({of_table} AS oid)
 
+-- with_sizes --
+SELECT *, pg_catalog.pg_relation_size(oid) FROM ({found}) AS found ORDER BY name
+
 -- own_indexes --
 -- those that are ours: under one of these names, of all our vectors
 SELECT * FROM (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ from .driver import Heard, notice
 
 
 class Asyncpg:
+    arguments: Mapping[str, str] = {}  # only a host's own connection is one of it
+
     def __init__(self, raw: Any) -> None:
         import asyncpg
 

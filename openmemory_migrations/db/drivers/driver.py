@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 Heard = Callable[[str], None]
 
+# A lock's connection is idle for hours, and what stands between forgets idle connections within minutes. A network that
+# swallows everything is a lost connection after a minute, whichever side is to speak next
+LIBPQ = {
+    # whatever the role or database has: all keys can be read then, of SQL_ASCII those that are UTF-8
+    "client_encoding": "utf8",
+    "connect_timeout": "15",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+
 
 class Driver(Protocol):
-    """`errors` are what its calls raise where SQLAlchemy doesn't see them."""
+    """`errors` are what its calls raise where SQLAlchemy doesn't see them, `arguments` what a connection of ours is
+    made with."""
 
+    arguments: Mapping[str, str]
     errors: tuple[type[BaseException], ...]
 
     def __init__(self, raw: Any) -> None: ...

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .driver import Heard, notice
+from .driver import LIBPQ, Heard, notice
 
 
 class Psycopg:
     """And what its async form shares with it."""
+
+    arguments: Mapping[str, str] = LIBPQ
 
     def __init__(self, raw: Any) -> None:
         import psycopg

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .driver import Heard
+from .driver import LIBPQ, Heard
 
 BUFFER = 64 * 1024
 ANSWER = 1.0  # seconds in which a host answers that is to cancel a statement
 
 
 class Psycopg2:
+    arguments: Mapping[str, str] = LIBPQ
+
     def __init__(self, raw: Any) -> None:
         import psycopg2
 

@@ -17,8 +17,9 @@ from psycopg2.sql import SQL, Identifier, Literal
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from openmemory_migrations import embedded
-from openmemory_migrations.db.connections import ARGUMENTS, engine_for, url_of
+from openmemory_migrations.db.connections import engine_for, url_of
 from openmemory_migrations.db.database import Database as PackageDatabase
+from openmemory_migrations.db.drivers.driver import LIBPQ
 from openmemory_migrations.db.sqlerrors import as_migration_error
 from openmemory_migrations.errors import ConnectionLost
 from openmemory_migrations.settings import Settings
@@ -246,7 +247,8 @@ def test_the_connection_says_who_it_is_unless_the_url_does(
         # what ends it where the network swallows everything; over a unix socket there is nothing more to see
         driver: Any = connection.connection.dbapi_connection
         given = driver.info.dsn_parameters
-        assert {name: given.get(name) for name in ARGUMENTS} == {**ARGUMENTS, "application_name": expected}
+        wanted = {**LIBPQ, "application_name": expected}
+        assert {name: given.get(name) for name in wanted} == wanted
 
 
 # -- names that need quoting
