@@ -100,6 +100,7 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     found, problems = native_table.examine(step.with_table(table))
     for code, problem in problems:
         yield Finding.of(code, problem)
+    yield from refusals.of_the_version_table(step)
     has = found.source.dimensions
     column = f"column {quote(target.source)} of {target} is of type vector{f'({has})' if has else ''} already"
     if has:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..backfill import engines, pace
 from ..db import catalog, partitions
-from ..db.context import TableContext
+from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..errors import MigrationError
 from ..finding import Finding
@@ -43,7 +43,7 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
     target = ctx.target
     for block in requirements.OF_TABLE:
         yield from requirements.unmet(ctx, block)
-    yield from _refused("rights", lambda: requirements.require_version_table(ctx.db, target.schema, VERSION_TABLE))
+    yield from of_the_version_table(ctx)
     if ctx.settings.backfill_max_lag is not None:
         yield from _refused("rights", lambda: pace.require_sight(ctx.db))
     yield from _refused("partitions", lambda: partitions.require_whole(ctx.db, ctx.table.oid))
@@ -57,6 +57,10 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
     adopting = (column is not None and not column.ours) or (aside is not None and aside.set_aside)
     for problem in interference.of_sync(ctx):
         yield replace(Finding.of("interference", problem), severity="error" if adopting else "warning")
+
+
+def of_the_version_table(ctx: Context) -> Iterator[Finding]:
+    yield from _refused("rights", lambda: requirements.require_version_table(ctx.db, ctx.target.schema, VERSION_TABLE))
 
 
 def _engine(ctx: TableContext) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from openmemory_migrations import ops
 from tests.support.commands import alembic, om
 from tests.support.native import INDEX, NEWER, START, create_newer, text, wrong
 from tests.support.openmemory import Database, load, random_rows
+from tests.support.preflight import check, finding
 from tests.support.states import (
     BACKFILL,
     EXPAND,
@@ -133,6 +134,22 @@ def test_a_role_that_is_not_the_owner(database: Database) -> None:
     stranger = Database(database.name, database.url.replace("postgres@", f"{role}@"))
     try:
         refused(database, f"does not own table {NAME}", env={"OM_VEC_DIM": "8"}, by=stranger)
+    finally:
+        database.run(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_role_that_may_not_create_the_version_table_is_told_before(database: Database) -> None:
+    create_newer(database)
+    role = f"owner_{database.name}"
+    database.run(f"CREATE ROLE {role} LOGIN; ALTER TABLE {TABLE} OWNER TO {role}")
+    database.run(f"ALTER TABLE {TABLE} ALTER v TYPE vector(8); REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    owner = Database(database.name, database.url.replace("postgres@", f"{role}@"))
+    try:
+        one = finding(check(owner, 1), "rights")
+        assert "may not create the version table" in one["message"]
+        database.run(one["hint"])
+        check(owner, 0)
+        alembic(owner, "upgrade", "head")
     finally:
         database.run(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
