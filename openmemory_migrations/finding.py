@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import MigrationError
 
@@ -21,6 +22,11 @@ class Finding:
     @classmethod
     def of(cls, code: str, error: MigrationError) -> Finding:
         return cls("error", code, error.message, error.detail, error.hint)
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Any]) -> list[Finding]:
+        """Of a block of requirements: what does not hold, the first thing first."""
+        return [cls(severity, code, message, detail, hint) for code, severity, message, detail, hint in rows]
 
     @property
     def error(self) -> MigrationError:

@@ -243,7 +243,7 @@ class Reader:
             raise
 
     def _read(self, db: Database, scan: Scan, part: Part) -> tuple[Rows, int]:
-        """BatchTries again, with fewer rows, when a lock or a timeout of the role's was in the way."""
+        """Tries again, with fewer rows, when a lock or a timeout of the role's was in the way."""
         tries = locks.BatchTries(db.stop.sleep)
         while True:
             before = scan.position

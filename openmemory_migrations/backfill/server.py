@@ -7,6 +7,7 @@ distributed table, where each node converts its own rows: a range of places name
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 from ..db.context import VectorContext
@@ -44,12 +45,9 @@ class ServerEngine:
         most_rows = STORED.batch(MOST_BYTES, dimensions, self.ctx.settings.backfill_batch)
 
         def convert(db: Database, claims: Claims) -> None:
-            here = self.ctx.by(db)
             of_column = (claims, self.ctx.target.vector)
-            if not self.native:
-                fill(here, filling, most_rows, progress, pace.on(db), of_column)
-                return
-            with native.there(db, self.ctx.extension):
-                fill(here, filling, most_rows, progress, pace.on(db), of_column, native.here)
+            with native.there(db, self.ctx.extension) if self.native else nullcontext():
+                within = native.here if self.native else None
+                fill(self.ctx.by(db), filling, most_rows, progress, pace.on(db), of_column, within)
 
         side_by_side(self.ctx.db, [partial(convert, claims=claims) for claims in workers])

@@ -68,8 +68,6 @@ class Mark:
     @classmethod
     def _of_text(cls, text: str) -> Mark:
         data = json.loads(text.removeprefix(CUT_OVER))
-        attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
-        parts = {name: properties.grants_of_data(grants) for name, grants in dict(data["parts"]).items()}
         numbers = (data.get("dimensions") or 0, data.get("kept", 0))
         if (
             data["mode"] not in ("swap", "drop")
@@ -78,6 +76,8 @@ class Mark:
             or not all(isinstance(number, int) for number in numbers)
         ):
             raise ValueError(data)
+        attributes = {name: Attributes.of_data(data[name]) for name in ("source", "vector")}
+        parts = {name: properties.grants_of_data(grants) for name, grants in data["parts"].items()}
         return cls(
             data["mode"],
             **attributes,

@@ -150,8 +150,7 @@ def present(ctx: Context, table_oid: int, wanted: Plan) -> bool:
 
 def name_taken(ctx: Context, table_oid: int) -> list[Finding]:
     """Whether the name of the index is that of something else: what keeps it from being built, or nothing."""
-    found = ctx.db.rows(BLOCKS.name_taken, **names(ctx.target, table_oid))
-    return [Finding(severity, code, message, detail, hint) for code, severity, message, detail, hint in found]
+    return Finding.of_rows(ctx.db.rows(BLOCKS.name_taken, **names(ctx.target, table_oid)))
 
 
 def require_name(ctx: Context, table_oid: int) -> None:

@@ -123,8 +123,7 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     facts.index = choice.plan(target.native, settings.native, found.ctx.extension, found.size, rows, facts.memory_kb)
     yield from _scarce(facts)
     if isinstance(facts.index, Plan):
-        native = found.ctx.native
-        yield from build.name_taken(native, table.oid)
+        yield from build.name_taken(found.ctx.native, table.oid)
 
 
 def _updates(step: Step, facts: Facts, table: Table) -> None:

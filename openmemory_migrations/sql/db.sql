@@ -2,8 +2,9 @@
 
 -- indexes --
 -- `on_column` has all that is in it, or the casts of that to halfvec of `half` dimensions. What reloptions leaves out has
--- pgvector's defaults. Nothing here waits for who has locked an index
-SELECT CAST(n.nspname AS text) AS in_schema, CAST(c.relname AS text) AS name, i.indrelid AS of_table,
+-- pgvector's defaults. Nothing here waits for who has locked an index. Names as the catalogs have them, whose own indexes
+-- find them then
+SELECT n.nspname AS in_schema, c.relname AS name, i.indrelid AS of_table,
        i.indisvalid AND i.indisready AS valid, CAST(am.amname AS text) AS method, CAST(op.opcname AS text) AS opclass,
        k.name AS on_column, k.half,
        coalesce(k.name || coalesce('::halfvec(' || CAST(k.half AS text) || ')', ''), pg_catalog.pg_get_indexdef(c.oid, 1, false)) AS key,

@@ -758,7 +758,7 @@ IF EXISTS ({query}) AND ({long_holders}) IS NOT NULL THEN
   END IF;
 
 -- drop --
-SELECT 'DROP INDEX {concurrently}' || {schema_shown} || '.' || pg_catalog.quote_ident(found.name) FROM ({>db.own_indexes}) AS found
+SELECT 'DROP INDEX {concurrently}' || {schema_shown} || '.' || pg_catalog.quote_ident(CAST(found.name AS text)) FROM ({>db.own_indexes}) AS found
 
 -- drop_invalid --
 {>drop} WHERE NOT found.valid

@@ -51,8 +51,7 @@ def names(target: Target, settings: Settings) -> dict[str, Fragment]:
 
 def unmet(ctx: Context, block: str) -> list[Finding]:
     """What does not hold of a block's, the first thing first."""
-    found = ctx.db.rows(block, **names(ctx.target, ctx.settings))
-    return [Finding(severity, code, message, detail, hint) for code, severity, message, detail, hint in found]
+    return Finding.of_rows(ctx.db.rows(block, **names(ctx.target, ctx.settings)))
 
 
 def require(ctx: Context, *asked: str) -> None:

@@ -14,7 +14,7 @@ from openmemory_migrations.marks import SET_ASIDE
 from openmemory_migrations.target import NEWER_INDEX
 from tests.support.commands import alembic, om
 from tests.support.databases import Databases
-from tests.support.native import NEWER
+from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_table, load, random_rows
 from tests.support.preflight import check
 from tests.support.scripts import DIM8, SINGLE, offline
@@ -202,8 +202,8 @@ def test_check_asks_for_its_name_only_where_an_index_is_to_be_built(
 
 
 def test_check_asks_for_the_name_of_the_index_on_a_table_of_vectors_too(backfilled: Database) -> None:
-    backfilled.run(f"DROP TABLE {TABLE}; {NEWER}")
-    load(backfilled, [row._replace(v=f"[{','.join('1' * DIM)}]") for row in random_rows(60, DIM)])  # type: ignore[arg-type]
+    backfilled.run(f"DROP TABLE {TABLE}")
+    create_newer(backfilled, random_rows(60, DIM))
     backfilled.run(f"CREATE TABLE {NEWER_INDEX} (id int)")
 
     assert "index-name" in [one["code"] for one in check(backfilled, 0, env=DIM8)["findings"]]
