@@ -151,7 +151,7 @@ def mismatches(
     `dim` is what the column should take, by default its own dimension; a column without one takes any.
     """
     name = Identifier(schema, table)
-    typmod = "SELECT atttypmod FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'v_vector'"
+    typmod = "SELECT atttypmod FROM pg_attribute WHERE attrelid = %s::regclass::oid AND attname = 'v_vector'"
     home = "SELECT nspname FROM pg_namespace n, pg_extension e WHERE extnamespace = n.oid AND extname = 'vector'"
     send = SQL("{}.vector_send(v_vector)").format(Identifier(database.value(home)))
     with closing(psycopg2.connect(database.url)) as connection, connection.cursor("rows") as cursor:

@@ -86,13 +86,14 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
         connection = held.enter_context(engine.connect())
         target = Target.of(settings)
         db = Database(connection, target.names())
-        if not catalog.schema_exists(db, settings.pg_schema):
-            raise MigrationError(
-                f"schema {quote(settings.pg_schema)} does not exist",
-                hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
-            )
-        requirements.require_version_table(db, settings.pg_schema, version_table())
-        had_versions = catalog.relation_exists(db, settings.pg_schema, version_table())
+        with db.transaction():
+            if not catalog.schema_exists(db, settings.pg_schema):
+                raise MigrationError(
+                    f"schema {quote(settings.pg_schema)} does not exist",
+                    hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
+                )
+            requirements.require_version_table(db, settings.pg_schema, version_table())
+            had_versions = catalog.relation_exists(db, settings.pg_schema, version_table())
         connection.rollback()  # or Alembic would take the transaction for somebody else's
         try:
             steps = _migrate(connection, settings)
@@ -111,21 +112,26 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
 def _migrate(connection: Connection, settings: Settings) -> int:
     """Runs the steps, each committed with its stamp; returns how many there were."""
     steps = 0
+    is_postgres = connection.dialect.name != "sqlite"
 
     def applied(*_: Any, **__: Any) -> None:
         nonlocal steps
         steps += 1
         # one transaction for all would lose the stamp of a finished step to the failure of a later one
         connection.connection.dbapi_connection.commit()  # type: ignore[union-attr]
+        if is_postgres:
+            Database(connection, {}).shelter()
 
     context.configure(
         connection=connection,
         version_table=version_table(),
-        version_table_schema=None if connection.dialect.name == "sqlite" else settings.pg_schema,
+        version_table_schema=settings.pg_schema if is_postgres else None,
         on_version_apply=applied,
     )
     # not transaction_per_migration: a first step that refuses leaves not even an empty version table
     with context.begin_transaction():
+        if is_postgres:
+            Database(connection, {}).shelter()
         context.run_migrations()
     return steps
 

@@ -134,6 +134,7 @@ class _Writer:
                 self.progress.obstacles.lock(end - first - rows)
             else:
                 rows, payload = end - first, found.some(first, end)
+            self.db.as_host()
             written, kept = stage.write(payload) if rows else (0, [])
             names = keys_at(found.part.at(self.db), self.ctx.table, kept) if kept else []
         if rows:

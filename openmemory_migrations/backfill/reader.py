@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from .. import log
 from ..db import locks
 from ..db.catalog import Table
-from ..db.database import APPLICATION_NAME, LOCK_TIMEOUT, Database
+from ..db.database import APPLICATION_NAME, LOCK_TIMEOUT, WHATEVER, Database
 from ..db.keys import keys_at
 from ..db.partitions import Part
 from ..encoding import codec
@@ -213,7 +213,7 @@ class Reader:
             if self.held >= MOST_HELD:
                 db.commit()
                 self.held = 0
-            db.outlive_timeouts(batch=True)
+            db.outlive_timeouts(WHATEVER, batch=True)
             claimed = self.claims.take(db, space, range(first, min(first + at_once, units)))
             self.held += len(claimed)
             for start, end in runs(claimed):
@@ -228,7 +228,7 @@ class Reader:
         """Of the table as it is now: what is added behind them is the next pass's."""
 
         def look() -> int:
-            db.outlive_timeouts({"lock_timeout": LOCK_TIMEOUT}, batch=True)
+            db.outlive_timeouts({**WHATEVER, "lock_timeout": LOCK_TIMEOUT}, batch=True)
             return pages_of(db)
 
         def undo() -> None:

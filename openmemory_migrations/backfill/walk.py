@@ -210,6 +210,7 @@ class Walk:
             self.at_once = not at.value(
                 BLOCKS.indexed, {"table": at.names["table"], "column": unquote(names["filled"])}
             )
+        at.as_host()
         if self.at_once and not self.batch_size.careful:
             ((filled, misfit),) = at.rows(BLOCKS.fill_all, **names)
             if misfit:

@@ -179,7 +179,7 @@ def _data(facts: Facts, target: Target, settings: Settings) -> dict[str, Any]:
         "revisions": facts.revisions,
         "partitions": facts.leaves if table and table.kind == "p" else 0,
         "primary_key": list(table.key) if table else [],
-        "columns": {column.name: column.type for column in table.columns.values()} if table else {},
+        "columns": {column.name: column.type_shown for column in table.columns.values()} if table else {},
         "rows": lengths and _row_data(facts, lengths),
         "dimensions": lengths
         and {

@@ -287,6 +287,7 @@ class _Moving:
             self._require_same(at, len(tids))
             names = {"origin": at.sql("ONLY {table}"), "which": self.which, "to": self.to, "columns": self.columns}
             names["sum"] = _sum(at, "{source}")
+            self.db.as_host()
             ((gone, lost, *come),) = at.rows(MOVE_THESE, {"values": tids}, **names)
             if lost or (gone and self.to != self.db.names["kept"] and not self._whole(*come)):
                 raise _NotWhole

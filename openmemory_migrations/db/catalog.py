@@ -25,13 +25,17 @@ class Extension:
 
 @dataclass(frozen=True)
 class Column(Marked):
-    """`type` as format_type gives it without the modifier's parentheses; `dimensions` None where it has none."""
+    """`type` as SQL names it, with its schema, without a modifier; `dimensions` None where it has none."""
 
     name: str
     type: str
     is_vector: bool
     dimensions: int | None
     comment: str
+
+    @property
+    def type_shown(self) -> str:
+        return "vector" if self.is_vector else self.type
 
 
 @dataclass(frozen=True)

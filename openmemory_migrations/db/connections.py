@@ -70,7 +70,8 @@ def engine_for(url: URL) -> Engine:
     arguments = {"application_name": APPLICATION_NAME, **DRIVERS[url.get_driver_name(), False].arguments}
     own = {name: value for name, value in arguments.items() if name not in url.query}
     try:
-        return sa.create_engine(url, poolclass=NullPool, connect_args=own)
+        # whether there is hstore the drivers ask by operators, which may be others'
+        return sa.create_engine(url, poolclass=NullPool, connect_args=own, use_native_hstore=False)
     except ModuleNotFoundError as error:
         raise MigrationError(
             f'driver "{url.get_driver_name()}" is not installed', hint=f'pip install "{error.name}"'

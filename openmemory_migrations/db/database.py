@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -31,9 +32,10 @@ BLOCKS = blocks("db")
 
 APPLICATION_NAME = "openmemory-migrations"
 READ_COMMITTED: Any = "READ COMMITTED"
+PATH = "search_path"
 # whatever the role or the database has: an error instead of a partial result where a policy would hide rows from this
-# role, and types by the names that we know
-WHATEVER = {"row_security": "off", "quote_all_identifiers": "off"}
+# role, types by the names that we know, and nobody else's functions and operators, however near their types are
+WHATEVER = {"row_security": "off", "quote_all_identifiers": "off", PATH: "pg_catalog, pg_temp"}
 LOCK_TIMEOUT = "10s"  # of whatever has no shorter one of its own: nothing waits for ever
 # CONCURRENTLY waits for old transactions one by one; a short timeout would cancel it and leave an invalid index
 PATIENT_LOCK_TIMEOUT = "1h"
@@ -83,6 +85,14 @@ def in_thread(engine: Engine, work: Callable[[], None]) -> None:
         work()
 
 
+@dataclass
+class Host:
+    """What whoever opened the connection has set for statements of its own."""
+
+    path: str | None = None  # its search_path, for its session or its transaction
+    local: dict[str, str] = field(default_factory=dict)  # role and search_path, where they were the transaction's only
+
+
 class Database:
     """Statements, transactions and COPY on one connection.
 
@@ -97,7 +107,7 @@ class Database:
         if not sa.event.contains(connection.dialect, "handle_error", _still_connected):
             sa.event.listen(connection.dialect, "handle_error", _still_connected)
         self._errors: tuple[Any, ...] = (*self.driver.errors, connection.dialect.loaded_dbapi.Error)
-        self._lent: dict[str, str] = {}  # settings that were local to the host's transaction
+        self._host = Host()
         self._isolation: Any = None  # to put back
         self._session: dict[str, str] = {}  # settings of the session to put back, for all that `at` has made of this
         self._asked = 0.0  # when, whether the locks between runs are still held
@@ -121,7 +131,7 @@ class Database:
     @cached_property
     def pooled(self) -> bool:
         """Whether a pooler such as PgBouncer stands between: it tells clients of another process than the server's."""
-        return bool(self.driver.pid != self.value("SELECT pg_backend_pid()"))
+        return bool(self.driver.pid != self.value("SELECT pg_catalog.pg_backend_pid()"))
 
     def at(self, names: Mapping[str, SQL]) -> Database:
         """The same connection, with other names in the `{…}` of SQL texts."""
@@ -134,7 +144,7 @@ class Database:
         """The same on a connection of its own, for another thread, which `stop` stops."""
         with second_connection(self.connection.engine) as connection:
             other = type(self)(connection, self.names)
-            other.stop, other._lent = stop, self._lent
+            other.stop, other._host = stop, self._host
             with other.driver.notices(log.server_message):
                 yield other
 
@@ -209,7 +219,7 @@ class Database:
         # also where it is that already: behind a pooler the next transaction may be on a connection where it isn't
         self._set_isolation(READ_COMMITTED)
         now = self._role_and_path()
-        self._lent = {name: value for name, value in local.items() if now[name] != value}
+        self._host.local = {name: value for name, value in local.items() if now[name] != value}
         self.stay_idle()
 
     def stay_idle(self) -> None:
@@ -218,7 +228,7 @@ class Database:
         Behind a pooler in transaction mode it isn't ours: there the pooler sees to it.
         """
         if IDLE not in self._session and not self.pooled:
-            self._session[IDLE] = self.value("SELECT current_setting(:name)", {"name": IDLE})
+            self._session |= self._settings(IDLE)
             self.set_session(IDLE, "0")
         self.commit()
 
@@ -228,11 +238,19 @@ class Database:
 
     def renew(self) -> None:
         """Takes over a transaction whose snapshot may be older than what has been waited for since it began."""
-        if self.value("SELECT current_setting('transaction_isolation')") != "read committed":
+        if self.value("SHOW transaction_isolation") != "read committed":
             self.take_over()
 
     def _role_and_path(self) -> dict[str, str]:
-        return self._settings("role", "search_path")
+        return self._settings("role", PATH)
+
+    @property
+    def host_path(self) -> str:
+        """The search_path of whoever opened the connection; asked before ours is set."""
+        if self._host.path is None:
+            # SHOW takes no snapshot
+            self._host.path = self.connection.info.get(PATH) or str(self.value("SHOW search_path"))
+        return self._host.path
 
     def commit(self) -> None:
         with self._wrapping_errors("COMMIT"):
@@ -280,7 +298,7 @@ class Database:
         self.set_local(before)
 
     def _settings(self, *names: str) -> dict[str, str]:
-        ((*values,),) = self.rows("SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
+        ((*values,),) = self.rows("SELECT " + ", ".join(f"pg_catalog.current_setting('{name}')" for name in names))
         return dict(zip(names, values, strict=True))
 
     def set_local(self, settings: Mapping[str, str]) -> None:
@@ -351,13 +369,15 @@ class Database:
         """Locks the whole tree, then looks: a table that is attached while the lock is waited for isn't locked."""
         for _ in range(LOOKS):
             self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            self.outlive_timeouts(own, in_snapshot=True)
+            timeouts = {name: value for name, value in own.items() if name not in WHATEVER}
+            self.outlive_timeouts(timeouts, before_snapshot=True)
             # before anything that takes the snapshot, as the first SELECT does; by the role that may
-            if role := self._lent.get("role"):
+            if role := self._host.local.get("role"):
                 self.run("SET LOCAL ROLE {role}", role=SQL("NONE") if role == "none" else quote(role))
             if lock_timeout_ms:
                 self.run("SET LOCAL lock_timeout = {ms}", ms=lock_timeout_ms)
             self.run("LOCK TABLE {table} IN ACCESS SHARE MODE")
+            self.set_local(WHATEVER)
             seen = self._seen()
             self.expect(seen[0][0])
             if not self.value(BLOCKS.not_locked, {"tables": [table[0] for table in seen]}):
@@ -453,22 +473,33 @@ class Database:
         ) + "."
 
     def outlive_timeouts(
-        self, more: Mapping[str, str] | None = None, *, batch: bool = False, in_snapshot: bool = False
+        self, more: Mapping[str, str] | None = None, *, batch: bool = False, before_snapshot: bool = False
     ) -> None:
         """Sets ours in place of the role's timeouts, and `more`; the first thing in each transaction that works."""
+        _ = self.host_path  # as long as it can be seen
         wanted = {**no_timeouts(self.connection), **(more or {})}
         if batch:
             del wanted["statement_timeout"]
-        if in_snapshot:  # which the SELECT would take
+        if before_snapshot:  # which the SELECT would take
             for name, value in wanted.items():
                 self.run("SET LOCAL {name} = {value}", name=SQL(name), value=literal(value))
         else:
             self.set_local(wanted)
 
+    def as_host(self) -> None:
+        """From here to the end of the transaction, with its commit, what the host's rows have (triggers, checks,
+        defaults) finds what it names by the host's search_path; all else is to be qualified."""
+        self.set_local({PATH: self.host_path})
+
+    def shelter(self) -> None:
+        """In a transaction of Alembic's on a connection of ours: its own statements find nobody else's names either."""
+        self.connection.info.setdefault(PATH, self.host_path)
+        self.set_local({PATH: WHATEVER[PATH]})
+
     def borrow(self) -> None:
-        """Sets in this transaction what was local to the host's: role, search_path."""
-        if self._lent:
-            self.set_local(self._lent)
+        """Sets in this transaction the role that was local to the host's."""
+        if role := self._host.local.get("role"):
+            self.set_local({"role": role})
 
     @contextmanager
     def autocommit(self, **settings: str) -> Iterator[None]:
@@ -478,10 +509,12 @@ class Database:
         statement runs with what the role has, and an error names the line that changes it.
         """
         self._require_locks()
-        own = {**no_timeouts(self.connection), "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
+        own = {**no_timeouts(self.connection), **WHATEVER, "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
         own["default_transaction_isolation"] = "read committed"
         hint = self._through_pooler(own) if self.pooled else None
-        wanted = {**({} if self.pooled else own), **self._lent}
+        wanted = {} if self.pooled else own
+        if role := self._host.local.get("role"):
+            wanted = {**wanted, "role": role}
         self.commit()
         self._set_isolation("AUTOCOMMIT")
         before = self._settings(*wanted) if wanted else {}
@@ -521,7 +554,7 @@ class Database:
         return f"Connect directly, or: {' '.join(lines)} Then have the pooler connect anew." if lines else None
 
     def set_session(self, name: str, value: str) -> None:
-        self.run("SELECT set_config(:name, :value, false)", {"name": name, "value": value})
+        self.run("SELECT pg_catalog.set_config(:name, :value, false)", {"name": name, "value": value})
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -562,8 +595,8 @@ class Database:
             self.commit()
         if self._isolation:
             self._set_isolation(self._isolation)
-        if self._isolation != "AUTOCOMMIT":
-            self.borrow()
+        if self._isolation != "AUTOCOMMIT" and self._host.local:
+            self.set_local(self._host.local)
 
 
 def refuse_foreign_transaction(connection: Connection) -> None:

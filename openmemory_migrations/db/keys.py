@@ -9,7 +9,7 @@ from .catalog import Table
 from .database import Database
 
 SHOWN_KEYS = 5
-PLACE = "concat('ctid=', ctid)"
+PLACE = "pg_catalog.concat('ctid=', ctid)"
 AT = "ctid = ANY (CAST(CAST(:values AS text[]) AS tid[]))"
 
 SUM = "pg_catalog.encode(pg_catalog.sha256({it}), 'hex')"  # of bytes, to be compared with those of another version
@@ -24,8 +24,11 @@ def keys_where(
     **names: Fragment,
 ) -> list[str]:
     """The first few rows that meet `condition`, in which `:values` are bound."""
-    columns = [fill("concat({what|literal}, {name|ident})", {"what": name + "=", "name": name}) for name in table.key]
-    shown = fill("concat_ws(', ', {columns})", {"columns": joined(", ", columns)}) if columns else SQL(PLACE)
+    columns = [
+        fill("pg_catalog.concat({what|literal}, {name|ident})", {"what": name + "=", "name": name})
+        for name in table.key
+    ]
+    shown = fill("pg_catalog.concat_ws(', ', {columns})", {"columns": joined(", ", columns)}) if columns else SQL(PLACE)
     rows = db.rows(
         "SELECT {shown} FROM {table} WHERE " + condition + " LIMIT {most}",
         {"values": list(values)} if ":values" in condition else {},

@@ -13,6 +13,7 @@ UNREACHABLE = ("08", "53300", "57P")
 REFUSED = ("28", "3D")  # no such role or database, a wrong password
 LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE = "55P03", "40P01", "57014", "40001"
 UNDEFINED_TABLE, DENIED, READ_ONLY = "42P01", "42501", "25006"
+UNDEFINED = (UNDEFINED_TABLE, "42883", "42704", "3F000")  # a table, function or operator, type, schema
 SHOWS_A_ROW = ("22", "23", "44")  # classes of SQLSTATE whose DETAIL may print the row that is refused
 # what another try may mend: somebody else's lock, a deadlock, a statement_timeout of the role's
 PASSING = (LOCK_NOT_AVAILABLE, DEADLOCK, CANCELED, SERIALIZATION_FAILURE)
@@ -89,13 +90,15 @@ def as_migration_error(error: DBAPIError, doing: str) -> MigrationError:
     state = sqlstate(error)
     shows_a_row = (state or "").startswith(SHOWS_A_ROW)
     detail = None if shows_a_row else _diagnostic(error, "message_detail") or _diagnostic(error, "detail")
+    hint = _diagnostic(error, "message_hint") or _diagnostic(error, "hint")
+    if state in UNDEFINED and (theirs := functions_of(error)):
+        # as an event trigger's, which fires for what we change
+        detail = f"In function {theirs[0]}, which finds nothing without its schema in statements of this package."
+        hint = f"ALTER FUNCTION {theirs[0]} SET search_path = …; with the schemas that it needs."
     problem = MigrationError(
         f"{doing}: {message}" + (f" (SQLSTATE {state})" if state else ""),
         detail=ours.get("DETAIL") or detail,
-        hint=ours.get("HINT")
-        or HINTS.get(state or "")
-        or _diagnostic(error, "message_hint")
-        or _diagnostic(error, "hint"),
+        hint=ours.get("HINT") or HINTS.get(state or "") or hint,
     )
     # psycopg2 has no SQLSTATE of a connection that was refused: what the server refuses for good it calls FATAL
     if state is None:

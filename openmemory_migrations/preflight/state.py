@@ -115,7 +115,7 @@ def look(ctx: Context) -> State:
         return State(
             target=ctx.target,
             revisions=revisions(ctx.db, ctx.settings),
-            column=column.type if column else None,
+            column=column.type_shown if column else None,
             dimensions=column.dimensions if column else None,
             ours=bool(column and column.ours),
             trigger=catalog.trigger_enabled(ctx.db, table.oid, ctx.target.typing if native else ctx.target.sync),
@@ -153,7 +153,7 @@ def _cut_over(ctx: TableContext, found: Mark) -> State:
     return State(
         target=target,
         revisions=revisions(db, ctx.settings),
-        column=column.type,
+        column=column.type_shown,
         dimensions=column.dimensions,
         ours=False,
         trigger=catalog.trigger_enabled(db, table.oid, target.back),

@@ -15,7 +15,7 @@ from ..backfill.stage import Stage
 from ..db import catalog, locks
 from ..db.catalog import Extension
 from ..db.context import VectorContext
-from ..db.database import Database
+from ..db.database import WHATEVER, Database
 from ..encoding import codec, native, sync_trigger
 from ..encoding.stored import STORED
 from ..sql import SQL, blocks, joined, quote
@@ -67,7 +67,7 @@ def _copy(ctx: VectorContext, dimensions: int, rows: int, engine: str) -> Databa
     db = ctx.db
     column = ctx.table.columns.get(ctx.target.vector)
     copy = db.at({"table": quote("pg_temp", COPY), "convert": quote("pg_temp", CONVERT)})
-    db.outlive_timeouts({"row_security": "off"})
+    db.outlive_timeouts(WHATEVER)
     db.borrow()
     locks.set_timeout(db, f"{ctx.settings.lock_timeout_ms}ms")
     for statement in CREATE:

@@ -22,6 +22,7 @@ from ..backfill.leftovers import NOT_FINITE
 from ..columns import cutover_mark
 from ..db import locks, tries
 from ..db.catalog import Extension
+from ..db.database import PATH, WHATEVER
 from ..encoding import native
 from ..encoding.stored import STORED
 from ..index import build, choice
@@ -82,6 +83,7 @@ class Order:
             "not_next": said + ("transaction" if single else "session"),
             "not_next_hint": hint,
             "lock_timeout": self._settings.lock_timeout_ms,
+            "path": WHATEVER[PATH],
         }
 
 
@@ -290,6 +292,7 @@ class Script:
             **own,
             "size": self.size,
             "concurrently": self.concurrently,
+            "path": WHATEVER[PATH],
             "tries": tries.TRIES,
             "rest_before": SQL(
                 f"least({tries.FIRST_PAUSE} * {tries.GROWTH} ^ (attempt - 1), {tries.LONGEST_PAUSE})"
@@ -316,7 +319,7 @@ class Script:
             "not_finite": NOT_FINITE,
             "fail": settings.on_bad_rows == "fail",
             "sync_trigger": settings.sync_trigger,
-            "commit": SQL("" if single else "COMMIT;"),
+            "commit": SQL("") if single else fill(BLOCKS.commit, {"path": WHATEVER[PATH]}),
             # or what they refuse would fail the COMMIT
             "immediate": SQL("" if single else "\n          SET CONSTRAINTS ALL IMMEDIATE;"),
             "others_kept": "" if single else " All others are converted.",

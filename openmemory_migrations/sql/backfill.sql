@@ -1,8 +1,8 @@
 -- of backfill/claims.py
 
 -- claim --
-SELECT number FROM unnest(CAST(:numbers AS integer[])) AS number
-WHERE pg_try_advisory_xact_lock(CAST(:space AS integer), number)
+SELECT number FROM pg_catalog.unnest(CAST(:numbers AS integer[])) AS number
+WHERE pg_catalog.pg_try_advisory_xact_lock(CAST(:space AS integer), number)
 
 -- claimed --
 SELECT CAST(classid AS bigint), CAST(objid AS bigint) FROM pg_catalog.pg_locks

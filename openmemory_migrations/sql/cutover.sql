@@ -90,9 +90,9 @@ WITH gone AS (DELETE FROM {origin} WHERE {which} RETURNING {columns}),
      come AS (INSERT INTO {to} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM gone
               RETURNING {columns}, CAST(CAST(tableoid AS regclass) AS text) AS om_in, CAST(ctid AS text) AS om_at,
                         {sum} AS om_sum)
-SELECT (SELECT count(*) FROM gone),
+SELECT (SELECT pg_catalog.count(*) FROM gone),
        EXISTS (SELECT CAST(ROW({columns}) AS text) FROM gone EXCEPT ALL SELECT CAST(ROW({columns}) AS text) FROM come),
-       array_agg(om_in), array_agg(om_at), array_agg(om_sum) FROM come
+       pg_catalog.array_agg(om_in), pg_catalog.array_agg(om_at), pg_catalog.array_agg(om_sum) FROM come
 
 -- whole --
 -- once their triggers have fired, which may have written a row again, the newest version of which has its bytes

@@ -14,11 +14,12 @@ SELECT oid FROM it
   SELECT i.inhrelid FROM tree JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
 
 -- columns --
-SELECT *, is_vector AND pg_catalog.starts_with(comment, {own_mark}) AS ours,
+SELECT *, CASE WHEN is_vector THEN 'vector' ELSE pg_catalog.format_type(atttypid, -1) END AS type,
+         is_vector AND pg_catalog.starts_with(comment, {own_mark}) AS ours,
          is_vector AND pg_catalog.starts_with(comment, {set_aside_mark}) AS set_aside
   FROM (
-  SELECT CAST(a.attname AS text) AS attname, a.attnum, a.attgenerated, a.atttypmod,
-         pg_catalog.format_type(a.atttypid, -1) AS type, t.typname = 'vector' AND e.oid IS NOT NULL AS is_vector,
+  SELECT CAST(a.attname AS text) AS attname, a.attnum, a.attgenerated, a.atttypid, a.atttypmod,
+         t.typname = 'vector' AND e.oid IS NOT NULL AS is_vector,
          coalesce(pg_catalog.col_description(a.attrelid, a.attnum), '') AS comment
   FROM it JOIN pg_catalog.pg_attribute a ON a.attrelid = it.oid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
        LEFT JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = t.typnamespace

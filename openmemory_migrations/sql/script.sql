@@ -43,14 +43,31 @@ LOCK TABLE pg_catalog.pg_extension IN ACCESS SHARE MODE; SET LOCAL client_encodi
 -- anew. What one has set is gone with its session, and with its transaction where it has failed
 SET {scope} openmemory.step = 'begun';
 
+-- host_path --
+-- of whoever runs the script: what changes rows has it, as their triggers and defaults may need it; all else has ours
+host_path CONSTANT text := pg_catalog.current_setting('search_path');
+
+-- ours --
+PERFORM pg_catalog.set_config('search_path', {path|literal}, true);
+
+-- hosts --
+PERFORM pg_catalog.set_config('search_path', host_path, true);
+
+-- commit --
+-- with which ends what was set
+COMMIT;
+      {>ours}
+
 -- next --
 IF pg_catalog.current_setting('openmemory.step', true) IS DISTINCT FROM {before|literal} THEN
     RAISE EXCEPTION USING MESSAGE = {not_next|literal}, HINT = {not_next_hint|literal};
   END IF;
+  {>ours}
   PERFORM pg_catalog.set_config('lock_timeout', '{lock_timeout}ms', true);
 
 -- done --
-PERFORM pg_catalog.set_config('openmemory.step', {after|literal}, {local});
+{>hosts}
+  PERFORM pg_catalog.set_config('openmemory.step', {after|literal}, {local});
 
 -- begin --
 -- the first statements of every block. Whoever has waited for a lock has to see what its holder has committed
@@ -67,6 +84,7 @@ PERFORM pg_catalog.set_config('openmemory.step', {after|literal}, {local});
 -- stamp --
 DO {tag}
 DECLARE
+  {>host_path}
   rows bigint;
 BEGIN
   {>next}
@@ -84,6 +102,7 @@ END
 DO {tag}
 #variable_conflict use_column
 DECLARE
+  {>host_path}
   extension text;
   found record;
   lost bigint;
@@ -155,6 +174,7 @@ DO {tag}
 #variable_conflict use_column
 <<om>>
 DECLARE
+  {>host_path}
   extension text;
   found record;
   adopted boolean;
@@ -164,6 +184,8 @@ DECLARE
   changed bigint;
   moved bigint;
   place bigint;
+  first_tid tid;
+  end_tid tid;
   last_place bigint;
   places bigint := {places};
   attempt integer := 0;
@@ -191,9 +213,10 @@ DECLARE
   said timestamptz := pg_catalog.clock_timestamp();
   skipped text[];
   line text;
-  wait text := ({>db.batch_timeout});
+  wait text;
 BEGIN
   {>begin}
+  wait := ({>db.batch_timeout});
   {>require_table}
   {>find_extension}
   {>require_column}
@@ -251,8 +274,12 @@ BEGIN
         moved := 0;
         -- a row that others have changed before it was locked is missed by that UPDATE, and found by the next
         FOR look IN 1..3 LOOP
+          first_tid := {tid_of_place};
+          end_tid := {tid_of_end};
+          {>hosts}
           EXECUTE pg_catalog.format(CASE WHEN adopted THEN {convert_pages_adopted} ELSE {convert_pages} END, conversion, same_bytes)
-            INTO more, filled, sums, same, is_right USING {tid_of_place}, {tid_of_end}, among_triggers;{immediate}
+            INTO more, filled, sums, same, is_right USING first_tid, end_tid, among_triggers;{immediate}
+          {>ours}
           moved := moved + more;
           -- nobody else can have moved what is locked
           IF (SELECT pg_catalog.count(*) FROM ONLY {table} WHERE ctid = ANY (om.same)) < pg_catalog.cardinality(same) THEN
@@ -495,6 +522,7 @@ WHERE {pending} AND CASE WHEN ctid = ANY ($1) THEN false ELSE {value} IS NOT NUL
 DO {tag}
 #variable_conflict use_column
 DECLARE
+  {>host_path}
   found record;
   aside record;
   statement text;
@@ -563,6 +591,7 @@ EXECUTE 'DISCARD PLANS';
         BEGIN
           -- less than deadlock_timeout: or who has a row that a trigger wants would have to give way
           PERFORM pg_catalog.set_config('lock_timeout', {trial_timeout|literal}, true);
+          {>hosts}
           EXECUTE {write};
           SET CONSTRAINTS ALL IMMEDIATE;
           RAISE EXCEPTION USING ERRCODE = 'OM000';
@@ -657,6 +686,7 @@ WITH it AS ({>questions.it}), columns AS ({>questions.columns})
 DO {tag}
 #variable_conflict use_column
 DECLARE
+  {>host_path}
   found record;
   statement text;
 BEGIN
@@ -727,7 +757,8 @@ SELECT * INTO found FROM {>sizes} AS sizes;
 SELECT pg_catalog.format({statement}, {quoted_name}, lists)
 FROM {>sizes} AS sizes, pg_extension JOIN pg_namespace n ON n.oid = extnamespace
 WHERE extname = 'vector' AND pg_catalog.to_regclass({index_text|literal}) IS NULL AND lists > 0
-  AND pg_catalog.string_to_array(pg_catalog.regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[] >= {version}
+  AND pg_catalog.string_to_array(pg_catalog.regexp_replace(extversion, '[^0-9.]', '', 'g'), '.')::integer[]
+      OPERATOR(pg_catalog.>=) {version}
 
 -- each --
 -- all of them first: a query that is still being read keeps its table from CREATE INDEX

@@ -201,6 +201,7 @@ def _carry_over(ctx: VectorContext) -> None:
         spread = citus.shards(db, table.oid)
 
     def at_once() -> int:
+        db.as_host()
         return int(db.run("UPDATE {table} SET {vector} = {adopted} WHERE " + ADOPTED_ONLY).rowcount)
 
     def once(obstacles: Obstacles) -> tuple[int, int]:

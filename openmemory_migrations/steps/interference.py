@@ -17,7 +17,7 @@ from ..backfill.passes import raised, reason_of
 from ..db import locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext
-from ..db.database import Database, Seen
+from ..db.database import PATH, Database, Seen
 from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from ..errors import MigrationError
 from ..sql import Fragment, blocks, fill, joined, quote
@@ -190,7 +190,7 @@ def _failures(
     until = time.monotonic() + TRIAL_S
     # a session goes on with the columns that a function's statement had when it ran first
     db.run("DISCARD PLANS")
-    settings = dict(TRIAL)
+    settings = {**TRIAL, PATH: db.host_path}
     if db.value("SELECT current_setting('session_replication_role')") == "replica":
         settings["session_replication_role"] = "origin"  # as the application has it
     for oid, stays in list(db.rows(BLOCKS.tried, {"tables": [part.oid for part in parts]})):
@@ -264,6 +264,7 @@ def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_m
         return None
     try:
         with at.attempt(keep=False):
+            at.as_host()
             locks.set_timeout(at, f"{lock_timeout_ms}ms")
             at.run("UPDATE {table} SET {column} = {column} WHERE false", column=quote(column))
     except DBAPIError as error:

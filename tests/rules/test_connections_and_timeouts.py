@@ -139,10 +139,10 @@ def test_a_reader_that_lacks_a_right_on_the_table_is_given_the_line(
 
 def test_a_part_of_the_check_that_cannot_begin_is_a_finding(database: Database) -> None:
     with package(database, PackageDatabase) as db:
-        db._lent = {"role": "nobody of this name"}
+        db._host.local = {"role": "nobody of this name"}
         facts = Facts()
         part(Step(db, TARGET, Settings.load({}, {})), facts, "server", lambda: None)
-        db._lent = {}
+        db._host.local = {}
     assert [finding.code for finding in facts.findings] == ["server"]
 
 

@@ -195,7 +195,7 @@ def test_a_partition_that_is_attached_while_the_lock_is_waited_for_is_locked_too
             with db.transaction(snapshot=True) as seen:
                 locked = db.value(
                     "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid()"
-                    " AND relation IN ('one'::regclass, 'two'::regclass)"
+                    " AND relation IN ('public.one'::regclass, 'public.two'::regclass)"
                 )
     assert len(seen) == 3
     assert locked == 2

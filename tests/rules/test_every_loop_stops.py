@@ -107,7 +107,7 @@ def test_a_rule_that_keeps_the_result_of_updates_from_being_seen_is_refused(data
     bytes_table(database)
     database.run(RULE)
     assert (
-        'FAILED: rule "hold" on openmemory_vectors rewrites each UPDATE'
+        'FAILED: rule "hold" on public.openmemory_vectors rewrites each UPDATE'
         in alembic(database, "upgrade", "head", check=False).log
     )
 

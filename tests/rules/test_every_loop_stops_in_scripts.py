@@ -59,7 +59,7 @@ def test_a_script_names_a_rule_that_keeps_the_result_of_updates_from_being_seen(
 
     said = offline(server, database, "upgrade", rest, check=False).stderr
 
-    assert f'ERROR:  rule "hold" on {TABLE} rewrites each UPDATE\n' in said
+    assert f'ERROR:  rule "hold" on public.{TABLE} rewrites each UPDATE\n' in said
     assert (stamp(database) or []) == before
     (named,) = re.findall(r"HINT:  (ALTER TABLE .*?);", said)
     database.run(named)

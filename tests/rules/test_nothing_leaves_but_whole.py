@@ -126,7 +126,7 @@ def test_what_would_follow_rows_that_leave_is_named(table: Database) -> None:
         CREATE RULE never AS ON DELETE TO {TABLE} DO INSTEAD NOTHING
         """
     )
-    said = f"foreign key fk of other; rule never on {TABLE}; trigger audit on {TABLE}\n"
+    said = f"foreign key fk of public.other; rule never on public.{TABLE}; trigger audit on public.{TABLE}\n"
     refuses(table, f'3 rows have to leave "public.{TABLE}"', said, mode="drop", env=ACCEPTED)
     # where no row has to leave they are in nobody's way
     table.run(f"DROP RULE never ON {TABLE}; DELETE FROM {TABLE} WHERE v_vector IS NULL")
@@ -265,7 +265,7 @@ def test_a_key_that_comes_before_a_batch_ends_the_cutover(databases: Databases, 
     with before_a_batch(databases, table, other) as between:
         done = alembic(between, *UP, env={"OM_CUTOVER": "drop", **ACCEPTED}, check=False)
     assert done.returncode != 0
-    assert "something would follow or keep them: foreign key fk of other" in done.log
+    assert "something would follow or keep them: foreign key fk of public.other" in done.log
     assert count(table, "other") == count(table) == len(ROWS) + len(BAD)
 
 

@@ -71,7 +71,7 @@ def test_a_trigger_that_may_undo_ours_is_named_and_nothing_is_switched_beside_it
     database.run(f"{STAMPS}; {AFTER}")
     told = finding(unchanged(database, 0), "interference")
     assert told["severity"] == "warning"
-    assert 'trigger "zz_after" on openmemory_vectors can change "v" or "v_vector"' in told["message"]
+    assert 'trigger "zz_after" on public.openmemory_vectors can change "v" or "v_vector"' in told["message"]
 
     assert told["message"] in alembic(database, "upgrade", "head", env=NO_INDEX).log
     up = ("-n", "cutover", "upgrade", "head")
@@ -174,11 +174,11 @@ def test_a_trigger_that_names_a_column_which_goes_is_named_first(database: Datab
 
     reads("V")
     refused = alembic(database, "-n", "cutover", "upgrade", "head", env=NO_INDEX | {"OM_CUTOVER": mode}, check=False)
-    assert f'FAILED: trigger "0_reader" on {TABLE} names "v" of a row' in refused.log
-    assert f'ALTER TABLE {TABLE} DISABLE TRIGGER "0_reader";' in refused.log
+    assert f'FAILED: trigger "0_reader" on public.{TABLE} names "v" of a row' in refused.log
+    assert f'ALTER TABLE public.{TABLE} DISABLE TRIGGER "0_reader";' in refused.log
     reads('"v_vector"')
     refused = alembic(database, "downgrade", "base", check=False)
-    assert f'FAILED: trigger "0_reader" on {TABLE} names "v_vector" of a row' in refused.log
+    assert f'FAILED: trigger "0_reader" on public.{TABLE} names "v_vector" of a row' in refused.log
     assert column_type(database) is not None
 
     reads("dim")

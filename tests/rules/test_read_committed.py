@@ -75,7 +75,7 @@ def test_a_run_sets_it_in_each_transaction_that_changes_the_table(table: Databas
     table.run(NOTED)
     table.run(
         "ALTER TABLE levels ADD command text; CREATE FUNCTION note_ddl() RETURNS event_trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN INSERT INTO levels VALUES (current_setting('transaction_isolation'), tg_tag); END $$;"
+        " $$ BEGIN INSERT INTO public.levels VALUES (current_setting('transaction_isolation'), tg_tag); END $$;"
         "CREATE EVENT TRIGGER note ON ddl_command_end EXECUTE FUNCTION note_ddl()"
     )
 

@@ -178,7 +178,7 @@ def test_a_view_on_the_column_to_adopt_is_named_before_any_change(database: Data
     by_hand(database, SCRIPTS["second index"])
     database.run(f"CREATE VIEW report AS SELECT id, v_vector FROM {TABLE}")
 
-    refused(database, "views show it: report", "HINT:  Drop them")
+    refused(database, "views show it: public.report", "HINT:  Drop them")
 
     assert stamp(database) is None
     database.run("DROP VIEW report")
