@@ -11,7 +11,6 @@ from .sql import SQL, literal, quote
 
 # Alembic's own, in OM_PG_SCHEMA: of the chain, and of the cutover
 VERSION_TABLE, CUTOVER_VERSION_TABLE = "openmemory_alembic_version", "openmemory_cutover_version"
-CONVERT, UNCONVERT = "openmemory_bytea_to_vector", "openmemory_vector_to_bytea"  # functions, one a schema
 NEWER_INDEX = "openmemory_vectors_hnsw_idx"  # which newer OpenMemory looks for, whatever the table is called
 
 
@@ -119,6 +118,11 @@ class Target:
         return self._own("_sync")
 
     @property
+    def convert(self) -> str:
+        """The function that converts on the nodes of Citus; anywhere else a run has one of its own."""
+        return self._own("_convert")
+
+    @property
     def back(self) -> str:
         """Trigger, and its function, that keeps the bytes beside vectors in step with them."""
         return derived(self.table, f"_{self.archive}_sync")
@@ -170,11 +174,11 @@ class Target:
             "typing_function": within(self.typing),
             "back": quote(self.back),
             "back_function": within(self.back),
-            "unconvert": within(UNCONVERT),
             "left": quote(self.left),
             "guard": quote(self.guard),
             "guard_function": within(self.guard),
             "kept": within(self.kept),
-            "convert": within(CONVERT),
+            "convert": SQL("pg_temp.openmemory_migrations_convert"),
+            "spread_convert": within(self.convert),
             "comment": literal(self.comment),
         }

@@ -1,7 +1,7 @@
 """Converts inside the database: no value travels.
 
-By the server's own code, at the pace of a copy, where that can be had (encoding/native.py); else by the SQL function
-that the trigger has, slower than the client where the server's processors are the limit. The only way on a
+By the server's own code, at the pace of a copy, where that can be had (encoding/native.py); else as the trigger does,
+slower than the client where the server's processors are the limit. The only way on a
 distributed table, where each node converts its own rows: a range of places names rows in each shard.
 """
 
@@ -10,11 +10,15 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 
+from ..db import citus
 from ..db.context import VectorContext
 from ..db.database import Database
 from ..db.threads import side_by_side
-from ..encoding import native, sync_trigger
+from ..encoding import native
+from ..encoding.native import JOIN
 from ..encoding.stored import STORED
+from ..encoding.sync_trigger import CONVERT
+from ..sql import SQL
 from .claims import Claims
 from .pace import Pace
 from .progress import Progress
@@ -25,12 +29,17 @@ VALUE = "{convert}({source}, {dimensions})"
 
 
 class ServerEngine:
-    """`native`: by the server's own code, of which nothing stays."""
+    """`native`: by the server's own code. Of either function nothing stays, but on the nodes of Citus."""
 
     def __init__(self, ctx: VectorContext, *, native: bool) -> None:
         self.ctx, self.native = ctx, native
-        if not native:
-            sync_trigger.ensure_convert(ctx.db, **ctx.extension.names())
+        self.function = JOIN if native else CONVERT
+        self.names: dict[str, SQL] = {}
+        with ctx.db.transaction():
+            self.spread = bool(citus.shards(ctx.db, ctx.table.oid))
+            if self.spread:
+                self.names = {"convert": ctx.db.names["spread_convert"]}
+                CONVERT.make(ctx.db.at(self.names), ctx.extension)
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
         filling = Filling(
@@ -46,8 +55,9 @@ class ServerEngine:
 
         def convert(db: Database, claims: Claims) -> None:
             of_column = (claims, self.ctx.target.vector)
-            with native.there(db, self.ctx.extension) if self.native else nullcontext():
-                within = native.here if self.native else None
+            db = db.at(self.names)
+            with nullcontext() if self.spread else self.function.there(db, self.ctx.extension):
+                within = None if self.spread else self.function.here
                 fill(self.ctx.by(db), filling, most_rows, progress, pace.on(db), of_column, within)
 
         side_by_side(self.ctx.db, [partial(convert, claims=claims) for claims in workers])

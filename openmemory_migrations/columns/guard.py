@@ -20,11 +20,11 @@ from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..db import locks
-from ..db.catalog import Extension
-from ..db.context import VectorContext
+from ..db.context import TableContext
 from ..db.database import HELD, Database
 from ..db.sqlerrors import as_migration_error
-from ..encoding import sync_trigger
+from ..encoding import back_trigger
+from ..encoding.stored import STORED
 from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..errors import MigrationError
 from ..marks import GUARD
@@ -59,39 +59,36 @@ class Loss:
 BYTES = Loss(
     "vector",
     "source",
-    "NEW.{source} IS NOT NULL AND {ext}.vector_send({convert}(NEW.{source}, {dimensions}))"
-    " IS DISTINCT FROM {ext}.vector_send(NEW.{vector})",
+    "NEW.{source} IS NOT NULL AND CASE WHEN NEW.{vector} IS NULL THEN {fits} ELSE {bytes} <> NEW.{source} END",
 )
 # the bytes are to be the source again: others than the vector says would be taken for it
-VECTORS = Loss("source", "vector", "{unconvert}(NEW.{vector}) IS DISTINCT FROM NEW.{source}")
+VECTORS = Loss("source", "vector", "{bytes} IS DISTINCT FROM NEW.{source}")
 # the vector column goes: a vector that no bytes give would be nowhere. One whose bytes the application takes away is
 # stale, where no trigger takes it along
 SOURCELESS = Loss(
     "vector",
     "source",
-    "NEW.{vector} IS NOT NULL AND {convert}(NEW.{source}, {ext}.vector_dims(NEW.{vector})) IS NULL",
+    "NEW.{vector} IS NOT NULL AND (NEW.{source} IS NULL OR NOT ({fits_vector}))",
     other_may_change=True,
 )
 # the adopted column goes: of a row that moves to another partition the server says that it is INSERTed
 ADOPTED = Loss(
     "adopted",
     "source",
-    "NEW.{adopted} IS NOT NULL AND CASE WHEN NEW.{source} IS NULL THEN {ext}.vector_send(NEW.{vector})"
-    " IS DISTINCT FROM {ext}.vector_send(NEW.{adopted}) ELSE NEW.{vector} IS NULL END",
+    "NEW.{adopted} IS NOT NULL AND CASE WHEN NEW.{source} IS NULL"
+    " THEN NOT record_image_eq(ROW(NEW.{vector}), ROW(NEW.{adopted})) ELSE NEW.{vector} IS NULL END",
     other_may_change=True,
 )
 # a native table's `v` goes, and the column with dimensions takes its place
-UNTYPED = Loss("typed", "source", "{ext}.vector_send(NEW.{typed}) IS DISTINCT FROM {ext}.vector_send(NEW.{source})")
+UNTYPED = Loss("typed", "source", "NOT record_image_eq(ROW(NEW.{typed}), ROW(NEW.{source}))")
 
 
 @contextmanager
-def against(ctx: VectorContext, loss: Loss) -> Iterator[None]:
+def against(ctx: TableContext, loss: Loss) -> Iterator[None]:
     """Refuses such writes from here on, until the change has dropped it; after an error it takes that back."""
     db = ctx.db
 
     def create() -> None:
-        if "{convert}" in loss.lost:
-            sync_trigger.bring_convert(db, **ctx.extension.names())
         drop(db, but=db.names["guard"])
         _create(ctx, loss)
 
@@ -138,25 +135,24 @@ def _left(db: Database) -> Sequence[Any]:
     return db.rows(BLOCKS.guards, table_shown=literal(db.names["table"]), guard_mark=literal(GUARD))
 
 
-def _calls(db: Database, loss: Loss, extension: Extension) -> list[str]:
-    """The functions that it calls beside the server's own."""
-    ext = quote(extension.schema)
-    calls = [f"{ext}.vector_send({ext}.vector)"]
-    calls += [f"{db.names['convert']}(bytea, integer)"] if "{convert}" in loss.lost else []
-    return calls + ([f"{db.names['unconvert']}({ext}.vector)"] if "{unconvert}" in loss.lost else [])
+def _of_new(db: Database, text: str) -> SQL:
+    return db.sql(text.replace("{source}", "NEW.{source}"))
 
 
-def _create(ctx: VectorContext, loss: Loss) -> None:
+def _create(ctx: TableContext, loss: Loss) -> None:
     db = ctx.db
-    names = ctx.extension.names()
     vector = ctx.table.columns.get(ctx.target.vector)
-    dimensions = vector.dimensions if vector and vector.dimensions else SQL("NULL")
+    of_column, of_vector = vector.dimensions if vector else None, "cardinality(NEW.{vector}::real[])"
     held = joined(", ", [SQL(f"({pid}, {key})") for _, key, pid in HELD.get()])
     db.run(
         BLOCKS.create_guard_function,
         unchanged=db.sql(loss.unchanged),
-        calls=joined(", ", map(literal, _calls(db, loss, ctx.extension))),
-        lost=db.sql(loss.lost, dimensions=dimensions, **names),
+        lost=db.sql(
+            loss.lost,
+            fits=_of_new(db, STORED.fits(of_column)),
+            fits_vector=_of_new(db, STORED.fits(of_vector)),
+            bytes=back_trigger.bytes_of(db),
+        ),
         message=literal(f"{db.names[loss.column]} of {ctx.target} can't have a value of its own now"),
         hint=literal(
             "openmemory-migrations is about to change this table: write the other column alone, or retry later."

@@ -22,6 +22,7 @@ from ..db.database import APPLICATION_NAME, Database
 from ..db.keys import AT, SUM, keys_at, keys_where
 from ..db.partitions import Part
 from ..db.sqlerrors import DENIED, sqlstate
+from ..encoding.stored import STORED
 from ..errors import Changed, MigrationError
 from ..marks import KEPT
 from ..sql import SQL, Fragment, blocks, joined, literal, quote
@@ -31,7 +32,7 @@ BLOCKS = blocks("cutover")
 
 LEFT = "{source} IS NOT NULL AND {vector} IS NULL"
 # as the trigger has it: a row that could have its vector, and hasn't yet, stays
-UNFIT = LEFT + " AND {convert}({source}, {size}) IS NULL"
+UNFIT = LEFT + f" AND NOT ({STORED.fits('{size}')})"
 BATCH = 1000  # rows
 FEW = 100  # rows that may have come since the batches, and leave under the lock of the switch
 NOT_WHOLE = "no error, by a trigger or a rule that keeps rows out or changes them"

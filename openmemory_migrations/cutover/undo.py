@@ -109,7 +109,7 @@ def _begin(ctx: VectorContext, at: VectorContext, found: Mark) -> VectorContext:
         if target.archive not in table.columns:
             db.run("ALTER TABLE {table} ADD COLUMN {source} bytea")
             properties.store(db, target.archive, found.source)
-        back_trigger.follow(db, **ctx.extension.names())
+        back_trigger.follow(db)
         begun = catalog.table(db, target.schema, target.table)
         assert begun is not None
         return begun

@@ -388,8 +388,7 @@ class Database:
         )
 
     def _seen(self) -> Seen:
-        convert = f"{self.names.get('convert', 'none')}(bytea, integer)"
-        return tuple(self.rows(BLOCKS.seen, {"table": self.names["table"], "convert": convert}))
+        return tuple(self.rows(BLOCKS.seen, {"table": self.names["table"]}))
 
     def expect(self, table_oid: int) -> None:
         """Raises Changed where the table's name has been another's; what is known of that isn't true of this one."""

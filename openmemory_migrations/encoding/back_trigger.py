@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..db.context import Context
 from ..db.database import Database
-from ..encoding.sync_trigger import FIRE_ALWAYS, called, of_a_trigger
+from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
 from ..sql import FUNCTION, SQL, blocks
 
 BLOCKS = blocks("encoding")
@@ -19,10 +19,14 @@ def forget(db: Database) -> None:
     _create(db, BLOCKS.create_forgetting, BLOCKS.forgetting)
 
 
-def follow(db: Database, **ext: SQL) -> None:
+def follow(db: Database) -> None:
     """Leaves the trigger that gives a row whose vector is written the bytes of it."""
-    db.run(BLOCKS.create_unconvert, tag=FUNCTION, **ext)
     _create(db, BLOCKS.create_following, BLOCKS.following)
+
+
+def bytes_of(db: Database) -> SQL:
+    """SQL of the bytes that a new row's vector came from, in the function of a trigger."""
+    return db.sql(BLOCKS.bytes_of, it=db.sql("NEW.{vector}"))
 
 
 def follows(ctx: Context, table_oid: int) -> bool:
@@ -37,17 +41,14 @@ def follows(ctx: Context, table_oid: int) -> bool:
 
 
 def drop(db: Database) -> None:
-    """Trigger and function, then the function that converts if no other table of the schema needs it."""
+    """Trigger and function, if they are there."""
     of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
     db.quietly("DROP FUNCTION IF EXISTS {back_function}()")
-    if not called(db, db.names["unconvert"]):
-        # without its type, whose schema nobody needs to know for this
-        db.quietly("DROP FUNCTION IF EXISTS {unconvert}")
 
 
 def _create(db: Database, function: str, trigger: str) -> None:
     of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
-    db.run(function, tag=FUNCTION)
+    db.run(function, tag=FUNCTION, bytes=bytes_of(db))
     db.run("REVOKE ALL ON FUNCTION {back_function}() FROM PUBLIC")
     of_a_trigger(db, trigger)
     of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["back"])

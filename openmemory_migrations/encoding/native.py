@@ -10,30 +10,29 @@ with the session, and is called behind a check of the length only.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 from sqlalchemy.exc import DBAPIError
 
 from ..db.catalog import Extension
 from ..db.database import Database
 from ..db.sqlerrors import sqlstate
-from ..errors import MigrationError
 from ..settings import MAX_DIMENSIONS
 from ..sql import SQL, blocks, fill, joined, literal, quote
 from .stored import STORED
+from .temporary import Temporary
 
 BLOCKS = blocks("encoding")
 
 OLDEST = (0, 5)  # before, norms are sums of float32, which overflow for vectors that are finite
 SIGNATURE = "pg_temp.openmemory_migrations_join(pg_catalog.bytea, pg_catalog.bytea)"
-# a function of others' that is SECURITY DEFINER finds it in the session that calls it
-CREATE = (
-    f"""CREATE OR REPLACE FUNCTION {SIGNATURE} RETURNS {{ext}}.vector
+JOIN = Temporary(
+    (
+        f"""CREATE OR REPLACE FUNCTION {SIGNATURE} RETURNS {{ext}}.vector
 LANGUAGE internal IMMUTABLE STRICT PARALLEL SAFE AS 'byteacat'""",
-    f"REVOKE ALL ON FUNCTION {SIGNATURE} FROM PUBLIC",
+        f"REVOKE ALL ON FUNCTION {SIGNATURE} FROM PUBLIC",
+    ),
+    f"DROP FUNCTION IF EXISTS {SIGNATURE}",
 )
-DROP = f"DROP FUNCTION IF EXISTS {SIGNATURE}"
 # the norm adds squares up in double: infinite, or NaN, for just those that hold such a value
 UNFIT = "coalesce(NOT {ext}.vector_norm({value}) < CAST('Infinity' AS pg_catalog.float8), true)"
 
@@ -91,40 +90,6 @@ def unfit(dimensions: int) -> str:
     return UNFIT.replace("{value}", value(dimensions))
 
 
-def create(db: Database, extension: Extension) -> None:
-    """Inside a transaction, so that nobody else may call it at any moment."""
-    for statement in CREATE:
-        db.run(statement, **extension.names())
-
-
-@contextmanager
-def there(db: Database, extension: Extension) -> Iterator[None]:
-    """The function, for the session, while this lasts; behind a pooler each batch has to bring its own (`here`)."""
-    if db.pooled:
-        yield
-        return
-    with db.transaction():
-        create(db, extension)
-    try:
-        yield
-    finally:
-        if db.usable:
-            with suppress(DBAPIError, MigrationError):  # a session that ends drops it as well
-                db.rollback()
-                with db.transaction():
-                    db.run(DROP)
-
-
-@contextmanager
-def here(db: Database, extension: Extension) -> Iterator[None]:
-    """The function inside the transaction of a batch, where the next may be on another session."""
-    if db.pooled:
-        create(db, extension)
-    yield
-    if db.pooled:
-        db.run(DROP)
-
-
 def refusal(db: Database, extension: Extension | None) -> str | None:
     """Why it can't be had here; in a transaction that may write, of which nothing stays."""
     if db.value("SELECT current_setting('is_superuser')") != "on":
@@ -137,7 +102,7 @@ def refusal(db: Database, extension: Extension | None) -> str | None:
         return None  # whoever only looks can try nothing
     try:
         with db.attempt(keep=False):
-            create(db, extension)
+            JOIN.make(db, extension)
             works = db.value("{trial}", trial=trial(**extension.names()))
             return None if works else "this server keeps vectors in another way"
     except DBAPIError as error:

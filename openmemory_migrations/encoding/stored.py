@@ -70,6 +70,13 @@ class Encoding:
         """SQL of whether a row has no bytes of that length."""
         return f"({{source}} IS NULL OR {self.not_of(dimensions)})"
 
+    def fits(self, dimensions: int | str | None) -> str:
+        """SQL of whether bytes can become a vector of so many dimensions, None: of any."""
+        if dimensions is not None:
+            return f"{self.of(dimensions)} AND NOT {self.not_finite}"
+        most = f"{self.length} BETWEEN {self.width} AND {self.octets(MAX_DIMENSIONS)}"
+        return f"{self.length} % {self.width} = 0 AND {most} AND NOT {self.not_finite}"
+
     def pending(self, dimensions: int | str) -> str:
         """SQL of whether a row is to get its vector."""
         return f"{{vector}} IS NULL AND {self.of(dimensions)}"

@@ -16,11 +16,11 @@ from ..db import catalog, locks
 from ..db.catalog import Extension
 from ..db.context import VectorContext
 from ..db.database import WHATEVER, Database
-from ..encoding import codec, native, sync_trigger
+from ..encoding import codec, native
 from ..encoding.stored import STORED
+from ..encoding.sync_trigger import CONVERT
 from ..sql import SQL, blocks, joined, quote
 from ..steps.expand import vector_type
-from ..target import CONVERT
 
 BLOCKS = blocks("preflight")
 
@@ -66,7 +66,7 @@ def _copy(ctx: VectorContext, dimensions: int, rows: int, engine: str) -> Databa
     """Inside a transaction that it begins: the same connection, with the filled copy in the table's place."""
     db = ctx.db
     column = ctx.table.columns.get(ctx.target.vector)
-    copy = db.at({"table": quote("pg_temp", COPY), "convert": quote("pg_temp", CONVERT)})
+    copy = db.at({"table": quote("pg_temp", COPY)})
     db.outlive_timeouts(WHATEVER)
     db.borrow()
     locks.set_timeout(db, f"{ctx.settings.lock_timeout_ms}ms")
@@ -121,11 +121,11 @@ def _client(copy: Database, extension: Extension, dimensions: int, batch: int) -
 
 def _server(copy: Database, extension: Extension, dimensions: int, engine: str) -> Trial:
     if engine == "native":
-        native.create(copy, extension)
+        native.JOIN.make(copy, extension)
         value = copy.sql(native.value(dimensions), **extension.names())
         unfit = copy.sql(native.unfit(dimensions), **extension.names())
     else:
-        sync_trigger.create_convert(copy, **extension.names())
+        CONVERT.make(copy, extension)
         value, unfit = copy.sql("{convert}({source}, {size})", size=dimensions), SQL("false")
     began = time.perf_counter()
     rows = copy.run("UPDATE {table} SET {vector} = {value} WHERE NOT ({unfit})", value=value, unfit=unfit).rowcount

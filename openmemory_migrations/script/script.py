@@ -23,8 +23,9 @@ from ..columns import cutover_mark
 from ..db import locks, tries
 from ..db.catalog import Extension
 from ..db.database import PATH, WHATEVER
-from ..encoding import native
+from ..encoding import native, sync_trigger
 from ..encoding.stored import STORED
+from ..encoding.sync_trigger import CONVERT
 from ..index import build, choice
 from ..index.choice import NoIndex, Plan
 from ..index.formula import Formula
@@ -372,6 +373,7 @@ class Script:
             "length": fill(STORED.length, names),
             "of_length": fill(STORED.of("{size}"), names),
             "problem": fill(STORED.problem_sql("{size}"), names),
+            "holds_no_number": fill(STORED.not_finite, names),
         }
         arguments = {"value": Argument("%1$s"), "same_bytes": Argument("%2$s")}
         for which, pending, value in (
@@ -386,10 +388,12 @@ class Script:
             "same_bytes": sql("t.{source} IS NOT DISTINCT FROM batch.source"),
             "portable": sql("{convert}({source}, {size})"),
             "native": formatted(native.fit(self.size)),
-            "create_native": formatted(";\n".join(native.CREATE)),
+            "create_convert": formatted(sync_trigger.BLOCKS.create_convert),
+            "drop_convert": fill(CONVERT.drop + ";", names),
+            "create_native": formatted(";\n".join(native.JOIN.create)),
             "try_native": native.trial(ext=statements.EXT),  # in which there is no percent sign
             "native_version": _version(native.OLDEST),
-            "drop_native": SQL(native.DROP + ";"),
+            "drop_native": SQL(native.JOIN.drop + ";"),
             "may_be_native": settings.backfill_engine in (None, "native"),
             "has_to_be_native": settings.backfill_engine == "native",
         }

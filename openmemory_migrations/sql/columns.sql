@@ -1,14 +1,12 @@
 -- of columns/guard.py
 
 -- create_guard_function --
--- SECURITY DEFINER: the writer may lack rights on the extension's schema. A run that was killed may have left it, and a
--- schema of these functions have got another name since: then it refuses nothing and fails nothing. Images are compared,
--- as the operator of vectors takes 0 and -0 for equal
+-- SECURITY DEFINER: the writer may lack rights on what the extension has. A run that was killed may have left it: it names
+-- nothing that may get another name since. Images are compared, as the operator of vectors takes 0 and -0 for equal
 CREATE OR REPLACE FUNCTION {guard_function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {tag}
 BEGIN
-  IF TG_OP = 'UPDATE' AND {unchanged}
-     OR EXISTS (SELECT FROM unnest(ARRAY[{calls}]) AS its (name) WHERE to_regprocedure(its.name) IS NULL) THEN
+  IF TG_OP = 'UPDATE' AND {unchanged} THEN
     RETURN NULL;
   END IF;
   IF ({lost}) AND {at_work} THEN

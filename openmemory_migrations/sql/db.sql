@@ -163,8 +163,6 @@ WITH RECURSIVE tree (oid, link) AS (
 SELECT CAST(tree.oid AS bigint), CAST(tree.link AS text), CAST(pg_catalog.pg_relation_filenode(tree.oid) AS bigint),
        (SELECT CAST(ROW(n.nspname, c.relname) AS text) FROM pg_catalog.pg_class c
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = tree.oid),
-       (SELECT CAST(ROW(c.oid, c.xmin) AS text) FROM pg_catalog.pg_proc c
-        WHERE c.oid = pg_catalog.to_regprocedure(:convert)),
        ARRAY(SELECT CAST(ROW(a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull) AS text)
              FROM pg_catalog.pg_attribute a WHERE a.attrelid = tree.oid AND a.attnum > 0 AND NOT a.attisdropped
              ORDER BY a.attnum),

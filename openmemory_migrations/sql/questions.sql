@@ -248,24 +248,20 @@ SELECT statement, of_trigger FROM (
 ORDER BY place
 
 -- add_trigger --
-WITH ext AS (
-  {>ext})
 SELECT statement, of_trigger FROM (
-  SELECT 1 AS place, pg_catalog.format({create_convert}, name) AS statement, false AS of_trigger FROM ext
+  SELECT 1 AS place, {create_sync} AS statement, false AS of_trigger
   UNION ALL
-  SELECT 2, pg_catalog.format({create_sync}, name), false FROM ext
+  SELECT 2, {revoke_sync}, false
   UNION ALL
-  SELECT 3, {revoke_sync}, false
+  SELECT 3, {create_trigger}, true
   UNION ALL
-  SELECT 4, {create_trigger}, true
+  SELECT 4, {fire_always}, true
   UNION ALL
-  SELECT 5, {fire_always}, true
-  UNION ALL
-  SELECT 6, {comment_trigger}, false) AS wanted
+  SELECT 5, {comment_trigger}, false) AS wanted
 ORDER BY place
 
 -- remove_trigger --
--- the function that converts goes with the last that calls it
+-- with what a distributed table has had to convert its rows
 WITH it AS MATERIALIZED (
   {>it}),
 guards AS MATERIALIZED (
@@ -280,20 +276,8 @@ SELECT statement, of_trigger FROM (
   UNION ALL
   SELECT 4, {drop_sync}, false FROM sync WHERE oid IS NOT NULL
   UNION ALL
-  SELECT 5, {drop_convert}, false FROM sync
-  WHERE pg_catalog.to_regprocedure({convert_call}) IS NOT NULL
-    AND NOT EXISTS (SELECT FROM ({>callers}) AS caller
-                    WHERE caller.oid IS DISTINCT FROM sync.oid AND caller.oid NOT IN (SELECT tgfoid FROM guards))) AS wanted
+  SELECT 5, {drop_convert}, false WHERE pg_catalog.to_regprocedure({convert_call}) IS NOT NULL) AS wanted
 ORDER BY place
-
--- callers --
--- of the function that converts: each table's trigger has one
-SELECT p.oid FROM pg_catalog.pg_proc p WHERE pg_catalog.strpos(p.prosrc, {convert_name} || '(') > 0
-
--- remove_convert --
--- where there is no trigger that needs it any longer than a run
-SELECT {drop_convert} AS statement, false AS of_trigger
-WHERE NOT {sync_trigger} AND pg_catalog.to_regprocedure({convert_call}) IS NOT NULL AND NOT EXISTS ({>callers})
 
 -- remove_column --
 -- ours, and one of others' that was set aside for it has its name again

@@ -417,9 +417,7 @@ BEGIN
     INTO skipped, convertible FROM (
       SELECT {>reason} AS reason, pg_catalog.count(*) AS rows
       FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1) AS left_over;
-  FOREACH statement IN ARRAY ARRAY(SELECT statement FROM ({>questions.remove_convert}) AS wanted) LOOP
-    EXECUTE statement;
-  END LOOP;
+  {drop_convert}
   {commit}
   IF convertible > 0 THEN
     RAISE WARNING USING MESSAGE = convertible || ' rows were written during the backfill and have no vector',
@@ -438,7 +436,7 @@ END
 
 -- reason --
 coalesce({problem},
-             CASE WHEN {convert}({source}, {size}) IS NULL THEN {not_finite|literal} ELSE 'written meanwhile' END)
+             CASE WHEN {holds_no_number} THEN {not_finite|literal} ELSE 'written meanwhile' END)
 
 -- rest --
 -- the end of a try, in the loop over `attempt`

@@ -99,9 +99,7 @@ def downgrade(ctx: Context, before: Callable[[TableContext], None]) -> None:
         column = now.columns.get(target.vector)
         if column is None or not column.ours:
             return _take_away(ctx)
-        with db.transaction():
-            extension = catalog.require_extension(db)
-        with guard.against(ctx.with_table(now).with_extension(extension), guard.SOURCELESS):
+        with guard.against(ctx.with_table(now), guard.SOURCELESS):
             return _take_away(ctx)
 
     locks.decided(take_away)

@@ -149,7 +149,7 @@ def take_place(ctx: VectorContext) -> None:
         mark(ctx, was)
 
     what = f"putting {quote(target.typed)} of {target} in the place of {quote(target.source)}"
-    with guard.against(ctx.with_table(table).with_extension(ctx.extension), guard.UNTYPED):
+    with guard.against(ctx.with_table(table), guard.UNTYPED):
         with db.transaction(snapshot=True) as seen:
             # those that are there at the switch: it finds the triggers as they are here
             interference.require_none(interfering(ctx.with_table(table)))

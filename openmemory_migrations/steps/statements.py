@@ -31,13 +31,10 @@ TEXTS = {
     "comment_trigger": "COMMENT ON TRIGGER {sync} ON {table} IS {comment}",
     "drop_trigger": "DROP TRIGGER {sync} ON {table}",
     "drop_sync": "DROP FUNCTION {sync_function}()",
-    "drop_convert": "DROP FUNCTION {convert}(bytea, integer)",
-}
-WITH_TYPE = {
-    "add": "ALTER TABLE {table} ADD COLUMN {vector} {ext}.vector{size}",
-    "create_convert": sync_trigger.BLOCKS.create_convert,
     "create_sync": sync_trigger.BLOCKS.create_sync,
+    "drop_convert": "DROP FUNCTION {spread_convert}(bytea, integer)",
 }
+ADD = "ALTER TABLE {table} ADD COLUMN {vector} {ext}.vector{size}"
 
 
 def names(target: Target, size: int | None) -> dict[str, Fragment]:
@@ -45,12 +42,11 @@ def names(target: Target, size: int | None) -> dict[str, Fragment]:
     own: dict[str, Fragment] = {**target.names(), "tag": FUNCTION}
     own |= {"size": SQL(f"({size})" if size else ""), "dimensions": size or SQL("NULL")}
     found: dict[str, Fragment] = {name: literal(fill(text, own)) for name, text in TEXTS.items()}
-    found |= {name: with_extension(text, own) for name, text in WITH_TYPE.items()}
     return found | {
+        "add": with_extension(ADD, own),
         "guard_mark": literal(GUARD),
         "sync_call": literal(fill("{sync_function}()", own)),
-        "convert_name": literal(fill("{convert}", own)),
-        "convert_call": literal(fill("{convert}(bytea, integer)", own)),
+        "convert_call": literal(fill("{spread_convert}(bytea, integer)", own)),
     }
 
 

@@ -413,7 +413,7 @@ def test_a_cutover_whose_vectors_have_other_dimensions_now(table: Database, dime
     using = " USING subvector(v_vector, 1, 4)" if dimensions else ""
     table.run(f"ALTER TABLE {TABLE} ALTER v_vector TYPE vector{dimensions}{using}")
     said = f'column "v_vector" of "public.{TABLE}" has {"4" if dimensions else "no"} dimensions, and had {DIM}'
-    mending = f'ALTER TABLE "public"."{TABLE}" ALTER COLUMN "v_vector" TYPE vector({DIM})'
+    mending = f'ALTER TABLE "public"."{TABLE}" ALTER COLUMN "v_vector" TYPE public.vector({DIM})'
 
     next_ = status(table, 1)["next"]
     assert next_.startswith(f"{said}: {mending}")

