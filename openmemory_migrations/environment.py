@@ -23,8 +23,8 @@ from .encoding import back_trigger
 from .errors import MigrationError
 from .script.script import StampGuard, opening
 from .settings import Settings, refuse_unknown
-from .sql import quote
-from .steps import requirements
+from .sql import literal, quote
+from .steps import requirements, statements
 from .steps.step import Step
 from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
 
@@ -113,10 +113,15 @@ def _migrate(connection: Connection, settings: Settings) -> int:
     """Runs the steps, each committed with its stamp; returns how many there were."""
     steps = 0
     is_postgres = connection.dialect.name != "sqlite"
+    target = Target.of(settings)
 
     def applied(*_: Any, **__: Any) -> None:
         nonlocal steps
         steps += 1
+        if is_postgres:
+            versions = literal(quote(settings.pg_schema, version_table()))
+            ctx = Context(Database(connection, target.names()), target, settings)
+            statements.run(ctx, statements.BLOCKS.own_versions, versions_shown=versions)
         # one transaction for all would lose the stamp of a finished step to the failure of a later one
         connection.connection.dbapi_connection.commit()  # type: ignore[union-attr]
         if is_postgres:

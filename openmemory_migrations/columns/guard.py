@@ -25,10 +25,10 @@ from ..db.database import HELD, Database
 from ..db.sqlerrors import as_migration_error
 from ..encoding import back_trigger
 from ..encoding.stored import STORED
-from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
+from ..encoding.sync_trigger import create, of_a_trigger
 from ..errors import MigrationError
 from ..marks import GUARD
-from ..sql import FUNCTION, SQL, blocks, fill, joined, literal, quote
+from ..sql import SQL, blocks, fill, joined, literal, quote
 
 BLOCKS = blocks("columns")
 
@@ -144,8 +144,13 @@ def _create(ctx: TableContext, loss: Loss) -> None:
     vector = ctx.table.columns.get(ctx.target.vector)
     of_column, of_vector = vector.dimensions if vector else None, "cardinality(NEW.{vector}::real[])"
     held = joined(", ", [SQL(f"({pid}, {key})") for _, key, pid in HELD.get()])
-    db.run(
-        BLOCKS.create_guard_function,
+    create(
+        db,
+        "guard",
+        function=BLOCKS.create_guard_function,
+        on=BLOCKS.create_guard_trigger,
+        one=db.names[loss.column],
+        other=db.names[loss.other],
         unchanged=db.sql(loss.unchanged),
         lost=db.sql(
             loss.lost,
@@ -158,9 +163,5 @@ def _create(ctx: TableContext, loss: Loss) -> None:
             "openmemory-migrations is about to change this table: write the other column alone, or retry later."
         ),
         at_work=fill(BLOCKS.at_work, {"held": held}) if held else True,
-        tag=FUNCTION,
     )
-    db.run("REVOKE ALL ON FUNCTION {guard_function}() FROM PUBLIC")
-    of_a_trigger(db, BLOCKS.create_guard_trigger, one=db.names[loss.column], other=db.names[loss.other])
-    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["guard"])
     db.run("COMMENT ON TRIGGER {guard} ON {table} IS {comment}", comment=literal(GUARD))

@@ -69,7 +69,6 @@ def require(ctx: TableContext) -> None:
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
     require_trigger(ctx)
-    _require_function(ctx)
     _require_index(ctx)
     require_dependents(ctx)
     going = [target.source, target.vector] if ctx.settings.cutover == "swap" else [target.source]
@@ -89,21 +88,6 @@ def require_trigger(ctx: TableContext) -> None:
             " Then the cutover again.",
         )
     interference.require_none(interference.of_sync(ctx))
-
-
-def _require_function(ctx: TableContext) -> None:
-    """The trigger's goes with it and comes back: it belongs to who ran the chain, who needn't own the table."""
-    function = f"{ctx.db.names['sync_function']}()"
-    owner = ctx.db.value(
-        "SELECT pg_catalog.pg_get_userbyid(proowner) FROM pg_catalog.pg_proc"
-        " WHERE oid = pg_catalog.to_regprocedure(:name) AND NOT pg_catalog.pg_has_role(proowner, 'USAGE')",
-        {"name": function},
-    )
-    if owner:
-        raise MigrationError(
-            f"function {function} of {ctx.target} belongs to {quote(owner)}, and the cutover drops it",
-            hint=f"Connect as {quote(owner)}, or: ALTER FUNCTION {function} OWNER TO {quote(ctx.table.owner)};",
-        )
 
 
 def _require_index(ctx: TableContext) -> None:

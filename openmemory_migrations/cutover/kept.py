@@ -21,7 +21,6 @@ from ..db.context import Context, TableContext
 from ..db.database import APPLICATION_NAME, Database
 from ..db.keys import AT, SUM, keys_at, keys_where
 from ..db.partitions import Part
-from ..db.sqlerrors import DENIED, sqlstate
 from ..encoding.stored import STORED
 from ..errors import Changed, MigrationError
 from ..marks import KEPT
@@ -338,12 +337,7 @@ def _ready(ctx: TableContext) -> SQL:
         db.run(HIDE)
         db.run(IDENTIFY)
         db.run("COMMENT ON TABLE {kept} IS {text}", text=literal(_comment(ctx.target, ctx.table)))
-        try:
-            with db.attempt():  # who owns the table has to be able to undo
-                db.run(OWN, owner=quote(ctx.table.owner))
-        except DBAPIError as error:
-            if sqlstate(error) != DENIED:  # one who may create no tables here can't own them
-                raise
+        db.run(OWN, owner=quote(ctx.table.owner))  # who has to be able to undo it
         return columns
     return _sql(_columns(ctx, db.names["table"], db.names["kept"]))
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ..db.context import Context
 from ..db.database import Database
-from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
-from ..sql import FUNCTION, SQL, blocks
+from ..encoding.sync_trigger import create, of_a_trigger
+from ..sql import SQL, blocks
 
 BLOCKS = blocks("encoding")
 
@@ -48,7 +48,4 @@ def drop(db: Database) -> None:
 
 def _create(db: Database, function: str, trigger: str) -> None:
     of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
-    db.run(function, tag=FUNCTION, bytes=bytes_of(db))
-    db.run("REVOKE ALL ON FUNCTION {back_function}() FROM PUBLIC")
-    of_a_trigger(db, trigger)
-    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["back"])
+    create(db, "back", function=function, on=trigger, bytes=bytes_of(db))

@@ -7,7 +7,7 @@ names.
 from __future__ import annotations
 
 from ..db.database import Database
-from ..sql import SQL, blocks
+from ..sql import FUNCTION, Fragment, blocks, quote
 from .temporary import Temporary
 
 BLOCKS = blocks("encoding")
@@ -21,9 +21,22 @@ ALLOW_TRIGGERS = "SET LOCAL citus.enable_unsafe_triggers TO on"
 REFUSE_TRIGGERS = "SET LOCAL citus.enable_unsafe_triggers TO off"
 
 
-def of_a_trigger(db: Database, statement: str, **names: SQL) -> None:
+def of_a_trigger(db: Database, statement: str, **names: Fragment) -> None:
     """Runs the DDL of a trigger, inside the caller's transaction, without the server's NOTICE of nothing to drop."""
     with db.local({"client_min_messages": "warning"}):
         db.run(ALLOW_TRIGGERS)
         db.run(statement, **names)
         db.run(REFUSE_TRIGGERS)
+
+
+def create(db: Database, trigger: str, *, function: str, on: str, **names: Fragment) -> None:
+    """Function and trigger, both of that name, inside the caller's transaction; the function is the table owner's, and
+    nobody else may call it."""
+    own = {"function": db.names[trigger + "_function"], "trigger": db.names[trigger]}
+    of_table = "SELECT pg_catalog.pg_get_userbyid(relowner) FROM pg_catalog.pg_class WHERE oid = CAST(:it AS regclass)"
+    owner = db.value(of_table, {"it": db.names["table"]})
+    db.run(function, tag=FUNCTION, **names)
+    db.run("REVOKE ALL ON FUNCTION {function}() FROM PUBLIC", **own)
+    db.run("ALTER FUNCTION {function}() OWNER TO {owner}", owner=quote(owner), **own)
+    of_a_trigger(db, on, **names)
+    of_a_trigger(db, FIRE_ALWAYS, **own)

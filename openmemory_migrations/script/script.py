@@ -93,14 +93,16 @@ class StampGuard(io.StringIO):
 
     def __init__(self, versions: SQL, settings: Settings) -> None:
         super().__init__()
-        self._versions = versions
+        self._versions, self._settings = versions, settings
         self.order = Order(settings)
 
     def write(self, text: str) -> int:
         if text.startswith(RUNNING):
             self.order.running = text.removeprefix(RUNNING).strip()
         elif text.startswith(("INSERT INTO ", "UPDATE ", "DELETE FROM ")):  # the steps' own are in DO blocks
-            names = {"stamp": text.strip().removesuffix(";"), "versions": self._versions}
+            names: dict[str, Fragment | str] = {"stamp": text.strip().removesuffix(";"), "versions": self._versions}
+            names |= requirements.names(Target.of(self._settings), self._settings)
+            names["versions_shown"] = literal(self._versions)
             text = block(BLOCKS.stamp, names | self.order.next("not stamped")) + "\n\n"
         return super().write(text)
 
@@ -389,7 +391,7 @@ class Script:
             "portable": sql("{convert}({source}, {size})"),
             "native": formatted(native.fit(self.size)),
             "create_convert": formatted(sync_trigger.BLOCKS.create_convert),
-            "drop_convert": fill(CONVERT.drop + ";", names),
+            "convert_no_more": fill(CONVERT.drop + ";", names),
             "create_native": formatted(";\n".join(native.JOIN.create)),
             "try_native": native.trial(ext=statements.EXT),  # in which there is no percent sign
             "native_version": _version(native.OLDEST),

@@ -79,22 +79,27 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
 ORDER BY place, message
 
 -- rights --
--- of the first step: to add a column and, unless nothing is to follow the source, a trigger
+-- of the first step: to add a column and, unless nothing is to follow the source, a trigger, whose function is to belong
+-- to the owner of the table: what a role makes that loses its membership would fail the owner's writes
 WITH RECURSIVE it AS MATERIALIZED (
   {>it}),
 tree (oid) AS (
   {>tree}),
 parts AS MATERIALIZED (
-  SELECT c.oid, CAST(n.nspname AS text) AS nspname, CAST(c.relname AS text) AS relname,
+  SELECT c.oid, c.relowner, CAST(n.nspname AS text) AS nspname, CAST(c.relname AS text) AS relname,
          CAST(pg_catalog.pg_get_userbyid(c.relowner) AS text) AS owner,
-         pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned
+         pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned, pg_catalog.pg_has_role(c.relowner, 'MEMBER') AS is_member,
+         pg_catalog.pg_has_role(c.relowner, {>set_role}) AS may_set
   FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace),
 who AS (SELECT '"' || pg_catalog.replace(CAST(current_user AS text), '"', '""') || '"' AS role,
+               '"' || pg_catalog.replace(CAST(session_user AS text), '"', '""') || '"' AS login,
                '"' || pg_catalog.replace(owner, '"', '""') || '"' AS owner FROM it)
 SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 1 AS place, 'rights' AS code, 'role ' || who.role || ' does not own table ' || {itself} AS message,
-         'Only its owner, ' || who.owner || ', or a member of that role can add a column and a trigger.' AS detail,
-         'Connect as ' || who.owner || ', or: GRANT ' || who.owner || ' TO ' || who.role || ';' AS hint
+         CASE WHEN is_member THEN 'It is a member of ' || who.owner || ', whose rights it does not inherit.'
+              ELSE 'Only its owner, ' || who.owner || ', or a member of that role can add a column and a trigger.' END AS detail,
+         CASE WHEN is_member THEN 'ALTER ROLE ' || who.login || ' SET ROLE ' || who.owner || '; or SET ROLE in env.py.'
+              ELSE 'Connect as ' || who.owner || ', or: GRANT ' || who.owner || ' TO ' || who.role || ';' END AS hint
   FROM parts JOIN it USING (oid), who WHERE NOT owned
   UNION ALL
   SELECT 2, 'rights',
@@ -104,10 +109,31 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
          || who.owner || ';'
   FROM parts, who WHERE NOT owned AND parts.oid <> (SELECT oid FROM it)
   UNION ALL
-  SELECT 3, 'rights', 'role ' || who.role || ' may not create functions in schema ' || {schema_shown}, NULL,
-         'GRANT CREATE ON SCHEMA ' || {schema_shown} || ' TO ' || who.role || ';'
-  FROM who WHERE {sync_trigger} AND NOT pg_catalog.has_schema_privilege({schema_name}, 'CREATE')) AS unmet
+  SELECT 3, 'rights', 'role ' || who.role || ' may not SET ROLE ' || who.owner || ', which owns table ' || {itself},
+         'What this package makes is to belong to the owner.',
+         'GRANT ' || who.owner || ' TO ' || who.role || ' WITH SET TRUE;'
+  FROM parts JOIN it USING (oid), who WHERE owned AND NOT may_set AND {sync_trigger}
+  UNION ALL
+  SELECT 4, 'rights', 'role ' || may.role || ' may not create functions in schema ' || {schema_shown}, may.detail,
+         'GRANT CREATE ON SCHEMA ' || {schema_shown} || ' TO ' || may.role || ';'
+  FROM parts JOIN it USING (oid), who,
+       LATERAL (SELECT who.role, CAST(NULL AS text) AS detail
+                WHERE NOT pg_catalog.has_schema_privilege({schema_name}, 'CREATE')
+                UNION ALL
+                SELECT who.owner, 'It owns table ' || {itself} || ', and so the function of its trigger.'
+                WHERE who.owner <> who.role AND NOT pg_catalog.has_schema_privilege(relowner, {schema_name}, 'CREATE')) AS may
+  WHERE {sync_trigger}
+  UNION ALL
+  SELECT 5, 'rights', 'function ' || {sync_call} || ' belongs to "' || pg_catalog.replace(p.owner, '"', '""') || '"', NULL,
+         'Connect as that role, or: ALTER FUNCTION ' || {sync_call} || ' OWNER TO ' || who.owner || ';'
+  FROM who, (SELECT CAST(pg_catalog.pg_get_userbyid(proowner) AS text) AS owner FROM pg_catalog.pg_proc
+             WHERE oid = pg_catalog.to_regprocedure({sync_call}) AND NOT pg_catalog.pg_has_role(proowner, 'USAGE')) AS p
+  WHERE {sync_trigger}) AS unmet
 ORDER BY place, message
+
+-- set_role --
+-- before 16 every member may
+CASE WHEN CAST(pg_catalog.current_setting('server_version_num') AS integer) < 160000 THEN 'MEMBER' ELSE 'SET' END
 
 -- rules --
 -- of the rows that there are, which an UPDATE could not be seen to change
@@ -248,17 +274,30 @@ SELECT statement, of_trigger FROM (
 ORDER BY place
 
 -- add_trigger --
+WITH it AS MATERIALIZED (
+  {>it})
 SELECT statement, of_trigger FROM (
   SELECT 1 AS place, {create_sync} AS statement, false AS of_trigger
   UNION ALL
   SELECT 2, {revoke_sync}, false
   UNION ALL
-  SELECT 3, {create_trigger}, true
+  SELECT 3, {own_sync} || '"' || pg_catalog.replace(owner, '"', '""') || '"', false FROM it
   UNION ALL
-  SELECT 4, {fire_always}, true
+  SELECT 4, {create_trigger}, true
   UNION ALL
-  SELECT 5, {comment_trigger}, false) AS wanted
+  SELECT 5, {fire_always}, true
+  UNION ALL
+  SELECT 6, {comment_trigger}, false) AS wanted
 ORDER BY place
+
+-- own_versions --
+-- whoever owns the table can read how far it is, and go on, when the role that has begun is gone
+SELECT 'ALTER TABLE ' || {versions_shown} || ' OWNER TO "' || pg_catalog.replace(CAST(pg_catalog.pg_get_userbyid(c.relowner) AS text), '"', '""') || '"'
+         AS statement, false AS of_trigger
+FROM ({>it}) AS it JOIN pg_catalog.pg_class c ON c.oid = it.oid
+     JOIN pg_catalog.pg_class v ON v.oid = pg_catalog.to_regclass({versions_shown})
+WHERE v.relowner <> c.relowner AND pg_catalog.pg_has_role(v.relowner, 'USAGE')
+  AND pg_catalog.pg_has_role(c.relowner, {>set_role}) AND pg_catalog.has_schema_privilege(c.relowner, v.relnamespace, 'CREATE')
 
 -- remove_trigger --
 -- with what a distributed table has had to convert its rows

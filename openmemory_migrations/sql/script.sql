@@ -83,13 +83,18 @@ IF pg_catalog.current_setting('openmemory.step', true) IS DISTINCT FROM {before|
 
 -- stamp --
 DO {tag}
+#variable_conflict use_column
 DECLARE
   {>host_path}
   rows bigint;
+  statement text;
 BEGIN
   {>next}
   EXECUTE {stamp|literal};
   GET DIAGNOSTICS rows = ROW_COUNT;
+  FOREACH statement IN ARRAY ARRAY(SELECT statement FROM ({>questions.own_versions}) AS wanted) LOOP
+    EXECUTE statement;
+  END LOOP;
   IF rows <> 1 OR (SELECT pg_catalog.count(*) > 1 FROM {versions}) THEN
     RAISE EXCEPTION 'not stamped: the version table is not as this script has to find it'
       USING HINT = 'Print the script anew, from the revision that is stamped.';
@@ -417,7 +422,7 @@ BEGIN
     INTO skipped, convertible FROM (
       SELECT {>reason} AS reason, pg_catalog.count(*) AS rows
       FROM {table} WHERE {vector} IS NULL AND {source} IS NOT NULL GROUP BY 1) AS left_over;
-  {drop_convert}
+  {convert_no_more}
   {commit}
   IF convertible > 0 THEN
     RAISE WARNING USING MESSAGE = convertible || ' rows were written during the backfill and have no vector',

@@ -19,11 +19,12 @@ from ..columns.properties import Attributes
 from ..db import catalog, partitions
 from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database
+from ..encoding import sync_trigger
 from ..encoding.stored import STORED
-from ..encoding.sync_trigger import FIRE_ALWAYS, of_a_trigger
+from ..encoding.sync_trigger import of_a_trigger
 from ..errors import ANEW, Changed, MigrationError
 from ..marks import GIVEN, TYPED
-from ..sql import FUNCTION, SQL, blocks, literal, quote
+from ..sql import SQL, blocks, literal, quote
 from . import interference, requirements
 
 BLOCKS = blocks("steps")
@@ -42,10 +43,7 @@ def create(ctx: Context, size: int, **names: SQL) -> None:
     db.run("ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {typed} {ext}.vector({size})", size=size, **names)
     properties.store(db, target.typed, properties.attributes(db, target.source))
     properties.comment(db, target.typed, TYPED + target.source)
-    db.run(BLOCKS.create_function, tag=FUNCTION)
-    db.run("REVOKE ALL ON FUNCTION {typing_function}() FROM PUBLIC")
-    of_a_trigger(db, BLOCKS.create_trigger)
-    of_a_trigger(db, FIRE_ALWAYS, trigger=db.names["typing"])
+    sync_trigger.create(db, "typing", function=BLOCKS.create_function, on=BLOCKS.create_trigger)
     db.run("COMMENT ON TRIGGER {typing} ON {table} IS {text}", text=literal(TYPED + target.source))
 
 

@@ -25,6 +25,7 @@ TEXTS = {
     "comment_adopted": "COMMENT ON COLUMN {table}.{adopted} IS ",
     "drop_column": "ALTER TABLE {table} DROP COLUMN {vector}",
     "drop_adopted": "ALTER TABLE {table} DROP COLUMN {adopted}",
+    "own_sync": "ALTER FUNCTION {sync_function}() OWNER TO ",
     "revoke_sync": "REVOKE ALL ON FUNCTION {sync_function}() FROM PUBLIC",
     "create_trigger": sync_trigger.BLOCKS.create_sync_trigger,
     "fire_always": sync_trigger.FIRE_ALWAYS.replace("{trigger}", "{sync}"),
@@ -45,7 +46,6 @@ def names(target: Target, size: int | None) -> dict[str, Fragment]:
     return found | {
         "add": with_extension(ADD, own),
         "guard_mark": literal(GUARD),
-        "sync_call": literal(fill("{sync_function}()", own)),
         "convert_call": literal(fill("{spread_convert}(bytea, integer)", own)),
     }
 
@@ -55,9 +55,9 @@ def with_extension(template: str, names: Mapping[str, Fragment], **more: Fragmen
     return literal(fill(formatted(template), {**names, "ext": EXT, **more}, formatted))
 
 
-def run(ctx: Context, block: str, size: int | None = None) -> None:
+def run(ctx: Context, block: str, size: int | None = None, **more: Fragment) -> None:
     """Inside the caller's transaction."""
-    asked = {**requirements.names(ctx.target, ctx.settings), **names(ctx.target, size)}
+    asked = {**requirements.names(ctx.target, ctx.settings), **names(ctx.target, size), **more}
     for statement, of_trigger in list(ctx.db.rows(block, **asked)):
         execute = partial(sync_trigger.of_a_trigger, ctx.db) if of_trigger else ctx.db.run
         execute("{it}", it=SQL(statement))

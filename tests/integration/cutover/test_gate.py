@@ -36,7 +36,7 @@ SYNC = f"{TABLE}_vvector_sync"
 BESIDE = {
     f"CREATE VIEW seen AS SELECT v FROM {TABLE}": "rule _RETURN on view public.seen",
     f"CREATE INDEX digest ON {TABLE} (md5(v))": "index public.digest",
-    f"ALTER TABLE {TABLE} ADD size int GENERATED ALWAYS AS (octet_length(v)) STORED": f"column size of table public.{TABLE}",
+    f"ALTER TABLE {TABLE} ADD size int GENERATED ALWAYS AS (octet_length(v)) STORED": "column size of",
     f"ALTER TABLE {TABLE} ADD CONSTRAINT most CHECK (octet_length(v) < 9999)": "constraint most",
     f"CREATE TRIGGER theirs BEFORE UPDATE OF v ON {TABLE} EXECUTE FUNCTION a_function()": "trigger theirs",
 }
@@ -140,6 +140,6 @@ def test_the_table_has_to_be_ones_own(table: Database, other: Database) -> None:
     refused(table, f'does not own table "public.{TABLE}"', command=UP, env={"OM_CUTOVER": "swap"}, by=other)
     table.run(SQL("ALTER TABLE {} OWNER TO {}").format(Identifier(TABLE), Identifier(f"other of {table.name}")))
     function = f'"public"."{TABLE}_vvector_sync"()'
-    said = f'function {function} of "public.{TABLE}" belongs to "postgres"'
+    said = f'function {function} belongs to "postgres"'
     refused(table, said, command=UP, env={"OM_CUTOVER": "swap"}, by=other)
     assert stamped(table) is None

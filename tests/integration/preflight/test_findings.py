@@ -224,7 +224,7 @@ def test_a_vacuum(database: Database) -> None:
 
         connection.cancel()
         assert isinstance(done.exception(), psycopg2.errors.QueryCanceled)
-    assert f"vacuums {TABLE}" in finding(found, "vacuum")["message"]
+    assert f"vacuums public.{TABLE}" in finding(found, "vacuum")["message"]
 
 
 @pytest.mark.slow
@@ -364,7 +364,7 @@ def test_triggers_of_a_partitioned_table_are_told_once(database: Database) -> No
 
     told = [one["message"] for one in unchanged(database, 0)["findings"] if one["code"] == "trigger"]
 
-    assert [message.split()[1:4] for message in told] == [['"t"', "on", TABLE], ['"own"', "on", "two"]]
+    assert [message.split()[1:4] for message in told] == [['"t"', "on", f"public.{TABLE}"], ['"own"', "on", "public.two"]]
 
 
 @pytest.mark.slow
@@ -376,7 +376,7 @@ def test_triggers_of_a_partitioned_table_are_told_once(database: Database) -> No
             f"ALTER TABLE {TABLE} ADD v_vector vector; CREATE VIEW seen AS SELECT v_vector FROM {TABLE}",
             {},
             "column-taken",
-            "while views show it: seen",
+            "while views show it: public.seen",
         ),
         (
             f"ALTER TABLE {TABLE} ADD v_vector vector, ADD v_vector_adopted vector",
