@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from logging.config import fileConfig
 from typing import Any
@@ -24,7 +25,7 @@ from .errors import MigrationError
 from .script.script import StampGuard, opening
 from .settings import Settings, refuse_unknown
 from .sql import literal, quote
-from .steps import requirements, statements
+from .steps import repair, requirements, statements
 from .steps.step import Step
 from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
 
@@ -176,6 +177,9 @@ def _check_stamp(ctx: Context) -> None:
         )
     else:
         requirements.require_column(table, target, ctx.settings, stamped)
+        if repair.faults(ctx.with_table(table)):
+            ctx.db.rollback()
+            _alone(ctx, repair.repair)
     ctx.db.rollback()
 
 
@@ -198,10 +202,13 @@ def _check_undone(ctx: Context) -> None:
     left = table and preparations.left(ctx.with_table(table))
     db.rollback()
     if left:
-        with db.session():
-            step = Step(db, target, ctx.settings)
-            with step.alone():
-                undo.downgrade(ctx)
+        _alone(ctx, undo.downgrade)
+
+
+def _alone(ctx: Context, work: Callable[[Context], object]) -> None:
+    """As a step does it, of which there was none to run."""
+    with ctx.db.session(), Step(ctx.db, ctx.target, ctx.settings).alone():
+        work(ctx)
 
 
 __all__ = ["CUTOVER", "CUTOVER_VERSION_TABLE", "VERSION_TABLE", "only_stamps", "run"]

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from .. import __version__, log
 from ..db.sqlerrors import as_migration_error
 from ..errors import MigrationError
-from . import backfill, chain, check, doctor, index, report, status, stubs, tune, verify
+from . import backfill, chain, check, doctor, index, repair, report, status, stubs, tune, verify
 from .command import Command, of
 
 PROGRAM = "openmemory-migrations"
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     **chain.COMMANDS,
     "backfill": of(backfill),
     "index": of(index),
+    "repair": of(repair),
     "verify": of(verify),
     "tune": of(tune),
     "report": of(report),

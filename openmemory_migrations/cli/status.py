@@ -62,9 +62,9 @@ class Judged:
 def judge(found: State, settings: Settings, installed: Extension | None) -> Judged:
     if found.cut_over:
         return _judge_cut_over(found, found.cut_over, settings, installed)
-    there, followed = found.ours, found.trigger or not settings.sync_trigger
+    there = found.ours
     if found.source_is_vector:
-        there, followed, settings = found.dimensions is not None, True, settings.native
+        there, settings = found.dimensions is not None, settings.native
     # a host's chain has its version table where only the host knows
     at_head = found.revisions == [project.FINALIZE] or (found.revisions is None and there)
     index, wanted, remark = _index(found, settings, installed)
@@ -84,8 +84,8 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
     elif found.aside:
         todo = ANEW if found.revisions else "alembic upgrade head, or openmemory-migrations upgrade"
         todo += f": {quote(found.target.adopted)} may have values without source, which that carries over"
-    elif not followed:
-        todo = f"the trigger is missing or disabled: ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(found.target.sync)}"
+    elif found.faults:
+        todo = f"{found.faults[0].message}: {(found.faults[0].hint or '').rstrip('.')}"
     elif found.left_by_cutover:
         todo = f"{DO} goes on with the cutover that was interrupted; {UNDO} takes away what it has left"
     elif wanted:
@@ -96,8 +96,8 @@ def judge(found: State, settings: Settings, installed: Extension | None) -> Judg
         todo = f"nothing; {INDEX_ANEW} {remark}" if remark else "nothing"
     if found.runs:
         todo = "wait for what is running; " + todo
-    open_ends = pending or wanted or left or half_undone or found.aside
-    return Judged(at_head, index, bool(at_head and there and followed and not open_ends), todo, left)
+    open_ends = pending or wanted or left or half_undone or found.aside or found.faults
+    return Judged(at_head, index, bool(at_head and there and not open_ends), todo, left)
 
 
 def _judge_cut_over(found: State, cut_over: CutOver, settings: Settings, installed: Extension | None) -> Judged:
@@ -185,6 +185,7 @@ def data(found: State, judged: Judged) -> dict[str, Any]:
             "kept": found.cut_over.kept,
         },
         "trigger": found.trigger,
+        "faults": [fault.message for fault in found.faults],
         "indexes": [
             {"name": i.name, "method": i.method, "opclass": i.opclass, "valid": i.valid, "bytes": i.size}
             for i in found.indexes
@@ -224,6 +225,7 @@ def lines_of(found: State, judged: Judged) -> list[tuple[str, object]]:
         ]
     if not found.source_is_vector or not found.dimensions:
         lines.append(("trigger", "on" if found.trigger else "off"))
+        lines += [("", fault.message) for fault in found.faults]
     lines.append(("index", judged.index))
     if judged.left:
         lines.append(("left", f"by a run that was interrupted: {'; '.join(judged.left)}"))

@@ -20,6 +20,7 @@ from ..db.signals import TimeUp
 from ..errors import TryAgain, UsageError
 from ..finding import Finding
 from ..preflight import state
+from ..steps import repair
 from ..steps.step import Step
 from ..target import Target
 from ..verify import advice, verification
@@ -117,7 +118,10 @@ def prove(step: Step, wanted: Asking, options: argparse.Namespace, see: See = bo
     found = verification.prove(ctx, wanted, see)
     with step.db.transaction():
         changed = state.changed(step.with_table(ctx.table))
-    return judge(ctx.table, ctx.extension, found, options, [Finding.of("cutover", changed)] if changed else [])
+        findings = repair.faults(step.with_table(ctx.table))
+    if changed:
+        findings.append(Finding.of("cutover", changed))
+    return judge(ctx.table, ctx.extension, found, options, findings)
 
 
 def in_time(step: Step, wanted: Asking, options: argparse.Namespace, look: Callable[[], T]) -> tuple[T, Asking]:

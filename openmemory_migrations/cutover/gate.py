@@ -17,7 +17,7 @@ from ..index import build, choice
 from ..index.choice import NoIndex
 from ..settings import Settings
 from ..sql import quote
-from ..steps import interference, requirements
+from ..steps import interference, repair, requirements
 from ..target import Target
 from ..verify import verification
 from ..verify.equality import Comparison
@@ -84,9 +84,10 @@ def require_trigger(ctx: TableContext) -> None:
     if not catalog.trigger_enabled(ctx.db, ctx.table.oid, target.sync):
         raise MigrationError(
             f"trigger {quote(target.sync)} of {target} is missing or disabled: what is written now has a stale vector",
-            hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.sync)}; or, with OM_SYNC_TRIGGER=on: {ANEW}."
-            " Then the cutover again.",
+            hint=f"With OM_SYNC_TRIGGER=on: {repair.REPAIR}. Then the cutover again.",
         )
+    for fault in repair.faults(ctx):
+        raise fault.error
     interference.require_none(interference.of_sync(ctx))
 
 

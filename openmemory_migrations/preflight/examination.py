@@ -20,7 +20,7 @@ from ..finding import Finding
 from ..index import build, choice
 from ..index.choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan
 from ..sql import quote
-from ..steps import expand, interference, native_table, requirements
+from ..steps import expand, interference, native_table, repair, requirements
 from ..steps.step import Step
 from . import activity, disk, known_faults, refusals, state, trial
 from .results import Facts, part
@@ -41,6 +41,7 @@ def examine(step: Step, sample: int | None) -> Facts:
         part(step, facts, "index", lambda: _halves(step, facts, table), rows=True)
         part(step, facts, "index", lambda: _name(step, facts, table))
         part(step, facts, "trial", lambda: _trial(step, facts, table), rows=True)
+        part(step, facts, "trigger", lambda: _trigger(step, facts, table), rows=True)
     if table is not None and not facts.has("table", "cut-over"):
         part(step, facts, "update", lambda: _updates(step, facts, table), rows=True)
     facts.findings.sort(key=lambda one: SEVERITIES.index(one.severity))
@@ -124,6 +125,12 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     yield from _scarce(facts)
     if isinstance(facts.index, Plan):
         yield from build.name_taken(found.ctx.native, table.oid)
+
+
+def _trigger(step: Step, facts: Facts, table: Table) -> None:
+    """Not in a transaction that is read-only: it is tried."""
+    with step.db.transaction():
+        facts.findings += repair.faults(step.with_table(table))
 
 
 def _updates(step: Step, facts: Facts, table: Table) -> None:

@@ -17,10 +17,11 @@ from ..db.database import APPLICATION_NAME, Database
 from ..encoding import back_trigger
 from ..encoding.stored import STORED
 from ..errors import MigrationError
+from ..finding import Finding
 from ..index import build_progress
 from ..settings import Settings
 from ..sql import SQL, blocks, quote
-from ..steps import native_table, requirements
+from ..steps import native_table, repair, requirements
 from ..target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
 from ..verify import verification
 
@@ -80,6 +81,7 @@ class State:
     left_by_cutover: list[str] = field(default_factory=list)  # that was killed before its switch
     cutover_revisions: list[str] | None = None  # as `revisions`, of the cutover
     guards: list[str] = field(default_factory=list)  # triggers of runs that are no more: without any effect
+    faults: list[Finding] = field(default_factory=list)  # of the sync trigger
     aside: bool = False  # an adopted column is still there, from which values without source are to be carried over
 
     @property
@@ -96,7 +98,8 @@ class State:
 def look(ctx: Context) -> State:
     """Raises MigrationError where the table is not one that can be migrated."""
     with ctx.db.transaction():
-        requirements.require_table(ctx)  # before the lock on it, which says less of why there can't be one
+        # before the lock on it, which says less of why there can't be one; and nothing is tried in a snapshot
+        faults = repair.faults(ctx.with_table(requirements.require_table(ctx)))
     with ctx.db.transaction(snapshot=True):
         table = requirements.require_table(ctx)
         if found := Mark.of(table, ctx.target):
@@ -134,6 +137,7 @@ def look(ctx: Context) -> State:
             guards=guard.there(ctx.db),
             cutover_revisions=revisions(ctx.db, ctx.settings, CUTOVER_VERSION_TABLE),
             aside=bool(aside and aside.set_aside),
+            faults=faults,
         )
 
 

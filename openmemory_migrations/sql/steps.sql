@@ -86,3 +86,55 @@ END
 -- create_trigger --
 CREATE TRIGGER {typing} BEFORE INSERT OR UPDATE OF {source} ON {table}
 FOR EACH ROW EXECUTE FUNCTION {typing_function}()
+
+-- of steps/repair.py
+
+-- working --
+-- of the trigger as the catalogs have it, with its clones on partitions; what it assigns becomes a vector by a cast
+WITH RECURSIVE it AS MATERIALIZED (
+  {>questions.it}),
+tree (oid) AS (
+  {>questions.tree}),
+own AS (
+  SELECT it.owner, t.tgname, '"' || pg_catalog.replace({sync_name}, '"', '""') || '"' AS trigger,
+         ARRAY(SELECT c.tgenabled FROM tree JOIN pg_catalog.pg_trigger c ON c.tgrelid = tree.oid AND c.tgname = t.tgname)
+           AS enabled,
+         p.prosrc, p.prosecdef, p.proconfig, p.proowner, CAST(CAST(p.oid AS regprocedure) AS text) AS function,
+         CAST(pg_catalog.pg_get_userbyid(p.proowner) AS text) AS of_function,
+         (SELECT c.castfunc FROM pg_catalog.pg_cast c
+          JOIN pg_catalog.pg_attribute a ON a.atttypid = c.casttarget AND a.attrelid = it.oid AND a.attname = {vector_name}
+          WHERE c.castsource = CAST('pg_catalog.float8[]' AS regtype)) AS by_cast
+  FROM it LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {sync_name} AND NOT t.tgisinternal
+       LEFT JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid)
+SELECT 'trigger' AS code, 'error' AS severity, message, detail, hint FROM (
+  SELECT 1 AS place, 'trigger ' || trigger || ' of ' || {itself} || ' is ' || CASE WHEN tgname IS NULL THEN 'missing' ELSE 'disabled' END
+           AS message, 'What is written has no vector, or a stale one.' AS detail, {repair} AS hint
+  FROM own WHERE tgname IS NULL OR enabled && CAST(ARRAY['D', 'R'] AS "char"[])
+  UNION ALL
+  SELECT 2, 'function ' || function || ' of trigger ' || trigger || ' isn''t what this version makes it', NULL, {repair}
+  FROM own
+  WHERE function IS NOT NULL
+    AND (prosrc <> {body} OR NOT prosecdef OR proconfig IS DISTINCT FROM ARRAY['search_path=pg_catalog, pg_temp'])
+  UNION ALL
+  SELECT 3, 'role "' || pg_catalog.replace(of_function, '"', '""') || '", by which trigger ' || trigger || ' works, may not execute '
+            || CAST(CAST(by_cast AS regprocedure) AS text), 'Every write fails.',
+         'GRANT EXECUTE ON FUNCTION ' || CAST(CAST(by_cast AS regprocedure) AS text) || ' TO "' || pg_catalog.replace(of_function, '"', '""') || '";'
+  FROM own WHERE NOT pg_catalog.has_function_privilege(proowner, by_cast, 'EXECUTE')
+  UNION ALL
+  SELECT 4, 'function ' || function || ' belongs to "' || pg_catalog.replace(of_function, '"', '""') || '", and table ' || {itself}
+            || ' to "' || pg_catalog.replace(owner, '"', '""') || '"', 'Writes depend on the rights of a role that doesn''t own the table.', {repair}
+  FROM own WHERE of_function <> owner
+  UNION ALL
+  SELECT 5, 'trigger ' || trigger || ' of ' || {itself} || ' isn''t ENABLE ALWAYS',
+         'It doesn''t fire for what a subscription applies, nor where session_replication_role is replica.', {repair}
+  FROM own WHERE enabled && CAST(ARRAY['O'] AS "char"[])) AS unmet
+ORDER BY place
+
+-- may_try --
+SELECT pg_catalog.current_setting('transaction_read_only') = 'off'
+       AND pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')
+       AND pg_catalog.pg_has_role(proowner, 'USAGE')
+FROM pg_catalog.pg_proc WHERE oid = pg_catalog.to_regprocedure(:function)
+
+-- tried_row --
+INSERT INTO pg_temp.{tried} ({source}) VALUES (:source) RETURNING {ext}.vector_send({vector})

@@ -57,7 +57,16 @@ def with_extension(template: str, names: Mapping[str, Fragment], **more: Fragmen
 
 def run(ctx: Context, block: str, size: int | None = None, **more: Fragment) -> None:
     """Inside the caller's transaction."""
-    asked = {**requirements.names(ctx.target, ctx.settings), **names(ctx.target, size), **more}
-    for statement, of_trigger in list(ctx.db.rows(block, **asked)):
+    for statement, of_trigger in _asked(ctx, block, size, **more):
         execute = partial(sync_trigger.of_a_trigger, ctx.db) if of_trigger else ctx.db.run
         execute("{it}", it=SQL(statement))
+
+
+def of(ctx: Context, block: str, size: int | None = None) -> list[str]:
+    """The same, to be looked at."""
+    return [statement for statement, _ in _asked(ctx, block, size)]
+
+
+def _asked(ctx: Context, block: str, size: int | None, **more: Fragment) -> list[tuple[str, bool]]:
+    asked = {**requirements.names(ctx.target, ctx.settings), **names(ctx.target, size), **more}
+    return [(statement, of_trigger) for statement, of_trigger in ctx.db.rows(block, **asked)]

@@ -364,7 +364,10 @@ def test_triggers_of_a_partitioned_table_are_told_once(database: Database) -> No
 
     told = [one["message"] for one in unchanged(database, 0)["findings"] if one["code"] == "trigger"]
 
-    assert [message.split()[1:4] for message in told] == [['"t"', "on", f"public.{TABLE}"], ['"own"', "on", "public.two"]]
+    assert [message.split()[1:4] for message in told] == [
+        ['"t"', "on", f"public.{TABLE}"],
+        ['"own"', "on", "public.two"],
+    ]
 
 
 @pytest.mark.slow

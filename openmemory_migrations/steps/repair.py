@@ -1,0 +1,135 @@
+"""Whether the sync trigger does its work, and making it what this version makes it.
+
+A table may have been migrated by another version, restored without its trigger or under another owner. What the trigger
+is made of is compared with what it is to be, and where this role may, it is tried with a row in a table of its own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from sqlalchemy.exc import DBAPIError
+
+from .. import log
+from ..columns.cutover_mark import UNDO_HINT, Mark
+from ..db import catalog
+from ..db.catalog import Table
+from ..db.context import Context, TableContext
+from ..db.sqlerrors import as_migration_error
+from ..encoding import sync_trigger
+from ..encoding.stored import STORED
+from ..errors import MigrationError
+from ..finding import Finding
+from ..sql import FUNCTION, SQL, blocks, fill, literal, quote
+from . import expand, interference, requirements, statements
+
+BLOCKS = blocks("steps")
+REPAIR = "openmemory-migrations repair"
+# float32, little-endian: a denormal, -0, 1 and the largest number there is
+TRIED = bytes.fromhex("01000080000000800000803fffff7f7f")
+TABLE = "openmemory_migrations_tried"
+TRY = (
+    "CREATE TEMPORARY TABLE {tried} ({source} bytea, {vector} {type})",
+    "CREATE TRIGGER {tried} BEFORE INSERT ON pg_temp.{tried} FOR EACH ROW EXECUTE FUNCTION {sync_function}()",
+    "ALTER TABLE pg_temp.{tried} ENABLE ALWAYS TRIGGER {tried}",
+)
+
+
+def faults(ctx: TableContext) -> list[Finding]:
+    """What keeps the trigger from giving what is written its vector, the worst thing first; in a transaction.
+
+    Nothing where there is no column of ours, or nothing is to follow the source.
+    """
+    size = _size(ctx)
+    if size is None or not ctx.settings.sync_trigger:
+        return []
+    of_function = fill(
+        sync_trigger.BLOCKS.create_sync, {**ctx.target.names(), "tag": FUNCTION, "dimensions": size or SQL("NULL")}
+    )
+    _, body, _ = of_function.split(FUNCTION)
+    names = {**requirements.names(ctx.target, ctx.settings), "body": literal(body), "repair": literal(f"{REPAIR}.")}
+    return Finding.of_rows(ctx.db.rows(BLOCKS.working, **names)) or list(_tried(ctx, size))
+
+
+def _size(ctx: TableContext) -> int | None:
+    """The column's dimensions, 0 where it has none; None where it isn't ours."""
+    column = ctx.table.columns.get(ctx.target.vector)
+    return (column.dimensions or 0) if column is not None and column.ours else None
+
+
+def _tried(ctx: TableContext, size: int) -> Iterator[Finding]:
+    """By a row in a table that is gone afterwards, where this role may make one and calls the function its own."""
+    db = ctx.db
+    if not db.value(BLOCKS.may_try, {"function": db.names["sync_function"] + "()"}):
+        return
+    numbers = len(TRIED) // STORED.width
+    source = (TRIED * (size // numbers + 1))[: STORED.octets(size)] if size else TRIED
+    extension = catalog.require_extension(db)
+    try:
+        with db.attempt(keep=False):
+            for statement in TRY:
+                db.run(statement, tried=quote(TABLE), type=expand.vector_type(extension, size or None))
+            sent = db.value(BLOCKS.tried_row, {"source": source}, tried=quote(TABLE), **extension.names())
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        problem = as_migration_error(error, f"trigger {quote(ctx.target.sync)} of {ctx.target} was tried")
+        yield Finding("error", "trigger", f"{problem.message}: every write fails", problem.detail, f"{REPAIR}.")
+        return
+    words = f"{len(source) // STORED.width}I"
+    # behind its dimensions the same numbers, big-endian
+    if sent is None or bytes(sent)[4:] != struct.pack(f">{words}", *struct.unpack(f"<{words}", source)):
+        yield Finding(
+            "error",
+            "trigger",
+            f"trigger {quote(ctx.target.sync)} of {ctx.target} was tried, and made another vector than the bytes say",
+            hint=f"{REPAIR}.",
+        )
+
+
+def planned(ctx: Context) -> list[str]:
+    """The statements that a repair would run, in a transaction; none where nothing is wrong."""
+    table = _require_table(ctx)
+    size = _size(ctx.with_table(table))
+    return statements.of(ctx, statements.BLOCKS.add_trigger, size) if faults(ctx.with_table(table)) else []
+
+
+def repair(ctx: Context) -> bool:
+    """Makes the trigger what it is to be, with the mark of our column; says what was wrong, and whether anything was.
+
+    Rows are left as they are: `openmemory-migrations backfill` gives those their vectors that were written meanwhile.
+    """
+    db, target = ctx.db, ctx.target
+    with db.transaction():
+        table = _require_table(ctx)
+        wrong = faults(ctx.with_table(table))
+    if not wrong:
+        log.notice(f"nothing to repair: trigger {quote(target.sync)} of {target} does its work")
+        return False
+    for one in wrong:
+        log.notice(one.message, detail=one.detail)
+
+    def change() -> None:
+        statements.run(ctx, statements.BLOCKS.add_trigger, _size(ctx.with_table(table)) or None)
+
+    interference.retried(ctx.with_table(table), f"repairing trigger {quote(target.sync)} of {target}", change)
+    with db.transaction():
+        left = faults(ctx.with_table(table))
+    if left:
+        raise left[0].error
+    log.notice(
+        f"trigger {quote(target.sync)} of {target} is repaired",
+        hint="Rows that were written meanwhile: openmemory-migrations backfill, then openmemory-migrations verify.",
+    )
+    return True
+
+
+def _require_table(ctx: Context) -> Table:
+    """Raises MigrationError where there is no column that the trigger is to keep in step, or it can't be made."""
+    table = requirements.require_table(ctx)
+    if found := Mark.of(table, ctx.target):
+        raise MigrationError(f"{found.said(ctx.target)}: there is no sync trigger", hint=UNDO_HINT)
+    requirements.require_column(table, ctx.target, ctx.settings, None)
+    requirements.require(ctx, requirements.BLOCKS.rights, requirements.BLOCKS.source_column)
+    return table

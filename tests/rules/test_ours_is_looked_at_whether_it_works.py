@@ -1,0 +1,198 @@
+"""R6: whether the trigger works is tried; what it is made of names nothing that may move, nor anything of others'."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from demo.openmemory import TABLE
+from openmemory_migrations.embedded import Server
+from tests.support.commands import alembic, om
+from tests.support.databases import Databases
+from tests.support.openmemory import (
+    Database,
+    create_database,
+    create_table,
+    drop_database,
+    load,
+    mismatches,
+    random_rows,
+)
+from tests.support.preflight import check, finding
+from tests.support.states import HEAD, snapshot, stamp
+
+DIM = 8
+SYNC = f"{TABLE}_vvector_sync"
+FUNCTION = f"{SYNC}()"
+ROW = random_rows(1, DIM, seed=5)[0]
+
+
+def at_head(database: Database) -> None:
+    create_table(database)
+    load(database, random_rows(120, DIM))
+    alembic(database, "upgrade", "head")
+
+
+@pytest.fixture
+def table(databases: Databases) -> Iterator[Database]:
+    with databases.copy(at_head) as database:
+        yield database
+
+
+def write(database: Database, table: str = TABLE) -> None:
+    database.run(
+        f"INSERT INTO {table} (id, sector, user_id, v, dim) VALUES (gen_random_uuid(), 'x', 'u', %s, {DIM})", ROW.v
+    )
+    database.run(f"UPDATE {table} SET v = %s WHERE id = (SELECT id FROM {table} LIMIT 1)", ROW.v)
+
+
+def codes(database: Database, **env: str) -> dict[str, int]:
+    commands = (["status"], ["check"], ["verify", "--queries", "0"])
+    return {command[0]: om(database, *command, env=env).returncode for command in commands}
+
+
+def test_the_extension_moves_and_writes_go_on(table: Database) -> None:
+    table.run("CREATE SCHEMA extensions; ALTER EXTENSION vector SET SCHEMA extensions")
+    write(table)
+    assert mismatches(table) == []
+    assert set(codes(table).values()) == {0}
+
+    alembic(table, "-n", "cutover", "upgrade", "head", env={"OM_CUTOVER": "swap"})
+    table.run("ALTER EXTENSION vector SET SCHEMA public")
+    alembic(table, "-n", "cutover", "downgrade", "base")
+    table.run("ALTER SCHEMA extensions RENAME TO others; ALTER EXTENSION vector SET SCHEMA others")
+    write(table)
+    assert mismatches(table) == []
+    alembic(table, "downgrade", "base")
+
+
+def test_the_schema_gets_another_name_and_writes_go_on(databases: Databases) -> None:
+    with databases.empty() as database:
+        create_table(database, schema="app")
+        load(database, random_rows(120, DIM), schema="app")
+        alembic(database, "upgrade", "head", env={"OM_PG_SCHEMA": "app"})
+        database.run("ALTER SCHEMA app RENAME TO app2")
+        write(database, f"app2.{TABLE}")
+        assert mismatches(database, schema="app2") == []
+        assert set(codes(database, OM_PG_SCHEMA="app2").values()) == {0}
+        alembic(database, "downgrade", "base", env={"OM_PG_SCHEMA": "app2"})
+        write(database, f"app2.{TABLE}")
+
+
+def test_nothing_is_shared_between_tables(table: Database) -> None:
+    create_table(table, "other")
+    load(table, random_rows(60, DIM), "other")
+    table.run("DROP TABLE openmemory_alembic_version")
+    alembic(table, "upgrade", "head", env={"OM_VECTOR_TABLE": "other"})
+    alembic(table, "downgrade", "base", env={"OM_VECTOR_TABLE": "other"})
+    write(table)
+    assert mismatches(table) == []
+    own = table.rows("SELECT proname FROM pg_proc WHERE proname LIKE '%%openmemory%%' OR proname LIKE 'other%%'")
+    assert own == [(SYNC,)]
+
+
+BROKEN = {
+    "missing": f"DROP TRIGGER {SYNC} ON {TABLE}",
+    "missing with its function": f"DROP FUNCTION {FUNCTION} CASCADE",
+    "disabled": f"ALTER TABLE {TABLE} DISABLE TRIGGER {SYNC}",
+    "for replicas only": f"ALTER TABLE {TABLE} ENABLE REPLICA TRIGGER {SYNC}",
+    "isn't ENABLE ALWAYS": f"ALTER TABLE {TABLE} ENABLE TRIGGER {SYNC}",
+    "isn't what this version makes it": f"CREATE OR REPLACE FUNCTION {FUNCTION} RETURNS trigger LANGUAGE plpgsql"
+    " AS 'BEGIN RETURN NEW; END'",
+    "belongs to": f"ALTER FUNCTION {FUNCTION} OWNER TO pg_monitor",
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_keeps_it_from_its_work_is_told_and_repaired(table: Database, how: str) -> None:
+    table.run(f"CREATE SCHEMA IF NOT EXISTS public; GRANT CREATE ON SCHEMA public TO pg_monitor; {BROKEN[how]}")
+    assert codes(table) == {"status": 1, "check": 1, "verify": 1}
+    print([f for f in check(table, 1)["findings"] if f["code"] == "trigger"])
+    told = finding(check(table, 1), "trigger")
+    if how in ("isn't ENABLE ALWAYS", "isn't what this version makes it", "belongs to"):
+        assert how in told["message"]
+    assert told["hint"] == "openmemory-migrations repair."
+    before = snapshot(table)
+    planned = om(table, "repair", "--dry-run")
+    assert f'CREATE OR REPLACE FUNCTION "public"."{SYNC}"()' in planned.stdout
+    assert snapshot(table) == before
+
+    done = om(table, "repair")
+
+    assert done.returncode == 0, done.log
+    assert told["message"] in done.log
+    assert set(codes(table).values()) == {0}
+    assert "nothing to repair" in om(table, "repair").log
+    assert om(table, "repair", "--dry-run").stdout == ""
+    write(table)
+    assert mismatches(table) == []
+    alembic(table, "downgrade", "base")
+
+
+def test_our_own_environment_repairs_at_head(table: Database) -> None:
+    table.run(BROKEN["missing with its function"])
+    log = alembic(table, "upgrade", "head").log
+    assert f'trigger "{SYNC}" of "public.{TABLE}" is repaired' in log
+    assert stamp(table) == [HEAD]
+    write(table)
+    assert mismatches(table) == []
+
+
+def test_a_definer_that_may_not_convert_is_named_with_the_line(table: Database) -> None:
+    table.run("CREATE ROLE definer; GRANT CREATE ON SCHEMA public TO definer")
+    try:
+        table.run(
+            f"ALTER TABLE {TABLE} OWNER TO definer; ALTER FUNCTION {FUNCTION} OWNER TO definer;"
+            " REVOKE ALL ON FUNCTION array_to_vector(double precision[], integer, boolean) FROM PUBLIC"
+        )
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            write(table)
+        told = finding(check(table, 1), "trigger")
+        assert "may not execute" in told["message"]
+        table.run(told["hint"])
+        assert set(codes(table).values()) == {0}
+        write(table)
+    finally:
+        table.run(f"ALTER TABLE {TABLE} OWNER TO CURRENT_USER; DROP OWNED BY definer CASCADE; DROP ROLE definer")
+
+
+def test_a_trigger_that_is_tried_and_fails_is_told(table: Database) -> None:
+    """What no catalog says: the library is another."""
+    table.run(
+        "CREATE OR REPLACE FUNCTION array_to_vector(double precision[], integer, boolean) RETURNS vector"
+        " LANGUAGE plpgsql AS $$ BEGIN RETURN '[9,9,9,9,9,9,9,9]'; END $$"
+    )
+    found = json.loads(om(table, "status", "--json").stdout)
+    assert "was tried" in found["next"]
+    assert codes(table) == {"status": 1, "check": 1, "verify": 1}
+
+
+def test_a_partial_restore_is_repaired(server: Server, table: Database, tmp_path: Path) -> None:
+    """Such a dump has neither functions nor trigger."""
+    copy = create_database(server, f"{table.name}_copy")
+    copy.run("CREATE EXTENSION vector")
+    programs, dump = server.psql.parent, str(tmp_path / "dump")
+    tables = ["-t", TABLE, "-t", "openmemory_*_version"]
+    subprocess.run([programs / "pg_dump", "-Fc", *tables, "-f", dump, table.url], check=True)
+    # the trigger's function is not there
+    subprocess.run([programs / "pg_restore", "-d", copy.url, dump], check=False, capture_output=True)
+    assert om(copy, "status").returncode == 1
+
+    assert om(copy, "repair").returncode == 0
+    assert set(codes(copy).values()) == {0}
+    write(copy)
+    assert mismatches(copy) == []
+    drop_database(server, copy.name)
+
+
+def test_a_table_that_was_never_migrated_has_nothing_to_repair(database: Database) -> None:
+    create_table(database)
+    load(database, random_rows(10, DIM))
+    done = om(database, "repair")
+    assert done.returncode == 1
+    assert "has no column" in done.log
