@@ -31,6 +31,7 @@ from .runtime import stamps
 from .script.script import Order, Script, StampGuard
 from .settings import Settings
 from .steps import backfill, expand, finalize, native_table
+from .steps import repair as trigger_repair
 from .steps.step import Step
 from .target import Target
 
@@ -40,6 +41,7 @@ __all__ = [
     "downgrade_cutover",
     "downgrade_expand",
     "downgrade_finalize",
+    "repair",
     "upgrade_backfill",
     "upgrade_cutover",
     "upgrade_expand",
@@ -194,6 +196,21 @@ def downgrade_cutover(**options: Unpack[Options]) -> None:
         if step:
             with step.alone():
                 undo.downgrade(step)
+
+
+def repair(**options: Unpack[Options]) -> None:
+    """Makes the sync trigger what this version makes it, without touching a row; nothing where nothing is wrong.
+
+    For a revision of the host's, after a restore, under another owner or with another version. Raises MigrationError.
+    """
+    if op.get_context().as_sql:
+        raise MigrationError(
+            "what there is to repair is seen online only", hint="openmemory-migrations repair --dry-run prints the SQL."
+        )
+    with _step("repair", options) as step:
+        if step:
+            with step.alone():
+                trigger_repair.repair(step)
 
 
 @contextmanager

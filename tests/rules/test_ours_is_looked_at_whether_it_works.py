@@ -12,6 +12,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
+from tests.support import host_styles, partitions
 from tests.support.commands import alembic, om
 from tests.support.databases import Databases
 from tests.support.openmemory import (
@@ -196,3 +197,38 @@ def test_a_table_that_was_never_migrated_has_nothing_to_repair(database: Databas
     done = om(database, "repair")
     assert done.returncode == 1
     assert "has no column" in done.log
+
+
+def test_a_host_repairs_in_a_revision_of_its_own(table: Database, tmp_path: Path) -> None:
+    """Under `alembic stamp`, as the table was migrated by our own chain."""
+    host = host_styles.create(tmp_path, "generic", table)
+    host.alembic("stamp", "head")
+    head = host.alembic("heads").stdout.split()[0]
+    (host.folder / "migrations/versions/repaired.py").write_text(
+        f"from openmemory_migrations import ops\nrevision, down_revision = 'repaired', {head!r}\n"
+        "def upgrade(**kw):\n    ops.repair()\n\n\ndef downgrade(**kw):\n    pass\n"
+    )
+    table.run(BROKEN["missing with its function"])
+
+    log = host.alembic("upgrade", "head").log
+
+    assert "is repaired" in log
+    write(table)
+    assert mismatches(table) == []
+    assert "online only" in host.alembic("upgrade", f"{head}:repaired", "--sql", check=False).log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["a clone is disabled", "the trigger is missing"])
+def test_a_partitioned_table_is_repaired_with_its_clones(databases: Databases, how: str) -> None:
+    def migrated(database: Database) -> None:
+        partitions.filled(database)
+        alembic(database, "upgrade", "head", env=partitions.ENV)
+
+    with databases.copy(migrated) as tree:
+        leaf = partitions.LEAVES[-1]
+        tree.run(f"ALTER TABLE {leaf} DISABLE TRIGGER {SYNC}" if "clone" in how else BROKEN["missing"])
+        assert om(tree, "status", env=partitions.ENV).returncode == 1
+        assert om(tree, "repair", env=partitions.ENV).returncode == 0
+        assert om(tree, "status", env=partitions.ENV).returncode == 0
+        partitions.assert_followed(tree)

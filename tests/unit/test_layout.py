@@ -38,6 +38,7 @@ PUBLIC = {
     "ops": [
         *("upgrade_expand", "upgrade_backfill", "upgrade_finalize", "upgrade_cutover"),
         *("downgrade_expand", "downgrade_backfill", "downgrade_finalize", "downgrade_cutover"),
+        "repair",
         "Options",
     ],
     "settings": ["Settings"],
