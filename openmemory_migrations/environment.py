@@ -105,9 +105,9 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
         # of the functions that Alembic's commands hand over
         direction = getattr(context.get_context().opts.get("fn"), "__name__", "")
         if not steps and direction == "upgrade":
-            _check_stamp(Context(db, target, settings))
+            _check_stamp(Step.on(db, target, settings))
         elif not steps and direction == "downgrade" and version_table() == CUTOVER_VERSION_TABLE:
-            _check_undone(Context(db, target, settings))
+            _check_undone(Step.on(db, target, settings))
 
 
 def _migrate(connection: Connection, settings: Settings) -> int:

@@ -8,6 +8,7 @@ CUT_OVER = "openmemory_migrations: cut over; "  # on the column of vectors, befo
 TYPED = "openmemory_migrations: to take the place of "  # on the column that a bare vector gets its dimensions by
 GIVEN = "openmemory_migrations: dimensions given; "  # on a vector that had none, before the comment that it had
 KEPT = "openmemory_migrations: rows that no vector can hold, of "  # on the table that they were moved to
+BACK = "openmemory_migrations: keeps in step with vectors: "  # on the trigger of a table that is cut over
 GUARD = "openmemory_migrations: refuses, while a step is at work, what that step would lose"  # on its trigger
 
 

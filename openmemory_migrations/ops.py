@@ -229,7 +229,7 @@ def _step(name: str, options: Options) -> Iterator[Step | None]:
     db = Database(connection, target.names())
     try:
         with db.session():
-            yield Step(db, target, settings)
+            yield Step.on(db, target, settings)
     except DBAPIError as error:
         raise as_migration_error(error, name) from error
 

@@ -27,6 +27,16 @@ def derived(name: str, suffix: str) -> str:
 
 
 @dataclass(frozen=True)
+class Trigger:
+    """`kind` is what a `Target` calls it. Names may be others than ours would be: a table gets another name, and what
+    is on it keeps its own."""
+
+    kind: str
+    name: str
+    function: tuple[str, str]  # schema, name
+
+
+@dataclass(frozen=True)
 class Target:
     """The table, its column of bytes and its column of vectors."""
 
@@ -36,6 +46,7 @@ class Target:
     vector: str = "v_vector"
     suffix: str = ""  # of the index's name, as long as another index serves searches under the name without it
     index_name: str | None = None  # instead of one by table and column
+    triggers: tuple[Trigger, ...] = ()  # that the table has of ours, as they are called now
 
     @classmethod
     def of(cls, settings: Settings) -> Target:
@@ -47,6 +58,13 @@ class Target:
     @property
     def adopted(self) -> str:
         return derived(self.vector, "_adopted")
+
+    def _trigger(self, kind: str, name: str) -> str:
+        return next((found.name for found in self.triggers if found.kind == kind), name)
+
+    def _function(self, kind: str, name: str) -> SQL:
+        of = next((found.function for found in self.triggers if found.kind == kind), (self.schema, name))
+        return quote(*of)
 
     def _own(self, suffix: str) -> str:
         """The name that OpenMemory's SQL gives, or one by the column: a host's table may have several."""
@@ -86,7 +104,7 @@ class Target:
     @property
     def typing(self) -> str:
         """Trigger, and its function, that keeps it equal to them."""
-        return derived(self.table, f"_{self.typed}_sync")
+        return self._trigger("typing", derived(self.table, f"_{self.typed}_sync"))
 
     @property
     def index(self) -> str:
@@ -115,7 +133,7 @@ class Target:
     @property
     def sync(self) -> str:
         """Trigger and its function."""
-        return self._own("_sync")
+        return self._trigger("sync", self._own("_sync"))
 
     @property
     def convert(self) -> str:
@@ -125,7 +143,7 @@ class Target:
     @property
     def back(self) -> str:
         """Trigger, and its function, that keeps the bytes beside vectors in step with them."""
-        return derived(self.table, f"_{self.archive}_sync")
+        return self._trigger("back", derived(self.table, f"_{self.archive}_sync"))
 
     @property
     def kept(self) -> str:
@@ -167,13 +185,13 @@ class Target:
             "vector": quote(self.vector),
             "adopted": quote(self.adopted),
             "sync": quote(self.sync),
-            "sync_function": within(self.sync),
+            "sync_function": self._function("sync", self.sync),
             "archive": quote(self.archive),
             "typed": quote(self.typed),
             "typing": quote(self.typing),
-            "typing_function": within(self.typing),
+            "typing_function": self._function("typing", self.typing),
             "back": quote(self.back),
-            "back_function": within(self.back),
+            "back_function": self._function("back", self.back),
             "left": quote(self.left),
             "guard": quote(self.guard),
             "guard_function": within(self.guard),

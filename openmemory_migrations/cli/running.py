@@ -72,4 +72,6 @@ def _run(engine: Engine, settings: Settings, target: Target, work: Callable[[Ste
         db = Database(connection, target.names())
         with db.session():
             db.take_over()
-            return work(Step(db, target, settings))
+            step = Step.on(db, target, settings)
+            db.commit()
+            return work(step)

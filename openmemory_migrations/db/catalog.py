@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..marks import Marked
+from ..marks import BACK, TYPED, Marked
 from ..sql import SQL, Fragment, blocks, joined, literal, quote
-from ..target import Target
+from ..target import Target, Trigger, derived
 from . import partitions
 from .database import Database
 
@@ -173,6 +173,20 @@ def _indexes(db: Database, block: str, **names: Fragment) -> dict[str, Index]:
         name: Index(name, table_oid, valid, method, opclass, column, half, key, frozenset(options), partial, size)
         for _, name, table_oid, valid, method, opclass, column, half, key, options, partial, _, size in found
     }
+
+
+def located(db: Database, target: Target) -> Target:
+    """With the triggers of ours that the table has, which are known by their marks; and with another function where the
+    one by its name is that of another table, which had that name before."""
+    marks = {"sync": target.comment, "back": BACK + target.archive, "typing": TYPED + target.source}
+    found = db.rows(BLOCKS.own_triggers, {**marks, "table": db.names["table"]})
+    triggers = [Trigger(kind, name, (schema, of)) for kind, name, schema, of in found]
+    if not any(trigger.kind == "sync" for trigger in triggers):
+        asked = {"function": db.names["sync_function"] + "()", "table": db.names["table"]}
+        ((shared, oid),) = db.rows(BLOCKS.shared_function, asked)
+        if shared:
+            triggers.append(Trigger("sync", target.sync, (target.schema, derived(target.sync, f"_{oid}"))))
+    return replace(target, triggers=tuple(triggers))
 
 
 def sees_others(db: Database) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from ..db.context import Context
 from ..db.database import Database
 from ..encoding.sync_trigger import create, of_a_trigger
-from ..sql import SQL, blocks
+from ..marks import BACK
+from ..sql import SQL, blocks, literal, unquote
 
 BLOCKS = blocks("encoding")
 
@@ -49,3 +50,5 @@ def drop(db: Database) -> None:
 def _create(db: Database, function: str, trigger: str) -> None:
     of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
     create(db, "back", function=function, on=trigger, bytes=bytes_of(db))
+    comment = literal(BACK + unquote(db.names["source"]))
+    db.run("COMMENT ON TRIGGER {back} ON {table} IS {comment}", comment=comment)

@@ -67,6 +67,21 @@ FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 
+-- shared_function --
+-- of a table that had this one's name before
+SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+               WHERE t.tgfoid = pg_catalog.to_regprocedure(:function) AND t.tgparentid = 0
+                 AND t.tgrelid <> coalesce(pg_catalog.to_regclass(:table), 0)),
+       CAST(pg_catalog.to_regclass(:table) AS oid)
+
+-- own_triggers --
+-- of ours, by what they say of themselves
+SELECT its.kind, CAST(t.tgname AS text), CAST(n.nspname AS text), CAST(p.proname AS text)
+FROM (VALUES ('sync', :sync), ('back', :back), ('typing', :typing)) AS its (kind, comment)
+     JOIN pg_catalog.pg_trigger t ON t.tgrelid = pg_catalog.to_regclass(:table) AND NOT t.tgisinternal
+                                  AND pg_catalog.obj_description(t.oid, 'pg_trigger') = its.comment
+     JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+
 -- trigger_enabled --
 SELECT bool_and(EXISTS (SELECT FROM pg_catalog.pg_trigger
                         WHERE tgrelid = t.oid AND tgname = :name AND NOT tgisinternal

@@ -128,7 +128,13 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
          'Connect as that role, or: ALTER FUNCTION ' || {sync_call} || ' OWNER TO ' || who.owner || ';'
   FROM who, (SELECT CAST(pg_catalog.pg_get_userbyid(proowner) AS text) AS owner FROM pg_catalog.pg_proc
              WHERE oid = pg_catalog.to_regprocedure({sync_call}) AND NOT pg_catalog.pg_has_role(proowner, 'USAGE')) AS p
-  WHERE {sync_trigger}) AS unmet
+  WHERE {sync_trigger}
+  UNION ALL
+  SELECT 6, 'function-taken', 'function ' || {sync_call} || ' is that of a trigger on ' || CAST(CAST(t.tgrelid AS regclass) AS text),
+         'That table had the name of ' || {itself} || ' before.', 'ALTER FUNCTION ' || {sync_call} || ' RENAME TO …;'
+  FROM pg_catalog.pg_trigger t
+  WHERE t.tgfoid = pg_catalog.to_regprocedure({sync_call}) AND t.tgparentid = 0 AND t.tgrelid NOT IN (SELECT oid FROM it)
+    AND {sync_trigger}) AS unmet
 ORDER BY place, message
 
 -- set_role --
@@ -306,14 +312,18 @@ WITH it AS MATERIALIZED (
 guards AS MATERIALIZED (
   {>columns.guards}),
 sync AS MATERIALIZED (
-  SELECT pg_catalog.to_regprocedure({sync_call}) AS oid)
+  SELECT t.tgname, t.tgfoid FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND NOT t.tgisinternal
+  WHERE t.tgname = {sync_name} OR pg_catalog.obj_description(t.oid, 'pg_trigger') = {comment})
 SELECT statement, of_trigger FROM (
   {>drop_guards}
   UNION ALL
-  SELECT 3, {drop_trigger}, true
-  FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {sync_name}
+  SELECT 3, 'DROP TRIGGER "' || pg_catalog.replace(CAST(tgname AS text), '"', '""') || '" ON ' || {table_shown}, true FROM sync
   UNION ALL
-  SELECT 4, {drop_sync}, false FROM sync WHERE oid IS NOT NULL
+  SELECT 4, 'DROP FUNCTION ' || CAST(CAST(oid AS regprocedure) AS text), false
+  FROM (SELECT tgfoid FROM sync UNION SELECT CAST(pg_catalog.to_regprocedure({sync_call}) AS oid)) AS its (oid)
+  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger o WHERE o.tgfoid = its.oid
+                    AND o.tgrelid NOT IN (SELECT relid FROM it, pg_catalog.pg_partition_tree(it.oid)) AND o.tgrelid <> (SELECT oid FROM it))
+    AND oid IS NOT NULL
   UNION ALL
   SELECT 5, {drop_convert}, false WHERE pg_catalog.to_regprocedure({convert_call}) IS NOT NULL) AS wanted
 ORDER BY place

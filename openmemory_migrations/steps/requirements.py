@@ -42,7 +42,7 @@ def names(target: Target, settings: Settings) -> dict[str, Fragment]:
         "adopted_name": target.adopted,
         "adopted_shown": quote(target.adopted),
         "sync_name": target.sync,
-        "sync_call": quote(target.schema, target.sync) + "()",
+        "sync_call": target.names()["sync_function"] + "()",
         "own_mark": OWN,
         "set_aside_mark": SET_ASIDE,
         "cut_over_mark": CUT_OVER,

@@ -30,8 +30,6 @@ TEXTS = {
     "create_trigger": sync_trigger.BLOCKS.create_sync_trigger,
     "fire_always": sync_trigger.FIRE_ALWAYS.replace("{trigger}", "{sync}"),
     "comment_trigger": "COMMENT ON TRIGGER {sync} ON {table} IS {comment}",
-    "drop_trigger": "DROP TRIGGER {sync} ON {table}",
-    "drop_sync": "DROP FUNCTION {sync_function}()",
     "create_sync": sync_trigger.BLOCKS.create_sync,
     "drop_convert": "DROP FUNCTION {spread_convert}(bytea, integer)",
 }

@@ -9,12 +9,22 @@ from dataclasses import dataclass
 from ..columns.cutover_mark import UNDO_HINT, Mark
 from ..db import catalog, locks
 from ..db.context import Context, VectorContext
+from ..db.database import WHATEVER, Database
 from ..errors import MigrationError
+from ..settings import Settings
+from ..target import Target
 from . import native_table, requirements
 
 
 @dataclass(frozen=True)
 class Step(Context):
+    @classmethod
+    def on(cls, db: Database, target: Target, settings: Settings) -> Step:
+        """With the triggers of ours that the table has by now, in the transaction that is open."""
+        with db.local(WHATEVER):
+            target = catalog.located(db, target)
+        return cls(db.at(target.names()), target, settings)
+
     def alone(self) -> AbstractContextManager[None]:
         return self._held(locks.exclusive)
 

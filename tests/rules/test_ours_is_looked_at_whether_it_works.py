@@ -25,6 +25,7 @@ from tests.support.openmemory import (
     random_rows,
 )
 from tests.support.preflight import check, finding
+from tests.support.scripts import offline, stopped
 from tests.support.states import HEAD, snapshot, stamp
 
 DIM = 8
@@ -232,3 +233,59 @@ def test_a_partitioned_table_is_repaired_with_its_clones(databases: Databases, h
         assert om(tree, "repair", env=partitions.ENV).returncode == 0
         assert om(tree, "status", env=partitions.ENV).returncode == 0
         partitions.assert_followed(tree)
+
+
+RENAMED = {"OM_VECTOR_TABLE": "memory_vectors"}
+
+
+@pytest.mark.parametrize("where", ["renamed", "in another schema"])
+def test_a_table_that_is_called_otherwise_now_keeps_what_is_its_own(table: Database, where: str) -> None:
+    if where == "renamed":
+        table.run(f"ALTER TABLE {TABLE} RENAME TO memory_vectors")
+        env, name, schema = RENAMED, "memory_vectors", "public"
+    else:
+        table.run(
+            f"CREATE SCHEMA app; ALTER TABLE {TABLE} SET SCHEMA app;"
+            " ALTER TABLE openmemory_alembic_version SET SCHEMA app"
+        )
+        env, name, schema = {"OM_PG_SCHEMA": "app"}, TABLE, "app"
+    at = f"{schema}.{name}"
+    assert codes(table, **env)["verify"] == 0
+    assert "repair" not in om(table, "status", env=env).stdout
+
+    for mode in ("swap", "drop"):
+        alembic(table, "-n", "cutover", "upgrade", "head", env={**env, "OM_CUTOVER": mode})
+        alembic(table, "-n", "cutover", "downgrade", "base", env=env)
+        write(table, at)
+        assert mismatches(table, name, schema) == []
+    table.run(f"ALTER TABLE {at} DISABLE TRIGGER USER")
+    assert om(table, "repair", env=env).returncode == 0
+
+    alembic(table, "downgrade", "base", env=env)
+    write(table, at)
+    assert table.rows("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal") == []
+    assert table.rows("SELECT proname FROM pg_proc WHERE proname LIKE '%%sync'") == []
+
+
+def test_a_script_finds_the_trigger_of_a_table_that_is_called_otherwise_now(server: Server, table: Database) -> None:
+    table.run(f"ALTER TABLE {TABLE} RENAME TO memory_vectors")
+    offline(server, table, "downgrade", "head:base", env={**RENAMED, "OM_VEC_DIM": str(DIM)})
+    write(table, "memory_vectors")
+    assert table.rows("SELECT tgname FROM pg_trigger WHERE NOT tgisinternal") == []
+
+
+def test_a_table_with_the_name_that_another_had_gets_a_function_of_its_own(server: Server, table: Database) -> None:
+    table.run(f"ALTER TABLE {TABLE} RENAME TO memory_vectors; DROP TABLE openmemory_alembic_version")
+    create_table(table)
+    load(table, random_rows(60, 2 * DIM))
+    stopped(server, table, {"OM_VEC_DIM": str(2 * DIM)}, "is that of a trigger on public.memory_vectors")
+
+    alembic(table, "upgrade", "head")
+
+    write(table, "memory_vectors")
+    assert mismatches(table, "memory_vectors") == []
+    assert mismatches(table) == []
+    assert codes(table)["verify"] == 0
+    alembic(table, "downgrade", "base")
+    write(table, "memory_vectors")
+    assert mismatches(table, "memory_vectors") == []
