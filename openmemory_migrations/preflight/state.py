@@ -214,13 +214,8 @@ def _changed(ctx: TableContext, found: Mark) -> MigrationError | None:
         found.require_names(table, target)
     except MigrationError as error:
         return error
-    archived = found.mode == "swap" and target.archive in table.columns
-    if archived and not catalog.trigger_enabled(ctx.db, table.oid, target.back):
-        return MigrationError(
-            f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's",
-            hint=f"ALTER TABLE … ENABLE ALWAYS TRIGGER {quote(target.back)}; {cutover_mark.UNDO} compares all rows.",
-        )
-    return None
+    wrong = repair.back_faults(ctx)
+    return wrong[0].error if wrong else None
 
 
 def revisions(db: Database, settings: Settings, name: str = VERSION_TABLE) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Whether the sync trigger does its work, and making it what this version makes it.
+"""Whether the trigger does its work, and making it what this version makes it.
 
 A table may have been migrated by another version, restored without its trigger or under another owner. What the trigger
 is made of is compared with what it is to be, and where this role may, it is tried with a row in a table of its own.
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
-from ..columns.cutover_mark import UNDO_HINT, Mark
+from ..columns import cutover_mark
+from ..columns.cutover_mark import Mark
 from ..db import catalog
-from ..db.catalog import Table
 from ..db.context import Context, TableContext
+from ..db.database import Database
 from ..db.sqlerrors import as_migration_error
-from ..encoding import sync_trigger
+from ..encoding import back_trigger, sync_trigger
 from ..encoding.stored import STORED
-from ..errors import MigrationError
 from ..finding import Finding
 from ..sql import FUNCTION, SQL, blocks, fill, literal, quote
 from . import expand, interference, requirements, statements
@@ -88,48 +88,80 @@ def _tried(ctx: TableContext, size: int) -> Iterator[Finding]:
         )
 
 
+def wrong(ctx: TableContext) -> list[Finding]:
+    """Of the trigger that the table is to have now: the sync trigger, or what there is after a swap."""
+    return back_faults(ctx) if Mark.of(ctx.table, ctx.target) else faults(ctx)
+
+
+def back_faults(ctx: TableContext) -> list[Finding]:
+    """What keeps the bytes of a table that was swapped from being known as another vector's; in a transaction."""
+    target = ctx.target
+    found = Mark.of(ctx.table, target)
+    archived = found and found.mode == "swap" and target.archive in ctx.table.columns
+    if not archived or catalog.trigger_enabled(ctx.db, ctx.table.oid, target.back):
+        return []
+    message = f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's"
+    return [Finding("error", "trigger", message, hint=f"{REPAIR}; {cutover_mark.UNDO} compares all rows.")]
+
+
 def planned(ctx: Context) -> list[str]:
     """The statements that a repair would run, in a transaction; none where nothing is wrong."""
-    table = _require_table(ctx)
-    size = _size(ctx.with_table(table))
-    return statements.of(ctx, statements.BLOCKS.add_trigger, size) if faults(ctx.with_table(table)) else []
+    at = _required(ctx)
+    if not wrong(at):
+        return []
+    if not Mark.of(at.table, at.target):
+        return statements.of(ctx, statements.BLOCKS.add_trigger, _size(at))
+    swapped = _swapped(at)
+    function = swapped.sql(back_trigger.BLOCKS.create_forgetting, tag=FUNCTION)
+    always = swapped.sql(sync_trigger.FIRE_ALWAYS, trigger=swapped.names["back"])
+    return [function, swapped.sql(back_trigger.BLOCKS.forgetting), always]
 
 
 def repair(ctx: Context) -> bool:
-    """Makes the trigger what it is to be, with the mark of our column; says what was wrong, and whether anything was.
+    """Makes the trigger what it is to be; says what was wrong, and returns whether anything was.
 
     Rows are left as they are: `openmemory-migrations backfill` gives those their vectors that were written meanwhile.
     """
     db, target = ctx.db, ctx.target
     with db.transaction():
-        table = _require_table(ctx)
-        wrong = faults(ctx.with_table(table))
-    if not wrong:
-        log.notice(f"nothing to repair: trigger {quote(target.sync)} of {target} does its work")
+        at = _required(ctx)
+        found = wrong(at)
+    swapped = Mark.of(at.table, target)
+    name = f"trigger {quote(target.back if swapped else target.sync)} of {target}"
+    if not found:
+        log.notice(f"nothing to repair: {f'{target} is cut over' if swapped else f'{name} does its work'}")
         return False
-    for one in wrong:
+    for one in found:
         log.notice(one.message, detail=one.detail)
 
     def change() -> None:
-        statements.run(ctx, statements.BLOCKS.add_trigger, _size(ctx.with_table(table)) or None)
+        if swapped:
+            back_trigger.forget(_swapped(at))
+        else:
+            statements.run(ctx, statements.BLOCKS.add_trigger, _size(at) or None)
 
-    interference.retried(ctx.with_table(table), f"repairing trigger {quote(target.sync)} of {target}", change)
+    interference.retried(at, f"repairing {name}", change)
     with db.transaction():
-        left = faults(ctx.with_table(table))
-    if left:
-        raise left[0].error
+        if left := wrong(at):
+            raise left[0].error
     log.notice(
-        f"trigger {quote(target.sync)} of {target} is repaired",
-        hint="Rows that were written meanwhile: openmemory-migrations backfill, then openmemory-migrations verify.",
+        f"{name} is repaired",
+        hint=f"Bytes of rows that were written meanwhile may be another vector's: {cutover_mark.UNDO} compares them."
+        if swapped
+        else "Rows that were written meanwhile: openmemory-migrations backfill, then openmemory-migrations verify.",
     )
     return True
 
 
-def _require_table(ctx: Context) -> Table:
-    """Raises MigrationError where there is no column that the trigger is to keep in step, or it can't be made."""
-    table = requirements.require_table(ctx)
-    if found := Mark.of(table, ctx.target):
-        raise MigrationError(f"{found.said(ctx.target)}: there is no sync trigger", hint=UNDO_HINT)
-    requirements.require_column(table, ctx.target, ctx.settings, None)
-    requirements.require(ctx, requirements.BLOCKS.rights, requirements.BLOCKS.source_column)
-    return table
+def _required(ctx: Context) -> TableContext:
+    """Raises MigrationError where there is no column that a trigger is to keep in step, or it can't be made."""
+    at = ctx.with_table(requirements.require_table(ctx))
+    requirements.require(ctx, requirements.BLOCKS.rights)
+    if not Mark.of(at.table, ctx.target):
+        requirements.require_column(at.table, ctx.target, ctx.settings, None)
+        requirements.require(ctx, requirements.BLOCKS.source_column)
+    return at
+
+
+def _swapped(ctx: TableContext) -> Database:
+    return ctx.db.at(cutover_mark.names(ctx.target.swapped))

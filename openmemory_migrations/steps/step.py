@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+from ..columns import cutover_mark
 from ..columns.cutover_mark import UNDO_HINT, Mark
 from ..db import catalog, locks
 from ..db.context import Context, VectorContext
@@ -78,3 +79,7 @@ class Step(Context):
         """Raises MigrationError for a step back from a table that was cut over: its bytes have to be there first."""
         if found := self.cut_over:
             raise MigrationError(found.said(self.target), hint=UNDO_HINT)
+        with self.db.reading():
+            table = catalog.table(self.db, self.target.schema, self.target.table)
+            if table and catalog.trigger_enabled(self.db, table.oid, self.target.back):
+                raise cutover_mark.changed(self.target, self.target.source)

@@ -26,7 +26,7 @@ from tests.support.openmemory import (
 )
 from tests.support.preflight import check, finding
 from tests.support.scripts import offline, stopped
-from tests.support.states import HEAD, snapshot, stamp
+from tests.support.states import HEAD, refused, snapshot, stamp
 
 DIM = 8
 SYNC = f"{TABLE}_vvector_sync"
@@ -289,3 +289,29 @@ def test_a_table_with_the_name_that_another_had_gets_a_function_of_its_own(serve
     alembic(table, "downgrade", "base")
     write(table, "memory_vectors")
     assert mismatches(table, "memory_vectors") == []
+
+
+def test_the_trigger_of_a_table_that_was_swapped_is_repaired_too(table: Database) -> None:
+    alembic(table, "-n", "cutover", "upgrade", "head", env={"OM_CUTOVER": "swap"})
+    back = f"{TABLE}_v_bytea_sync"
+    table.run(f"DROP TRIGGER {back} ON {TABLE}")
+    assert om(table, "status").stdout.count("openmemory-migrations repair") == 1
+    assert f'CREATE TRIGGER "{back}"' in om(table, "repair", "--dry-run").stdout
+
+    assert om(table, "repair").returncode == 0
+
+    assert om(table, "status").returncode == 0
+    assert "nothing to repair" in om(table, "repair").log
+    first = f"(SELECT id FROM {TABLE} LIMIT 1)"
+    key = table.value(f"UPDATE {TABLE} SET v = '[{','.join('1' * DIM)}]' WHERE id = {first} RETURNING id")
+    assert table.value(f"SELECT v_bytea FROM {TABLE} WHERE id = %s", key) is None
+    alembic(table, "-n", "cutover", "downgrade", "base")
+    assert mismatches(table) == []
+
+
+def test_a_table_that_was_cut_over_and_has_lost_its_marks_goes_no_way_down(table: Database) -> None:
+    """As a dump without comments leaves it."""
+    alembic(table, "-n", "cutover", "upgrade", "head", env={"OM_CUTOVER": "swap"})
+    table.run(f"COMMENT ON COLUMN {TABLE}.v IS NULL; COMMENT ON TRIGGER {TABLE}_v_bytea_sync ON {TABLE} IS NULL")
+    assert "isn't what the cutover has put there" in om(table, "status").log
+    refused(table, "isn't what the cutover has put there", command=("downgrade", "base"))
