@@ -15,6 +15,11 @@ from . import output, running
 def arguments(parser: argparse.ArgumentParser) -> None:
     running.arguments(parser)
     output.arguments(parser)
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="also where the marks are gone, as after pg_dump --no-comments: every row is compared first",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the SQL, and change nothing")
 
 
@@ -27,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
 
     def work(step: Step) -> bool:
         with step.alone():
+            if options.adopt:
+                repair.adopt(step)
             return repair.repair(step)
 
     if options.dry_run:

@@ -12,22 +12,26 @@ from collections.abc import Iterator
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
-from ..columns import cutover_mark
+from ..columns import cutover_mark, properties
 from ..columns.cutover_mark import Mark
-from ..db import catalog
+from ..db import catalog, locks
 from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.sqlerrors import as_migration_error
 from ..encoding import back_trigger, sync_trigger
 from ..encoding.stored import STORED
+from ..errors import MigrationError
 from ..finding import Finding
 from ..sql import FUNCTION, SQL, blocks, fill, literal, quote
+from ..verify import equality, verification
 from . import expand, interference, requirements, statements
 
 BLOCKS = blocks("steps")
 REPAIR = "openmemory-migrations repair"
 # float32, little-endian: a denormal, -0, 1 and the largest number there is
 TRIED = bytes.fromhex("01000080000000800000803fffff7f7f")
+MARKED = "openmemory_migrations: "  # what every mark begins with
+HARMLESS: tuple[equality.Kind, ...] = ("missing", "sourceless")  # the backfill's to do, or carried over
 TABLE = "openmemory_migrations_tried"
 TRY = (
     "CREATE TEMPORARY TABLE {tried} ({source} bytea, {vector} {type})",
@@ -151,6 +155,56 @@ def repair(ctx: Context) -> bool:
         else "Rows that were written meanwhile: openmemory-migrations backfill, then openmemory-migrations verify.",
     )
     return True
+
+
+def adopt(ctx: Context) -> None:
+    """Gives a column of vectors its mark again, which a dump without comments has lost, once every row is compared.
+
+    Raises MigrationError where a row has another vector than its bytes say; nothing is changed then.
+    """
+    db, target = ctx.db, ctx.target
+    with db.transaction():
+        table = requirements.require_table(ctx)
+        column = table.columns.get(target.vector)
+        if column is None or not column.is_vector or (column.comment.startswith(MARKED) and not column.ours):
+            raise MigrationError(
+                f"{target} has no column {quote(target.vector)} of vectors that could be this package's",
+                hint="What there is to be done says openmemory-migrations check.",
+            )
+        if column.ours:
+            log.notice(f"column {quote(target.vector)} of {target} has its mark")
+            return
+        requirements.require(ctx, requirements.BLOCKS.rights, requirements.BLOCKS.source_column)
+        followed = catalog.trigger_enabled(db, table.oid, target.sync)
+        ready = ctx.with_table(table).with_extension(catalog.require_extension(db))
+
+    def follow() -> None:
+        statements.run(ctx, statements.BLOCKS.add_trigger, column.dimensions)
+
+    def leave() -> None:
+        statements.run(ctx, statements.BLOCKS.remove_trigger)
+
+    def mark() -> None:
+        properties.comment(db, target.vector, target.comment)
+
+    what = f"adopting {quote(target.vector)} of {target}"
+    # first, so that what is written while rows are compared is right as well
+    interference.retried(ready, what, follow)
+    found = verification.compare(ready)
+    known = sum(found.wrong[kind].rows for kind in HARMLESS if kind in found.wrong)
+    if others := found.not_right - known:
+        if not followed:
+            interference.retried(ready, what, leave)
+        raise MigrationError(
+            f"{others:,} rows of {target} have another {quote(target.vector)} than {quote(target.source)} says",
+            detail=found.problems(table),
+            hint=f"Mend them; or stamp what comes before om_20240107_pgvector, then alembic upgrade head: it sets"
+            f" {quote(target.vector)} aside and fills a new one.",
+        )
+    locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, mark, found.seen)
+    log.notice(
+        f"column {quote(target.vector)} of {target} has its mark again: {found.equal:,} rows are equal to the bit"
+    )
 
 
 def _required(ctx: Context) -> TableContext:

@@ -109,6 +109,13 @@ def require_column(table: Table, target: Target, settings: Settings, stamp: Iter
             f"{target} has no column {quote(target.vector)} of this package yet",
             hint="First the step that adds it and its trigger: alembic upgrade om_20240107_pgvector.",
         )
+    if column is not None and column.is_vector and not column.comment:
+        raise MigrationError(
+            f"column {quote(target.vector)} of {target} has no mark of this package, though this database is stamped"
+            f" {', '.join(stamp or ()) or 'as migrated'}",
+            detail="A dump without comments loses it (pg_dump --no-comments), or a tool that sets its own.",
+            hint="openmemory-migrations repair --adopt compares every row and marks it again.",
+        )
     if column is None or not column.ours:
         raise MigrationError(
             f"this database is stamped {', '.join(stamp or ()) or 'as migrated'}, but {target} has no column"

@@ -13,7 +13,7 @@ import pytest
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from tests.support import host_styles, partitions
-from tests.support.commands import alembic, om
+from tests.support.commands import alembic, om, result, start_alembic
 from tests.support.databases import Databases
 from tests.support.openmemory import (
     Database,
@@ -315,3 +315,68 @@ def test_a_table_that_was_cut_over_and_has_lost_its_marks_goes_no_way_down(table
     table.run(f"COMMENT ON COLUMN {TABLE}.v IS NULL; COMMENT ON TRIGGER {TABLE}_v_bytea_sync ON {TABLE} IS NULL")
     assert "isn't what the cutover has put there" in om(table, "status").log
     refused(table, "isn't what the cutover has put there", command=("downgrade", "base"))
+
+
+WITHOUT_MARKS = f"COMMENT ON COLUMN {TABLE}.v_vector IS NULL; COMMENT ON TRIGGER {SYNC} ON {TABLE} IS NULL"
+
+
+@pytest.mark.parametrize("followed", [True, False], ids=["with its trigger", "without"])
+def test_a_dump_without_comments_is_adopted_when_every_row_is_right(table: Database, followed: bool) -> None:
+    table.run(
+        f"INSERT INTO {TABLE} (id, sector, dim, v_vector) VALUES (gen_random_uuid(), 'x', 8, '[1,2,3,4,5,6,7,8]')"
+    )
+    before = snapshot(table)
+    table.run(WITHOUT_MARKS)
+    if not followed:
+        table.run(BROKEN["missing with its function"])
+    refused(table, "has no mark of this package", "openmemory-migrations repair --adopt")
+
+    assert om(table, "repair").returncode == 1
+    done = om(table, "repair", "--adopt")
+
+    assert done.returncode == 0, done.log
+    assert "120 rows are equal to the bit" in done.log
+    assert snapshot(table) == before
+    assert set(codes(table).values()) == {0}
+    alembic(table, "upgrade", "head")
+
+
+@pytest.mark.parametrize("followed", [True, False], ids=["with its trigger", "without"])
+def test_a_column_with_other_values_is_not_adopted(table: Database, followed: bool) -> None:
+    table.run(WITHOUT_MARKS)
+    if not followed:
+        table.run(BROKEN["missing with its function"])
+    table.run(f"UPDATE {TABLE} SET v_vector = '[9,9,9,9,9,9,9,9]' WHERE user_id = 'user1'")
+    before = snapshot(table)
+
+    done = om(table, "repair", "--adopt")
+
+    assert done.returncode == 1
+    assert "6 rows of" in done.log
+    assert "have another" in done.log
+    after = snapshot(table)
+    assert {what for what in before if before[what] != after[what]} <= ({"triggers"} if followed else set())
+
+
+@pytest.mark.slow
+def test_several_tables_at_once_find_nothing_of_each_others(database: Database) -> None:
+    """The extension is all that they share, and the first that comes makes it."""
+    schemas = [f"s{number}" for number in range(6)]
+    for schema in schemas:
+        create_table(database, schema=schema)
+        load(database, random_rows(60, DIM), schema=schema)
+
+    def all_of_them(*command: str, **env: str) -> None:
+        runs = [start_alembic(database, *command, env={"OM_PG_SCHEMA": schema, **env}) for schema in schemas]
+        for run in runs:
+            done = result(run)
+            assert done.returncode == 0, done.log
+
+    for _ in range(2):
+        all_of_them("upgrade", "head")
+        all_of_them("-n", "cutover", "upgrade", "head", OM_CUTOVER="swap")
+        all_of_them("-n", "cutover", "downgrade", "base")
+        for schema in schemas:
+            assert mismatches(database, schema=schema) == []
+        all_of_them("downgrade", "base")
+        database.run("DROP EXTENSION vector")
