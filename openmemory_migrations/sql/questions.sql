@@ -18,7 +18,7 @@ SELECT *, CASE WHEN is_vector THEN 'vector' ELSE pg_catalog.format_type(atttypid
          is_vector AND pg_catalog.starts_with(comment, {own_mark}) AS ours,
          is_vector AND pg_catalog.starts_with(comment, {set_aside_mark}) AS set_aside
   FROM (
-  SELECT CAST(a.attname AS text) AS attname, a.attnum, a.attgenerated, a.atttypid, a.atttypmod,
+  SELECT CAST(a.attname AS text) AS attname, a.attnum, a.attgenerated, a.attnotnull, a.atttypid, a.atttypmod,
          t.typname = 'vector' AND e.oid IS NOT NULL AS is_vector,
          coalesce(pg_catalog.col_description(a.attrelid, a.attnum), '') AS comment
   FROM it JOIN pg_catalog.pg_attribute a ON a.attrelid = it.oid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
@@ -229,7 +229,13 @@ views AS (
        JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
        JOIN pg_catalog.pg_rewrite w ON w.oid = d.objid
   WHERE d.classid = CAST('pg_catalog.pg_rewrite' AS regclass)
-    AND d.refclassid = CAST('pg_catalog.pg_class' AS regclass) AND a.attname = {vector_name})
+    AND d.refclassid = CAST('pg_catalog.pg_class' AS regclass) AND a.attname = {vector_name}),
+dependents AS (
+  SELECT pg_catalog.string_agg(DISTINCT pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid), ', ') AS names
+  FROM tree JOIN pg_catalog.pg_depend d ON d.refobjid = tree.oid
+       JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+  WHERE d.refclassid = CAST('pg_catalog.pg_class' AS regclass) AND a.attname = {vector_name} AND d.deptype = 'n'
+    AND d.classid <> CAST('pg_catalog.pg_rewrite' AS regclass))
 SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 1 AS place, 'column-taken' AS code,
          'column ' || {vector_shown} || ' of ' || {itself} || ' is of type ' || type AS message, CAST(NULL AS text) AS detail,
@@ -245,7 +251,17 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 3, 'column-taken',
          'column ' || {vector_shown} || ' of ' || {itself} || ' can''t be replaced while views show it: ' || names,
          NULL, 'Drop them, run the same command again, and create them anew.'
-  FROM other, views WHERE names IS NOT NULL) AS unmet
+  FROM other, views WHERE names IS NOT NULL
+  UNION ALL
+  SELECT 4, 'column-taken',
+         'column ' || {vector_shown} || ' of ' || {itself} || ' can''t be replaced while something hangs on it: ' || names,
+         NULL, 'Drop it, run the same command again, and create it anew.'
+  FROM other, dependents WHERE names IS NOT NULL
+  UNION ALL
+  SELECT 5, 'column-taken', 'column ' || {vector_shown} || ' of ' || {itself} || ' is NOT NULL',
+         'Until the backfill ends it is kept as ' || {adopted_shown} || ', which nobody writes: every write would fail.',
+         'ALTER TABLE ' || {table_shown} || ' ALTER COLUMN ' || {vector_shown} || ' DROP NOT NULL;'
+  FROM other WHERE attnotnull) AS unmet
 ORDER BY place, message
 
 -- ext --

@@ -14,7 +14,21 @@ from tests.support.scripts import DIM8, SINGLE, offline, stopped
 from tests.support.states import EXPAND, column_type, refused, stamp
 
 DIM = 8
+ADOPT = f"CREATE EXTENSION vector; ALTER TABLE {TABLE} ADD v_vector vector"
+FIRES = f"""
+CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER t AFTER UPDATE OF v_vector ON {TABLE} EXECUTE FUNCTION f()
+"""
 SETUPS = {
+    "a generated column on the column to adopt": (
+        "column-taken",
+        f"{ADOPT}, ADD norm float8 GENERATED ALWAYS AS (vector_norm(v_vector)) STORED",
+    ),
+    "a trigger of the column to adopt": ("column-taken", f"{ADOPT}; {FIRES}"),
+    "a column to adopt that is NOT NULL": (
+        "column-taken",
+        f"{ADOPT} NOT NULL DEFAULT '[1]'",
+    ),
     "no table": ("table", f"DROP TABLE {TABLE}"),
     "no v": ("table", f"ALTER TABLE {TABLE} DROP v"),
     "v text": ("table", f"ALTER TABLE {TABLE} ALTER v TYPE text USING encode(v, 'hex')"),
