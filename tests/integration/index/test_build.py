@@ -359,7 +359,7 @@ def test_an_interrupted_build_that_ends_while_its_index_is_dropped_is_tried_agai
         CREATE SEQUENCE drops;
         CREATE FUNCTION once() RETURNS event_trigger LANGUAGE plpgsql AS $$
         BEGIN
-          IF nextval('drops') = 1 THEN
+          IF nextval('public.drops') = 1 THEN
             RAISE EXCEPTION 'tuple concurrently updated' USING ERRCODE = 'XX000';
           END IF;
         END $$;

@@ -75,7 +75,7 @@ def test_check_finds_what_an_upgrade_would_refuse(database: Database) -> None:
     database.run(f"CREATE VIEW shown AS SELECT v FROM {TABLE}")
     found = unchanged(database, 1)
     assert severities(found) == {"already-vector": "notice", "column-taken": "error", "dependents": "error"}
-    assert "view shown" in finding(found, "dependents")["message"]
+    assert "view public.shown" in finding(found, "dependents")["message"]
     assert finding(unchanged(database, 1, env={"OM_VEC_DIM": "9"}), "dimensions")["message"].startswith("no row of")
 
 

@@ -69,8 +69,10 @@ def test_a_partitioned_table(database: Database, rows: int) -> None:
 
 
 HANGING = [
-    pytest.param(f"CREATE VIEW shown AS SELECT id, v FROM {TABLE}", "view shown", id="view"),
-    pytest.param(f"CREATE INDEX own ON {TABLE} USING hnsw ((v::vector(8)) vector_l2_ops)", "index own", id="index"),
+    pytest.param(f"CREATE VIEW shown AS SELECT id, v FROM {TABLE}", "view public.shown", id="view"),
+    pytest.param(
+        f"CREATE INDEX own ON {TABLE} USING hnsw ((v::vector(8)) vector_l2_ops)", "index public.own", id="index"
+    ),
     pytest.param(
         f"ALTER TABLE {TABLE} ADD whole real[] GENERATED ALWAYS AS (v::real[]) STORED", "whole", id="generated"
     ),
@@ -93,7 +95,7 @@ def test_what_hangs_on_v_by_the_time_that_it_is_replaced_is_named(database: Data
     alembic(database, "upgrade", EXPAND)
     database.run(f"CREATE VIEW shown AS SELECT id, v FROM {TABLE}")
 
-    refused(database, "view shown", "Drop that")
+    refused(database, "view public.shown", "Drop that")
 
     database.run("DROP VIEW shown")
     alembic(database, "upgrade", "head")
@@ -109,7 +111,7 @@ def test_an_index_of_somebody_elses_keeps_the_dimensions(database: Database) -> 
     assert list(indexes(database)) == ["own"]
     database.run(START)  # newer OpenMemory has started meanwhile
 
-    refused(database, "index own", "Drop that", command=("downgrade", "base"))
+    refused(database, "index public.own", "Drop that", command=("downgrade", "base"))
 
     database.run("DROP INDEX own")
     alembic(database, "downgrade", "base")
@@ -272,7 +274,7 @@ def test_a_rule_that_keeps_updates_away_ends_in_an_error(database: Database) -> 
 
     done = alembic(database, "upgrade", "head", check=False)
 
-    assert 'FAILED: rule "never" on openmemory_vectors rewrites each UPDATE' in done.log
+    assert 'FAILED: rule "never" on public.openmemory_vectors rewrites each UPDATE' in done.log
     database.run(f"ALTER TABLE {TABLE} DISABLE RULE never")
     alembic(database, "upgrade", "head")
     assert wrong(database, rows) == []
