@@ -155,10 +155,18 @@ def _drop_versions(db: Database, schema: str) -> None:
 
 def _check_stamp(ctx: Context) -> None:
     """Nothing was left to run: that must not hide that the configured table was never migrated."""
-    target = ctx.target
     stamped = context.get_context().get_current_heads()
     if not stamped:
         return
+    with ctx.db.transaction():
+        to_repair = _require_stamped(ctx, stamped)
+    if to_repair:
+        _alone(ctx, repair.repair)
+
+
+def _require_stamped(ctx: Context, stamped: tuple[str, ...]) -> bool:
+    """Raises MigrationError where the stamp isn't this table's; returns whether its trigger is to be repaired."""
+    target = ctx.target
     table = requirements.require_table(ctx)
     cut_over = Mark.of(table, target)
     if cut_over and back_trigger.follows(ctx, table.oid):
@@ -177,10 +185,8 @@ def _check_stamp(ctx: Context) -> None:
         )
     else:
         requirements.require_column(table, target, ctx.settings, stamped)
-        if repair.faults(ctx.with_table(table)):
-            ctx.db.rollback()
-            _alone(ctx, repair.repair)
-    ctx.db.rollback()
+        return bool(repair.faults(ctx.with_table(table)))
+    return False
 
 
 def only_stamps(mode: str) -> str:
@@ -192,15 +198,15 @@ def _check_undone(ctx: Context) -> None:
     """Nothing is stamped: that must hide neither that the configured table is still cut over, nor what a cutover has
     left that was killed before its switch."""
     db, target = ctx.db, ctx.target
-    table = catalog.table(db, target.schema, target.table)
-    if table and (found := Mark.of(table, target)):
-        raise MigrationError(
-            f"{found.said(target)}; but this database isn't stamped so",
-            detail="Another table of the schema had the same stamp, or it was taken away by hand.",
-            hint=f"{only_stamps(found.mode)}; then {UNDO}.",
-        )
-    left = table and preparations.left(ctx.with_table(table))
-    db.rollback()
+    with db.transaction():
+        table = catalog.table(db, target.schema, target.table)
+        if table and (found := Mark.of(table, target)):
+            raise MigrationError(
+                f"{found.said(target)}; but this database isn't stamped so",
+                detail="Another table of the schema had the same stamp, or it was taken away by hand.",
+                hint=f"{only_stamps(found.mode)}; then {UNDO}.",
+            )
+        left = table and preparations.left(ctx.with_table(table))
     if left:
         _alone(ctx, undo.downgrade)
 

@@ -179,13 +179,12 @@ def located(db: Database, target: Target) -> Target:
     """With the triggers of ours that the table has, which are known by their marks; and with another function where the
     one by its name is that of another table, which had that name before."""
     marks = {"sync": target.comment, "back": BACK + target.archive, "typing": TYPED + target.source}
-    found = db.rows(BLOCKS.own_triggers, {**marks, "table": db.names["table"]})
+    named = {"schema": target.schema, "name": target.table}
+    found = db.rows(BLOCKS.own_triggers, {**marks, **named})
     triggers = [Trigger(kind, name, (schema, of)) for kind, name, schema, of in found]
-    if not any(trigger.kind == "sync" for trigger in triggers):
-        asked = {"function": db.names["sync_function"] + "()", "table": db.names["table"]}
-        ((shared, oid),) = db.rows(BLOCKS.shared_function, asked)
-        if shared:
-            triggers.append(Trigger("sync", target.sync, (target.schema, derived(target.sync, f"_{oid}"))))
+    followed = any(trigger.kind == "sync" for trigger in triggers)
+    if not followed and (oid := db.value(BLOCKS.shared_function, {**named, "function": target.sync})):
+        triggers.append(Trigger("sync", target.sync, (target.schema, derived(target.sync, f"_{oid}"))))
     return replace(target, triggers=tuple(triggers))
 
 

@@ -69,16 +69,18 @@ ORDER BY a.attnum
 
 -- shared_function --
 -- of a table that had this one's name before
-SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
-               WHERE t.tgfoid = pg_catalog.to_regprocedure(:function) AND t.tgparentid = 0
-                 AND t.tgrelid <> coalesce(pg_catalog.to_regclass(:table), 0)),
-       CAST(pg_catalog.to_regclass(:table) AS oid)
+SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = :schema AND c.relname = :name
+  AND EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_trigger t ON t.tgfoid = p.oid
+              WHERE p.pronamespace = n.oid AND p.proname = :function AND t.tgparentid = 0 AND t.tgrelid <> c.oid)
 
 -- own_triggers --
 -- of ours, by what they say of themselves
 SELECT its.kind, CAST(t.tgname AS text), CAST(n.nspname AS text), CAST(p.proname AS text)
 FROM (VALUES ('sync', :sync), ('back', :back), ('typing', :typing)) AS its (kind, comment)
-     JOIN pg_catalog.pg_trigger t ON t.tgrelid = pg_catalog.to_regclass(:table) AND NOT t.tgisinternal
+     JOIN pg_catalog.pg_class c ON c.relname = :name
+     JOIN pg_catalog.pg_namespace h ON h.oid = c.relnamespace AND h.nspname = :schema
+     JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal
                                   AND pg_catalog.obj_description(t.oid, 'pg_trigger') = its.comment
      JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 

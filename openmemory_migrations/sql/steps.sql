@@ -130,11 +130,7 @@ SELECT 'trigger' AS code, 'error' AS severity, message, detail, hint FROM (
   FROM own WHERE enabled && CAST(ARRAY['O'] AS "char"[])) AS unmet
 ORDER BY place
 
--- may_try --
-SELECT pg_catalog.current_setting('transaction_read_only') = 'off'
-       AND pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')
-       AND pg_catalog.pg_has_role(proowner, 'USAGE')
-FROM pg_catalog.pg_proc WHERE oid = pg_catalog.to_regprocedure(:function)
-
--- tried_row --
-INSERT INTO pg_temp.{tried} ({source}) VALUES (:source) RETURNING {ext}.vector_send({vector})
+-- called --
+-- what the trigger's function does with its numbers: a denormal, -0, 1, and the largest that there is
+SELECT {ext}.vector_send(CAST(CAST('{-1.401298464324817e-45,-0,1,3.4028234663852886e38}' AS pg_catalog.float8[]) AS {ext}.vector))
+       = pg_catalog.decode('0004000080000001800000003f8000007f7fffff', 'hex')

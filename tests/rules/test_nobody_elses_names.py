@@ -111,14 +111,16 @@ def test_a_life(databases: Databases, make: Callable[[Database], None], engine: 
     with among_strangers(databases, make) as database:
         assert om(database, "check", env=env).returncode == 0
         alembic(database, "upgrade", "head", env=env)
+        alembic(database, "upgrade", "head", env=env)  # where there is nothing left to run
         for command in (["status"], ["verify", "--queries", "20"], ["report", "--queries", "20"]):
             assert om(database, *command, env=env).returncode == 0, command
-        for command in (["tune"], ["index", "--rebuild"], ["backfill"], ["monitor", "--once"]):
+        for command in (["tune"], ["index", "--rebuild"], ["backfill"], ["repair"], ["repair", "--dry-run"]):
             om(database, *command, env=env)
         for mode in ("swap", "drop") if make is not newer else ():
             cutover = env | {"OM_CUTOVER": mode, "OM_ACCEPT_LOSS": "0" if make is tree else "3"}
             alembic(database, "-n", "cutover", "upgrade", "head", env=cutover)
             assert om(database, "status", env=cutover).returncode == 0
+            alembic(database, "-n", "cutover", "downgrade", "base", env=cutover)
             alembic(database, "-n", "cutover", "downgrade", "base", env=cutover)
         alembic(database, "downgrade", "base", env=env | {"OM_ACCEPT_LOSS": "100"})
 
