@@ -52,15 +52,35 @@ Seen = tuple[Any, ...]  # the tables that were looked at: names, files, places i
 
 @contextmanager
 def second_connection(engine: Engine) -> Iterator[Connection]:
-    """A connection beside the one at work, from a pool of the same make: the engine's own may hold one only."""
-    with Engine(engine.pool.recreate(), engine.dialect, engine.url).connect() as connection:
-        connection = connection.execution_options(isolation_level="READ COMMITTED")
-        Database(connection, {}).stay_idle()
-        try:
-            yield connection
-        except BaseException:
-            connection.invalidate()  # a ROLLBACK would wait for an answer that a dead network never brings
-            raise
+    """A connection beside the one at work, from a pool of the same make: the engine's own may hold one only.
+
+    Raises MigrationError for whatever the host's pool, connector or listener raises of its own.
+    """
+    beside = Engine(engine.pool.recreate(), engine.dialect, engine.url)
+    try:
+        with _connected(beside) as connection:
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
+            Database(connection, {}).stay_idle()
+            try:
+                yield connection
+            except BaseException:
+                connection.invalidate()  # a ROLLBACK would wait for an answer that a dead network never brings
+                raise
+    finally:
+        beside.dispose()  # or the pool would keep it
+
+
+def _connected(engine: Engine) -> Connection:
+    try:
+        return engine.connect()
+    except (DBAPIError, MigrationError):
+        raise
+    except Exception as error:
+        # not its words, which may have a password in them
+        raise MigrationError(
+            f"the engine gives no further connection: {type(error).__name__}",
+            detail="That is raised by its creator, its pool or a listener of its events.",
+        ) from error
 
 
 def no_timeouts(connection: Connection) -> dict[str, str]:

@@ -22,7 +22,7 @@ from ..errors import Changed, MigrationError, TryAgain
 from ..settings import Settings
 from ..sql import blocks, literal
 from . import tries
-from .database import HELD, Database, Seen, no_timeouts, second_connection
+from .database import HELD, WHATEVER, Database, Seen, no_timeouts, second_connection
 from .sqlerrors import PASSING, as_migration_error, sqlstate
 
 BLOCKS = blocks("db")
@@ -62,8 +62,9 @@ def shared(engine: Engine, what: str, *parts: str, sleep: Sleep = time.sleep) ->
 def _held(engine: Engine, what: str, function: str, parts: tuple[str, ...], sleep: Sleep) -> Iterator[None]:
     key = key_of(*parts)
     with second_connection(engine) as connection:
-        said = None
+        said, db = None, Database(connection, {})
         while True:
+            db.set_local(WHATEVER)
             asked = sa.text(f"SELECT {function}(:key), pg_backend_pid()")
             got, pid = connection.execute(asked, {"key": key}).one()
             if got:

@@ -58,9 +58,11 @@ class Beside:
     @property
     def refused(self) -> MigrationError | None:
         """Why there was no connection to work on."""
-        if not self.connected and isinstance(self.error, DBAPIError):
+        if self.connected:
+            return None
+        if isinstance(self.error, DBAPIError):
             return as_migration_error(self.error, "no further connection")
-        return None
+        return self.error if isinstance(self.error, MigrationError) else None
 
     def __enter__(self) -> Beside:
         self._thread.start()

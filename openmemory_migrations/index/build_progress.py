@@ -14,7 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from .. import console, log
 from ..console import Shown
 from ..db import citus
-from ..db.database import Database, in_thread, second_connection
+from ..db.database import WHATEVER, Database, in_thread, second_connection
+from ..errors import MigrationError
 from ..sql import blocks
 
 BLOCKS = blocks("index")
@@ -53,13 +54,14 @@ def shown(db: Database, table_oid: int, what: str) -> Iterator[None]:
         try:
             with second_connection(engine) as connection:
                 while not over.wait(LOOK_INTERVAL if bar else LOG_INTERVAL):
+                    Database(connection, {}).set_local(WHATEVER)
                     if found := _at_nodes(connection) or phase(connection, [table_oid]):
                         if bar:
                             bar.to(found.percent or 0, found.note)
                         else:
                             log.notice(f"{what}: {found}")
                     connection.rollback()
-        except SQLAlchemyError as error:
+        except (MigrationError, SQLAlchemyError) as error:
             # the build goes on without its lines
             log.notice(f"{what}: progress can't be shown ({type(error).__name__})")
 
