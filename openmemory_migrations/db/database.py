@@ -111,6 +111,7 @@ class Host:
 
     path: str | None = None  # its search_path, for its session or its transaction
     local: dict[str, str] = field(default_factory=dict)  # role and search_path, where they were the transaction's only
+    isolation: Any = None  # to put back
 
 
 class Database:
@@ -127,8 +128,7 @@ class Database:
         if not sa.event.contains(connection.dialect, "handle_error", _still_connected):
             sa.event.listen(connection.dialect, "handle_error", _still_connected)
         self._errors: tuple[Any, ...] = (*self.driver.errors, connection.dialect.loaded_dbapi.Error)
-        self._host = Host()
-        self._isolation: Any = None  # to put back
+        self._host = Host()  # for all that `at` has made of this
         self._session: dict[str, str] = {}  # settings of the session to put back, for all that `at` has made of this
         self._asked = 0.0  # when, whether the locks between runs are still held
         self._oids: dict[str, int] = {}  # of the tables that have been looked at, by their names
@@ -232,9 +232,9 @@ class Database:
         dialect = self.connection.dialect
         local = self._role_and_path()
         self.commit()
-        if self._isolation is None:
+        if self._host.isolation is None:
             with self._wrapping_errors("SHOW transaction_isolation"):
-                self._isolation = dialect.get_isolation_level(self._raw)
+                self._host.isolation = dialect.get_isolation_level(self._raw)
             self.commit()
         # also where it is that already: behind a pooler the next transaction may be on a connection where it isn't
         self._set_isolation(READ_COMMITTED)
@@ -582,7 +582,7 @@ class Database:
         Afterwards isolation level, autocommit, role and search_path are as they were.
         """
         if self.driver.autocommit:
-            self._isolation = "AUTOCOMMIT"
+            self._host.isolation = "AUTOCOMMIT"
             self._set_isolation(READ_COMMITTED)
 
         def cancel() -> None:
@@ -607,14 +607,14 @@ class Database:
         self._put_back()
 
     def _put_back(self) -> None:
-        if self._isolation or self._session:
+        if self._host.isolation or self._session:
             self.rollback()
         while self._session:
             self.set_session(*self._session.popitem())
             self.commit()
-        if self._isolation:
-            self._set_isolation(self._isolation)
-        if self._isolation != "AUTOCOMMIT" and self._host.local:
+        if self._host.isolation:
+            self._set_isolation(self._host.isolation)
+        if self._host.isolation != "AUTOCOMMIT" and self._host.local:
             self.set_local(self._host.local)
 
 

@@ -131,7 +131,7 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   WHERE {sync_trigger}
   UNION ALL
   SELECT 6, 'function-taken', 'function ' || {sync_call} || ' is that of a trigger on ' || CAST(CAST(t.tgrelid AS regclass) AS text),
-         'That table had the name of ' || {itself} || ' before.', 'ALTER FUNCTION ' || {sync_call} || ' RENAME TO …;'
+         'That table had the name of ' || {itself} || ' before.', 'Give that function another name: ALTER FUNCTION ' || {sync_call} || ' RENAME TO another;'
   FROM pg_catalog.pg_trigger t
   WHERE t.tgfoid = pg_catalog.to_regprocedure({sync_call}) AND t.tgparentid = 0 AND t.tgrelid NOT IN (SELECT oid FROM it)
     AND {sync_trigger}) AS unmet

@@ -113,9 +113,10 @@ BROKEN = {
 @pytest.mark.parametrize("how", BROKEN)
 def test_what_keeps_it_from_its_work_is_told_and_repaired(table: Database, how: str) -> None:
     table.run(f"CREATE SCHEMA IF NOT EXISTS public; GRANT CREATE ON SCHEMA public TO pg_monitor; {BROKEN[how]}")
-    assert codes(table) == {"status": 1, "check": 1, "verify": 1}
-    print([f for f in check(table, 1)["findings"] if f["code"] == "trigger"])
-    told = finding(check(table, 1), "trigger")
+    later = how in ("isn't ENABLE ALWAYS", "belongs to")  # nothing that is written today is wrong
+    code = 0 if later else 1
+    assert codes(table) == {"status": 1, "check": code, "verify": code}
+    told = finding(check(table, code), "trigger")
     if how in ("isn't ENABLE ALWAYS", "isn't what this version makes it", "belongs to"):
         assert how in told["message"]
     assert told["hint"] == "openmemory-migrations repair."

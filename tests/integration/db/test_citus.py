@@ -101,7 +101,7 @@ def test_every_statement_keeps_the_rules_of_citus(statements: list[tuple[str, st
 
     # a batch
     updating = [t for t in transactions(statements) if any(text.startswith("UPDATE") and TABLE in text for text in t)]
-    updating = [t for t in updating if any("openmemory_bytea_to_vector" in text for text in t)]
+    updating = [t for t in updating if any("openmemory_vectors_vvector_convert" in text for text in t)]
     assert updating
     for transaction in updating:
         timeout = next(i for i, text in enumerate(transaction) if text.startswith("SET LOCAL lock_timeout TO"))
