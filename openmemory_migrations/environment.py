@@ -22,6 +22,7 @@ from .db.database import Database
 from .db.signals import Stop, listening
 from .encoding import back_trigger
 from .errors import MigrationError
+from .finding import Finding
 from .script.script import StampGuard, opening
 from .settings import Settings, refuse_unknown
 from .sql import literal, quote
@@ -159,13 +160,20 @@ def _check_stamp(ctx: Context) -> None:
     if not stamped:
         return
     with ctx.db.transaction():
-        to_repair = _require_stamped(ctx, stamped)
-    if to_repair:
+        faults = _require_stamped(ctx, stamped)
+    if not faults:
+        return
+    try:
         _alone(ctx, repair.repair)
+    except MigrationError:
+        if faults[0].severity == "error":
+            raise
+        # it works, and whoever may mend it can do so later
+        log.warning(faults[0].message, detail=faults[0].detail, hint=faults[0].hint)
 
 
-def _require_stamped(ctx: Context, stamped: tuple[str, ...]) -> bool:
-    """Raises MigrationError where the stamp isn't this table's; returns whether its trigger is to be repaired."""
+def _require_stamped(ctx: Context, stamped: tuple[str, ...]) -> list[Finding]:
+    """Raises MigrationError where the stamp isn't this table's; returns what its trigger is to be repaired for."""
     target = ctx.target
     table = requirements.require_table(ctx)
     cut_over = Mark.of(table, target)
@@ -185,8 +193,8 @@ def _require_stamped(ctx: Context, stamped: tuple[str, ...]) -> bool:
         )
     else:
         requirements.require_column(table, target, ctx.settings, stamped)
-        return bool(repair.faults(ctx.with_table(table)))
-    return False
+        return repair.faults(ctx.with_table(table))
+    return []
 
 
 def only_stamps(mode: str) -> str:

@@ -1,8 +1,8 @@
 """Converts inside the database: no value travels.
 
 By the server's own code, at the pace of a copy, where that can be had (encoding/native.py); else as the trigger does,
-slower than the client where the server's processors are the limit. The only way on a
-distributed table, where each node converts its own rows: a range of places names rows in each shard.
+slower than the client where the server's processors are the limit. The only way on a distributed table, where each node
+converts its own rows: a range of places names rows in each shard.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .progress import Progress
 from .walk import Filling, fill
 
 MOST_BYTES = 32 * 1024**2  # in a batch: a tenth of a second or two, for as long as its rows are locked
+MISSING = "SELECT pg_catalog.to_regprocedure(:name) IS NULL"
 VALUE = "{convert}({source}, {dimensions})"
 
 
@@ -39,7 +40,8 @@ class ServerEngine:
             self.spread = bool(citus.shards(ctx.db, ctx.table.oid))
             if self.spread:
                 self.names = {"convert": ctx.db.names["spread_convert"]}
-                CONVERT.make(ctx.db.at(self.names), ctx.extension)
+                if ctx.db.value(MISSING, {"name": f"{self.names['convert']}(bytea, integer)"}):
+                    CONVERT.make(ctx.db.at(self.names), ctx.extension)
 
     def walk(self, dimensions: int, workers: list[Claims], progress: Progress, pace: Pace) -> None:
         filling = Filling(

@@ -1,6 +1,6 @@
 """make the sync trigger what this version makes it: after a restore, another owner, another version
 
-The rows are left as they are. Exit code 0 when the trigger does its work, which is tried; 1 when it can't be had.
+The rows are left as they are. Exit code 0 when the trigger does its work; 1 when it can't be made to.
 """
 
 from __future__ import annotations

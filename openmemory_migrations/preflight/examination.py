@@ -41,7 +41,6 @@ def examine(step: Step, sample: int | None) -> Facts:
         part(step, facts, "index", lambda: _halves(step, facts, table), rows=True)
         part(step, facts, "index", lambda: _name(step, facts, table))
         part(step, facts, "trial", lambda: _trial(step, facts, table), rows=True)
-        part(step, facts, "trigger", lambda: _trigger(step, facts, table), rows=True)
     if table is not None and not facts.has("table", "cut-over"):
         part(step, facts, "update", lambda: _updates(step, facts, table), rows=True)
     facts.findings.sort(key=lambda one: SEVERITIES.index(one.severity))
@@ -90,6 +89,7 @@ def _table(step: Step, facts: Facts) -> None:
     facts.ours = column is not None and column.ours
     facts.leaves = len(partitions.leaves(db, table.oid))
     facts.findings += refusals.of_the_table(step.with_table(table), facts.revisions)
+    facts.findings += repair.faults(step.with_table(table))
     schema = facts.extension.schema if facts.extension else "public"
     type_name = expand.vector_type(Extension(schema, ()), settings.dimensions)
     facts.findings += replication.of_the_table(step.with_table(table), type_name)
@@ -125,12 +125,6 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     yield from _scarce(facts)
     if isinstance(facts.index, Plan):
         yield from build.name_taken(found.ctx.native, table.oid)
-
-
-def _trigger(step: Step, facts: Facts, table: Table) -> None:
-    """Not in a transaction that is read-only: it is tried."""
-    with step.db.transaction():
-        facts.findings += repair.faults(step.with_table(table))
 
 
 def _updates(step: Step, facts: Facts, table: Table) -> None:

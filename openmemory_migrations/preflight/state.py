@@ -98,8 +98,7 @@ class State:
 def look(ctx: Context) -> State:
     """Raises MigrationError where the table is not one that can be migrated."""
     with ctx.db.transaction():
-        # before the lock on it, which says less of why there can't be one; and nothing is tried in a snapshot
-        faults = repair.faults(ctx.with_table(requirements.require_table(ctx)))
+        requirements.require_table(ctx)  # before the lock on it, which says less of why there can't be one
     with ctx.db.transaction(snapshot=True):
         table = requirements.require_table(ctx)
         if found := Mark.of(table, ctx.target):
@@ -137,7 +136,7 @@ def look(ctx: Context) -> State:
             guards=guard.there(ctx.db),
             cutover_revisions=revisions(ctx.db, ctx.settings, CUTOVER_VERSION_TABLE),
             aside=bool(aside and aside.set_aside),
-            faults=faults,
+            faults=[] if native else repair.faults(ctx.with_table(table)),
         )
 
 

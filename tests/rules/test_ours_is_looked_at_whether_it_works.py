@@ -381,3 +381,17 @@ def test_several_tables_at_once_find_nothing_of_each_others(database: Database) 
             assert mismatches(database, schema=schema) == []
         all_of_them("downgrade", "base")
         database.run("DROP EXTENSION vector")
+
+
+def test_at_head_who_may_not_mend_what_works_is_told_only(server: Server, table: Database) -> None:
+    table.run(
+        "CREATE ROLE deploys LOGIN; GRANT pg_read_all_data TO deploys; GRANT UPDATE ON openmemory_vectors TO deploys"
+    )
+    by = Database(table.name, server.url(table.name, "deploys"))
+    try:
+        table.run(BROKEN["isn't ENABLE ALWAYS"])
+        assert "WARNING:  trigger" in alembic(by, "upgrade", "head").log
+        table.run(BROKEN["disabled"])
+        refused(table, "does not own table", by=by)
+    finally:
+        table.run("DROP OWNED BY deploys; DROP ROLE deploys")
