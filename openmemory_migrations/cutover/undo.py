@@ -19,7 +19,7 @@ from ..backfill.progress import Progress
 from ..backfill.reader import BACK
 from ..columns import cutover_mark, guard, properties
 from ..columns.cutover_mark import Mark
-from ..db import catalog, locks, partitions
+from ..db import catalog, locks, partitions, replication
 from ..db.catalog import Table
 from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database, Seen
@@ -103,10 +103,13 @@ def _begin(ctx: VectorContext, at: VectorContext, found: Mark) -> VectorContext:
         interference.require_none(interference.overriding(db, table, target.back, at.target.vector, at.target.source))
         for _, problem in interference.of_updates(at.with_table(table), ctx.settings.lock_timeout_ms):
             raise problem
+        to_add = target.archive not in table.columns
+        for one in replication.of_bytes(at.of(target).with_table(table), target.archive) if to_add else ():
+            log.warning(one.message, detail=one.detail, hint=one.hint)
     found.require_names(table, target)
 
     def change() -> Table:
-        if target.archive not in table.columns:
+        if to_add:
             db.run("ALTER TABLE {table} ADD COLUMN {source} bytea")
             properties.store(db, target.archive, found.source)
         back_trigger.follow(db)

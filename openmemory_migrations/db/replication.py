@@ -71,14 +71,28 @@ def of_the_table(ctx: TableContext, type_name: str) -> Iterator[Finding]:
             f"trigger {quote(name)} on {on} fires for each row that the backfill converts",
             hint=f"If it need not see them: ALTER TABLE {on} DISABLE TRIGGER {quote(name)}; and afterwards ENABLE.",
         )
-    if target.vector in ctx.table.columns:
-        return
-    for (name,) in db.rows(BLOCKS.publications, tables):
+    if target.vector not in ctx.table.columns:
+        line = f"CREATE EXTENSION IF NOT EXISTS vector; {_add(db, target.vector, type_name)}"
+        yield from publications(ctx, target.vector, line)
+
+
+def of_bytes(ctx: TableContext, column: str) -> Iterator[Finding]:
+    """Of a column of bytes that is to be added again."""
+    yield from publications(ctx, column, _add(ctx.db, column, "bytea"))
+
+
+def publications(ctx: TableContext, column: str, line: str) -> Iterator[Finding]:
+    """Whose subscribers lack a column that is to be, with the line for those."""
+    tables = [part.oid for part in partitions.parts(ctx.db, ctx.table.oid)]
+    for (name,) in ctx.db.rows(BLOCKS.publications, {"tables": tables}):
         yield Finding(
             "warning",
             "publication",
-            f"publication {quote(name)} sends {target} to its subscribers",
-            f"One without a column {quote(target.vector)} stops with an error as soon as the first row is converted.",
-            "On each subscriber first: CREATE EXTENSION IF NOT EXISTS vector;"
-            f" ALTER TABLE {db.names['table']} ADD COLUMN {quote(target.vector)} {type_name};",
+            f"publication {quote(name)} sends {ctx.target} to its subscribers",
+            f"One without a column {quote(column)} stops with an error as soon as the first row is converted.",
+            f"On each subscriber first: {line}",
         )
+
+
+def _add(db: Database, column: str, type_name: str) -> str:
+    return f"ALTER TABLE {db.names['table']} ADD COLUMN {quote(column)} {type_name};"

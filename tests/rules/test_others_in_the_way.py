@@ -479,3 +479,18 @@ def test_a_partition_that_is_left_half_detached_is_named(database: Database) -> 
     database.run(finalize)
     alembic(database, "upgrade", "head", env=NO_INDEX)
     assert mismatches(database) == []
+
+
+def test_subscribers_that_lack_the_bytes_are_named_before_they_come_back(database: Database) -> None:
+    create_table(database)
+    load(database, random_rows(60, 8))
+    alembic(database, "upgrade", "head")
+    cut_over(database, "drop")
+    database.run(f'CREATE PUBLICATION "some ""of it""" FOR TABLE {TABLE}')
+
+    said = undo(database).log
+
+    warned = said.index('WARNING:  publication "some ""of it""" sends "public.openmemory_vectors" to its subscribers')
+    line = 'On each subscriber first: ALTER TABLE "public"."openmemory_vectors" ADD COLUMN "v_bytea" bytea;'
+    assert warned < said.index(line) < said.index("rebuilding")
+    assert "rebuilding" in said
