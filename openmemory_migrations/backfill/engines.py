@@ -49,3 +49,17 @@ def choose(ctx: TableContext, extension: Extension | None) -> Chosen:
             hint="Leave OM_BACKFILL_ENGINE unset, which converts on the client.",
         )
     return Chosen("native")
+
+
+def require_temporary(ctx: TableContext, chosen: Chosen) -> None:
+    """Raises MigrationError where this role can't make what the engine needs for a run; in a transaction."""
+    db = ctx.db
+    if chosen.name == "native" or citus.shards(db, ctx.table.oid):
+        return
+    if not db.value("SELECT has_database_privilege(current_database(), 'TEMPORARY')"):
+        role, name = quote(db.value("SELECT current_user")), quote(db.value("SELECT current_database()"))
+        raise MigrationError(
+            f"role {role} may not create temporary tables in database {name}",
+            detail="The backfill writes through one, or has its function among them.",
+            hint=f"GRANT TEMPORARY ON DATABASE {name} TO {role};",
+        )

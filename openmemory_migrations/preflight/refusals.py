@@ -14,7 +14,7 @@ from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..errors import MigrationError
 from ..finding import Finding
-from ..sql import blocks, quote
+from ..sql import blocks
 from ..steps import interference, requirements
 from ..target import VERSION_TABLE
 
@@ -64,21 +64,12 @@ def of_the_version_table(ctx: Context) -> Iterator[Finding]:
 
 
 def _engine(ctx: TableContext) -> Iterator[Finding]:
-    db = ctx.db
     try:
-        engine = engines.choose(ctx, catalog.extension(db))
+        engine = engines.choose(ctx, catalog.extension(ctx.db))
     except MigrationError as error:
         yield Finding.of("engine", error)
         return
-    if engine.name == "client" and not db.value("SELECT has_database_privilege(current_database(), 'TEMPORARY')"):
-        role, name = quote(db.value("SELECT current_user")), quote(db.value("SELECT current_database()"))
-        yield Finding(
-            "error",
-            "rights",
-            f"role {role} may not create temporary tables in database {name}",
-            "The backfill writes through one; OM_BACKFILL_ENGINE=server does without.",
-            f"GRANT TEMPORARY ON DATABASE {name} TO {role};",
-        )
+    yield from _refused("rights", lambda: engines.require_temporary(ctx, engine))
 
 
 def _refused(code: str, require: Callable[[], object]) -> Iterator[Finding]:

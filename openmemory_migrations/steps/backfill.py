@@ -116,6 +116,7 @@ def run(ctx: VectorContext) -> Leftovers:
         followed = catalog.trigger_enabled(db, table.oid, ctx.target.sync)
         pace = Pace(db, ctx.settings)
         chosen = engines.choose(ctx, ctx.extension)
+        engines.require_temporary(ctx, chosen)
     engine: Engine = ClientEngine(ctx) if chosen.name == "client" else ServerEngine(ctx, native=chosen.name == "native")
     left = Leftovers(0, Counter(), {}, 0)
     done = 0  # passes

@@ -215,7 +215,7 @@ def test_it_needs_no_right_on_the_schema(database: Database, owner: Database) ->
     role = Identifier(owner.value("SELECT current_user"))
     database.run(SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {}").format(role))
     database.run(SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(Identifier(database.name)))
-    refused(database, "permission denied to create temporary tables", env=OFF | SERVER, by=owner)
+    refused(database, "may not create temporary tables", "GRANT TEMPORARY ON DATABASE", env=OFF | SERVER, by=owner)
 
     database.run(SQL("GRANT TEMPORARY ON DATABASE {} TO {}").format(Identifier(database.name), role))
     alembic(owner, "upgrade", BACKFILL, env=OFF | SERVER)
