@@ -261,7 +261,17 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 5, 'column-taken', 'column ' || {vector_shown} || ' of ' || {itself} || ' is NOT NULL',
          'Until the backfill ends it is kept as ' || {adopted_shown} || ', which nobody writes: every write would fail.',
          'ALTER TABLE ' || {table_shown} || ' ALTER COLUMN ' || {vector_shown} || ' DROP NOT NULL;'
-  FROM other WHERE attnotnull) AS unmet
+  FROM other WHERE attnotnull
+  UNION ALL
+  SELECT 6, 'column-copied',
+         'column ' || {vector_shown} || ' of ' || {itself} || ' has the mark of this package, and the table no trigger of this package''s',
+         'So has a copy (LIKE, INCLUDING COMMENTS), whose values nothing has kept in step since, or a table restored without its trigger.',
+         'To have all values made anew: COMMENT ON COLUMN ' || {table_shown} || '.' || {vector_shown}
+         || ' IS NULL; to keep them: openmemory-migrations repair, then openmemory-migrations verify.'
+  FROM columns
+  WHERE attname = {vector_name} AND ours AND {sync_trigger}
+    AND NOT EXISTS (SELECT FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND NOT t.tgisinternal
+                    WHERE t.tgname = {sync_name} OR pg_catalog.obj_description(t.oid, 'pg_trigger') = {own_mark} || {source_name})) AS unmet
 ORDER BY place, message
 
 -- ext --

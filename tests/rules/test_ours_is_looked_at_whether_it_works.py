@@ -395,3 +395,19 @@ def test_at_head_who_may_not_mend_what_works_is_told_only(server: Server, table:
         refused(table, "does not own table", by=by)
     finally:
         table.run("DROP OWNED BY deploys; DROP ROLE deploys")
+
+
+def test_a_copy_of_a_migrated_table_is_not_taken_for_one(server: Server, table: Database) -> None:
+    """It carries the mark of the column, and stale values may be in it."""
+    env = {"OM_VECTOR_TABLE": "copied"}
+    table.run(f"CREATE TABLE copied (LIKE {TABLE} INCLUDING ALL); INSERT INTO copied SELECT * FROM {TABLE}")
+    table.run(
+        "UPDATE copied SET v = set_byte(v, 0, 255) WHERE user_id = 'user1'; DROP TABLE openmemory_alembic_version"
+    )
+    said = refused(table, "has the mark of this package, and the table no trigger", env=env).log
+    stopped(server, table, {**env, "OM_VEC_DIM": str(DIM)}, "has the mark of this package, and the table no trigger")
+    assert finding(check(table, 1, env=env), "column-copied")["message"] in said
+
+    table.run("COMMENT ON COLUMN copied.v_vector IS NULL")
+    alembic(table, "upgrade", "head", env=env)
+    assert mismatches(table, "copied") == []
