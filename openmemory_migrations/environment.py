@@ -156,11 +156,9 @@ def _drop_versions(db: Database, schema: str) -> None:
 
 def _check_stamp(ctx: Context) -> None:
     """Nothing was left to run: that must not hide that the configured table was never migrated."""
-    stamped = context.get_context().get_current_heads()
-    if not stamped:
-        return
     with ctx.db.transaction():
-        faults = _require_stamped(ctx, stamped)
+        stamped = context.get_context().get_current_heads()
+        faults = _require_stamped(ctx, stamped) if stamped else []
     if not faults:
         return
     try:
