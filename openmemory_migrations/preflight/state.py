@@ -222,6 +222,13 @@ def revisions(db: Database, settings: Settings, name: str = VERSION_TABLE) -> li
     if not catalog.relation_exists(db, settings.pg_schema, name):
         return None
     table = quote(settings.pg_schema, name)
+    if not db.value("SELECT pg_catalog.has_table_privilege(CAST(:name AS regclass), 'SELECT')", {"name": table}):
+        role = quote(db.value("SELECT current_user"))
+        raise MigrationError(
+            f"role {role} may not read version table {table}",
+            hint=f"GRANT SELECT ON {table} TO {role}; or, where the table has got another owner, as a role that may act"
+            f" for both: {repair.REPAIR}.",
+        )
     return sorted(row[0] for row in db.rows("SELECT version_num FROM {versions}", versions=table))
 
 

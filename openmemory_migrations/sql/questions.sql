@@ -124,18 +124,34 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
                 WHERE who.owner <> who.role AND NOT pg_catalog.has_schema_privilege(relowner, {schema_name}, 'CREATE')) AS may
   WHERE {sync_trigger}
   UNION ALL
-  SELECT 5, 'rights', 'function ' || {sync_call} || ' belongs to "' || pg_catalog.replace(p.owner, '"', '""') || '"', NULL,
-         'Connect as that role, or: ALTER FUNCTION ' || {sync_call} || ' OWNER TO ' || who.owner || ';'
-  FROM who, (SELECT CAST(pg_catalog.pg_get_userbyid(proowner) AS text) AS owner FROM pg_catalog.pg_proc
-             WHERE oid = pg_catalog.to_regprocedure({sync_call}) AND NOT pg_catalog.pg_has_role(proowner, 'USAGE')) AS p
-  WHERE {sync_trigger}
+  SELECT 5, 'rights', 'role ' || who.owner || ', which owns table ' || {itself} || ', may not execute '
+            || CAST(CAST(c.castfunc AS regprocedure) AS text),
+         'The functions of triggers belong to it, and would fail every write.',
+         'GRANT EXECUTE ON FUNCTION ' || CAST(CAST(c.castfunc AS regprocedure) AS text) || ' TO ' || who.owner || ';'
+  FROM parts JOIN it USING (oid), who, pg_catalog.pg_extension e
+       JOIN pg_catalog.pg_type t ON t.typname = 'vector' AND t.typnamespace = e.extnamespace
+       JOIN pg_catalog.pg_cast c ON (c.castsource, c.casttarget) IN ((CAST('pg_catalog.float8[]' AS regtype), t.oid),
+                                                                     (t.oid, CAST('pg_catalog.float4[]' AS regtype)))
+  WHERE e.extname = 'vector' AND {sync_trigger} AND NOT pg_catalog.has_function_privilege(relowner, c.castfunc, 'EXECUTE')
   UNION ALL
-  SELECT 6, 'function-taken', 'function ' || {sync_call} || ' is that of a trigger on ' || CAST(CAST(t.tgrelid AS regclass) AS text),
-         'That table had the name of ' || {itself} || ' before.', 'Give that function another name: ALTER FUNCTION ' || {sync_call} || ' RENAME TO another;'
+  SELECT 6, code, message, detail, hint FROM ({>own_function}) AS its
+  UNION ALL
+  SELECT 7, 'function-taken', 'function ' || {sync_call} || ' is that of a trigger on ' || CAST(CAST(t.tgrelid AS regclass) AS text),
+         'That table had the name of ' || {itself} || ' before, or somebody else has made a function of that name.',
+         'Give that function another name: ALTER FUNCTION ' || {sync_call} || ' RENAME TO another;'
   FROM pg_catalog.pg_trigger t
-  WHERE t.tgfoid = pg_catalog.to_regprocedure({sync_call}) AND t.tgparentid = 0 AND t.tgrelid NOT IN (SELECT oid FROM it)
-    AND {sync_trigger}) AS unmet
+  WHERE t.tgfoid = pg_catalog.to_regprocedure({sync_call}) AND t.tgparentid = 0
+    AND (t.tgrelid NOT IN (SELECT oid FROM it) OR t.tgname <> {sync_name}) AND {sync_trigger}) AS unmet
 ORDER BY place, message
+
+-- own_function --
+-- of the trigger: who replaces or drops it has to own it
+SELECT 'rights' AS code, 'error' AS severity,
+       'function ' || {sync_call} || ' belongs to "' || pg_catalog.replace(its.owner, '"', '""') || '"' AS message, CAST(NULL AS text) AS detail,
+       'Connect as that role, or: ALTER FUNCTION ' || {sync_call} || ' OWNER TO "' || pg_catalog.replace(of_table.owner, '"', '""') || '";' AS hint
+FROM ({>it}) AS of_table,
+     (SELECT CAST(pg_catalog.pg_get_userbyid(proowner) AS text) AS owner FROM pg_catalog.pg_proc
+      WHERE oid = pg_catalog.to_regprocedure({sync_call}) AND NOT pg_catalog.pg_has_role(proowner, 'USAGE')) AS its
 
 -- set_role --
 -- before 16 every member may

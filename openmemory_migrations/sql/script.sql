@@ -541,6 +541,8 @@ BEGIN
     RETURN;
   END IF;
   {>require_ordinary}
+  SELECT * INTO found FROM ({>questions.own_function}) AS unmet LIMIT 1;
+  {>raise_found}
   PERFORM pg_catalog.set_config('lock_timeout', ({>db.batch_timeout}), true);
   FOR attempt IN 1..{tries} LOOP
     BEGIN

@@ -90,32 +90,37 @@ FOR EACH ROW EXECUTE FUNCTION {typing_function}()
 -- of steps/repair.py
 
 -- working --
--- of the trigger as the catalogs have it, with its clones on partitions; what it assigns becomes a vector by a cast. The
--- last two are no faults of what is written today
+-- of a trigger as the catalogs have it, with its clones on partitions, and of its function; what that assigns becomes what
+-- the column takes by a cast. The last two are no faults of what is written today
 WITH RECURSIVE it AS MATERIALIZED (
   {>questions.it}),
 tree (oid) AS (
   {>questions.tree}),
 own AS (
-  SELECT it.owner, t.tgname, '"' || pg_catalog.replace({sync_name}, '"', '""') || '"' AS trigger,
+  SELECT it.owner, t.tgname, '"' || pg_catalog.replace({trigger_name}, '"', '""') || '"' AS trigger,
          ARRAY(SELECT c.tgenabled FROM tree JOIN pg_catalog.pg_trigger c ON c.tgrelid = tree.oid AND c.tgname = t.tgname)
            AS enabled,
-         p.prosrc, p.prosecdef, p.proconfig, p.proowner, CAST(CAST(p.oid AS regprocedure) AS text) AS function,
+         t.tgtype = {fires} AND t.tgqual IS NULL = {for_each}
+           AND CAST(t.tgattr AS text) = (SELECT CAST(a.attnum AS text) FROM pg_catalog.pg_attribute a
+                                         WHERE a.attrelid = it.oid AND a.attname = {of_column} AND NOT a.attisdropped)
+           AND p.prosrc = {body} AND p.prosecdef = {definer}
+           AND p.proconfig IS NOT DISTINCT FROM ARRAY['search_path=pg_catalog, pg_temp'] AS as_made,
+         p.proowner, CAST(CAST(p.oid AS regprocedure) AS text) AS function,
          CAST(pg_catalog.pg_get_userbyid(p.proowner) AS text) AS of_function,
-         (SELECT c.castfunc FROM pg_catalog.pg_cast c
-          JOIN pg_catalog.pg_attribute a ON a.atttypid = c.casttarget AND a.attrelid = it.oid AND a.attname = {vector_name}
-          WHERE c.castsource = CAST('pg_catalog.float8[]' AS regtype)) AS by_cast
-  FROM it LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {sync_name} AND NOT t.tgisinternal
+         (SELECT c.castfunc FROM pg_catalog.pg_extension e
+          JOIN pg_catalog.pg_type v ON v.typname = 'vector' AND v.typnamespace = e.extnamespace
+          JOIN pg_catalog.pg_cast c ON CASE WHEN {to_vector} THEN c.castsource = CAST('pg_catalog.float8[]' AS regtype) AND c.casttarget = v.oid
+                                            ELSE c.castsource = v.oid AND c.casttarget = CAST('pg_catalog.float4[]' AS regtype) END
+          WHERE e.extname = 'vector' AND {definer}) AS by_cast
+  FROM it LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {trigger_name} AND NOT t.tgisinternal
        LEFT JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid)
 SELECT 'trigger' AS code, CASE WHEN place < 4 THEN 'error' ELSE 'warning' END AS severity, message, detail, hint FROM (
   SELECT 1 AS place, 'trigger ' || trigger || ' of ' || {itself} || ' is ' || CASE WHEN tgname IS NULL THEN 'missing' ELSE 'disabled' END
-           AS message, 'What is written has no vector, or a stale one.' AS detail, {repair} AS hint
+           AS message, {without} AS detail, {repair} AS hint
   FROM own WHERE tgname IS NULL OR enabled && CAST(ARRAY['D', 'R'] AS "char"[])
   UNION ALL
-  SELECT 2, 'function ' || function || ' of trigger ' || trigger || ' isn''t what this version makes it', NULL, {repair}
-  FROM own
-  WHERE function IS NOT NULL
-    AND (prosrc <> {body} OR NOT prosecdef OR proconfig IS DISTINCT FROM ARRAY['search_path=pg_catalog, pg_temp'])
+  SELECT 2, 'trigger ' || trigger || ' of ' || {itself} || ', or its function, isn''t what this version makes it', {without}, {repair}
+  FROM own WHERE tgname IS NOT NULL AND as_made IS NOT TRUE
   UNION ALL
   SELECT 3, 'role "' || pg_catalog.replace(of_function, '"', '""') || '", by which trigger ' || trigger || ' works, may not execute '
             || CAST(CAST(by_cast AS regprocedure) AS text), 'Every write fails.',

@@ -8,27 +8,44 @@ leave dead rows in the catalogs with each look.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
 from ..columns import cutover_mark, properties
 from ..columns.cutover_mark import Mark
-from ..db import catalog, locks
-from ..db.context import Context, TableContext
+from ..db import catalog
+from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database
 from ..db.sqlerrors import DENIED, as_migration_error, sqlstate
 from ..encoding import back_trigger, sync_trigger
 from ..errors import MigrationError
 from ..finding import Finding
-from ..sql import FUNCTION, SQL, blocks, fill, literal, quote
+from ..sql import FUNCTION, SQL, Fragment, blocks, fill, literal, quote
+from ..target import CUTOVER_VERSION_TABLE, VERSION_TABLE
 from ..verify import equality, verification
+from ..verify.equality import Comparison
 from . import interference, requirements, statements
 
 BLOCKS = blocks("steps")
 REPAIR = "openmemory-migrations repair"
 MARKED = "openmemory_migrations: "  # what every mark begins with
+VERSIONS = (VERSION_TABLE, CUTOVER_VERSION_TABLE)
 HARMLESS: tuple[equality.Kind, ...] = ("missing", "sourceless")  # the backfill's to do, or carried over
+
+
+@dataclass(frozen=True)
+class Made:
+    """A trigger as this version makes it: its name, the text of its function, which events it `fires` for, as
+    pg_trigger.tgtype has them (BEFORE 2, ROW 1, INSERT 4, UPDATE 16), and whether `for_each` row or by a condition."""
+
+    name: str
+    function: str
+    fires: int = 23
+    for_each: bool = True
+    to_vector: bool = True
+    without: str = "What is written has no vector, or a stale one."
 
 
 def faults(ctx: TableContext) -> list[Finding]:
@@ -39,12 +56,30 @@ def faults(ctx: TableContext) -> list[Finding]:
     size = _size(ctx)
     if size is None or not ctx.settings.sync_trigger:
         return []
-    of_function = fill(
-        sync_trigger.BLOCKS.create_sync, {**ctx.target.names(), "tag": FUNCTION, "dimensions": size or SQL("NULL")}
-    )
-    _, body, _ = of_function.split(FUNCTION)
-    names = {**requirements.names(ctx.target, ctx.settings), "body": literal(body), "repair": literal(f"{REPAIR}.")}
-    return Finding.of_rows(ctx.db.rows(BLOCKS.working, **names)) or list(_called(ctx))
+    dimensions = size or SQL("NULL")
+    made = Made(ctx.target.sync, fill(sync_trigger.BLOCKS.create_sync, {**_names(ctx.db), "dimensions": dimensions}))
+    return _faults(ctx, made, ctx.target.source) or list(_called(ctx))
+
+
+def _faults(ctx: TableContext, made: Made, column: str) -> list[Finding]:
+    _, body, _ = made.function.split(FUNCTION)
+    names: dict[str, Fragment] = {
+        **requirements.names(ctx.target, ctx.settings),
+        "trigger_name": literal(made.name),
+        "of_column": literal(column),
+        "body": literal(body),
+        "fires": made.fires,
+        "for_each": made.for_each,
+        "definer": "SECURITY DEFINER" in made.function,
+        "to_vector": made.to_vector,
+        "without": literal(made.without),
+        "repair": literal(f"{REPAIR}."),
+    }
+    return Finding.of_rows(ctx.db.rows(BLOCKS.working, **names))
+
+
+def _names(db: Database) -> dict[str, Fragment]:
+    return {**db.names, "tag": FUNCTION}
 
 
 def _size(ctx: TableContext) -> int | None:
@@ -78,14 +113,21 @@ def wrong(ctx: TableContext) -> list[Finding]:
 
 
 def back_faults(ctx: TableContext) -> list[Finding]:
-    """What keeps the bytes of a table that was swapped from being known as another vector's; in a transaction."""
+    """What keeps the bytes beside the vectors of a table that was cut over from being theirs; in a transaction."""
     target = ctx.target
     found = Mark.of(ctx.table, target)
-    archived = found and found.mode == "swap" and target.archive in ctx.table.columns
-    if not archived or catalog.trigger_enabled(ctx.db, ctx.table.oid, target.back):
+    if not found or target.archive not in ctx.table.columns:
         return []
-    message = f"trigger {quote(target.back)} of {target} is missing or disabled, so bytes may be another vector's"
-    return [Finding("error", "trigger", message, hint=f"{REPAIR}; {cutover_mark.UNDO} compares all rows.")]
+    now = found.now(target)
+    db, follows = ctx.db.at(cutover_mark.names(now)), back_trigger.follows(ctx, ctx.table.oid)
+    if found.mode == "drop" and not follows:
+        return []
+    block = back_trigger.BLOCKS.create_following if follows else back_trigger.BLOCKS.create_forgetting
+    function = fill(block, {**_names(db), "bytes": back_trigger.bytes_of(db)})
+    without = "Bytes may be another vector's; undoing the cutover compares all rows."
+    fires = 23 if follows else 19
+    made = Made(target.back, function, fires, for_each=follows, to_vector=False, without=without)
+    return _faults(ctx, made, now.vector)
 
 
 def planned(ctx: Context) -> list[str]:
@@ -95,10 +137,15 @@ def planned(ctx: Context) -> list[str]:
         return []
     if not Mark.of(at.table, at.target):
         return statements.of(ctx, statements.BLOCKS.add_trigger, _size(at))
-    swapped = _swapped(at)
-    function = swapped.sql(back_trigger.BLOCKS.create_forgetting, tag=FUNCTION)
-    always = swapped.sql(sync_trigger.FIRE_ALWAYS, trigger=swapped.names["back"])
-    return [function, swapped.sql(back_trigger.BLOCKS.forgetting), always]
+    db = _swapped(at)
+    follows = back_trigger.follows(at, at.table.oid)
+    function = back_trigger.BLOCKS.create_following if follows else back_trigger.BLOCKS.create_forgetting
+    trigger = back_trigger.BLOCKS.following if follows else back_trigger.BLOCKS.forgetting
+    return [
+        fill(function, {**_names(db), "bytes": back_trigger.bytes_of(db)}),
+        db.sql(trigger),
+        db.sql(sync_trigger.FIRE_ALWAYS, trigger=db.names["back"]),
+    ]
 
 
 def repair(ctx: Context) -> bool:
@@ -109,27 +156,32 @@ def repair(ctx: Context) -> bool:
     db, target = ctx.db, ctx.target
     with db.transaction():
         at = _required(ctx)
-        found = wrong(at)
+        found, versions = wrong(at), list(_versions(ctx))
+        follows = back_trigger.follows(at, at.table.oid)
     swapped = Mark.of(at.table, target)
-    name = f"trigger {quote(target.back if swapped else target.sync)} of {target}"
-    if not found:
-        log.notice(f"nothing to repair: {f'{target} is cut over' if swapped else f'{name} does its work'}")
+    trigger = f"trigger {quote(target.back if swapped else target.sync)} of {target}"
+    if not found and not versions:
+        log.notice(f"nothing to repair: {f'{target} is cut over' if swapped else f'{trigger} does its work'}")
         return False
-    for one in found:
+    for one in (*found, *versions):
         log.notice(one.message, detail=one.detail)
 
     def change() -> None:
-        if swapped:
+        if found and swapped and follows:
+            back_trigger.follow(_swapped(at))
+        elif found and swapped:
             back_trigger.forget(_swapped(at))
-        else:
+        elif found:
             statements.run(ctx, statements.BLOCKS.add_trigger, _size(at) or None)
+        for name in VERSIONS:
+            statements.run(ctx, statements.BLOCKS.own_versions, versions_shown=_shown(ctx, name))
 
-    interference.retried(at, f"repairing {name}", change)
+    interference.retried(at, f"repairing {trigger}", change)
     with db.transaction():
         if left := wrong(at):
             raise left[0].error
     log.notice(
-        f"{name} is repaired",
+        f"{trigger} is repaired",
         hint=f"Bytes of rows that were written meanwhile may be another vector's: {cutover_mark.UNDO} compares them."
         if swapped
         else "Rows that were written meanwhile: openmemory-migrations backfill, then openmemory-migrations verify.",
@@ -155,36 +207,51 @@ def adopt(ctx: Context) -> None:
             log.notice(f"column {quote(target.vector)} of {target} has its mark")
             return
         requirements.require(ctx, requirements.BLOCKS.rights, requirements.BLOCKS.source_column)
-        followed = catalog.trigger_enabled(db, table.oid, target.sync)
         ready = ctx.with_table(table).with_extension(catalog.require_extension(db))
-
-    def follow() -> None:
-        statements.run(ctx, statements.BLOCKS.add_trigger, column.dimensions)
-
-    def leave() -> None:
-        statements.run(ctx, statements.BLOCKS.remove_trigger)
 
     def mark() -> None:
         properties.comment(db, target.vector, target.comment)
+        if ctx.settings.sync_trigger:
+            statements.run(ctx, statements.BLOCKS.add_trigger, column.dimensions)
 
+    found = _compared(ready)
     what = f"adopting {quote(target.vector)} of {target}"
-    # first, so that what is written while rows are compared is right as well
-    interference.retried(ready, what, follow)
-    found = verification.compare(ready)
-    known = sum(found.wrong[kind].rows for kind in HARMLESS if kind in found.wrong)
-    if others := found.not_right - known:
-        if not followed:
-            interference.retried(ready, what, leave)
-        raise MigrationError(
-            f"{others:,} rows of {target} have another {quote(target.vector)} than {quote(target.source)} says",
-            detail=found.problems(table),
-            hint=f"Mend them; or stamp what comes before om_20240107_pgvector, then alembic upgrade head: it sets"
-            f" {quote(target.vector)} aside and fills a new one.",
-        )
-    locks.retried(db, ctx.settings.lock_timeout_ms, table.oid, what, mark, found.seen)
+    interference.retried(ready, what, mark, found.seen)
+    with db.transaction():
+        marked = requirements.require_table(ctx)
+    # what was written between the comparison and the trigger
+    found = _compared(ready.with_table(marked).with_extension(ready.extension))
     log.notice(
         f"column {quote(target.vector)} of {target} has its mark again: {found.equal:,} rows are equal to the bit"
     )
+
+
+def _compared(ctx: VectorContext) -> Comparison:
+    """Raises MigrationError where a row has another vector than its bytes say."""
+    target = ctx.target
+    found = verification.compare(ctx)
+    known = sum(found.wrong[kind].rows for kind in HARMLESS if kind in found.wrong)
+    if others := found.not_right - known:
+        raise MigrationError(
+            f"{others:,} rows of {target} have another {quote(target.vector)} than {quote(target.source)} says",
+            detail=found.problems(ctx.table),
+            hint=f"Mend them; or stamp what comes before om_20240107_pgvector, then alembic upgrade head: it sets"
+            f" {quote(target.vector)} aside and fills a new one.",
+        )
+    return found
+
+
+def _shown(ctx: Context, versions: str) -> SQL:
+    return literal(quote(ctx.settings.pg_schema, versions))
+
+
+def _versions(ctx: Context) -> Iterator[Finding]:
+    """Version tables of ours that belong to somebody else than the table, and can be the owner's."""
+    for versions in VERSIONS:
+        if statements.of(ctx, statements.BLOCKS.own_versions, versions_shown=_shown(ctx, versions)):
+            yield Finding(
+                "warning", "versions", f"version table {quote(versions)} doesn't belong to the owner of {ctx.target}"
+            )
 
 
 def _required(ctx: Context) -> TableContext:
@@ -198,4 +265,6 @@ def _required(ctx: Context) -> TableContext:
 
 
 def _swapped(ctx: TableContext) -> Database:
-    return ctx.db.at(cutover_mark.names(ctx.target.swapped))
+    found = Mark.of(ctx.table, ctx.target)
+    assert found
+    return ctx.db.at(cutover_mark.names(found.now(ctx.target)))

@@ -60,9 +60,9 @@ def run(ctx: Context, block: str, size: int | None = None, **more: Fragment) -> 
         execute("{it}", it=SQL(statement))
 
 
-def of(ctx: Context, block: str, size: int | None = None) -> list[str]:
+def of(ctx: Context, block: str, size: int | None = None, **more: Fragment) -> list[str]:
     """The same, to be looked at."""
-    return [statement for statement, _ in _asked(ctx, block, size)]
+    return [statement for statement, _ in _asked(ctx, block, size, **more)]
 
 
 def _asked(ctx: Context, block: str, size: int | None, **more: Fragment) -> list[tuple[str, bool]]:

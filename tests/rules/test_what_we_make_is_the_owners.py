@@ -140,7 +140,15 @@ def test_a_table_of_vectors(database: Database, roles: tuple[Database, Database]
         write(owner, "v", f"[{','.join('1' * DIM)}]")
 
 
+CASTS = {"array_to_vector(double precision[], integer, boolean)", "vector_to_float4(vector, integer, boolean)"}
 REFUSED = {
+    **{
+        f"an owner that may not execute {cast.partition('(')[0]}": (
+            f"REVOKE ALL ON FUNCTION public.{cast} FROM PUBLIC",
+            ["which owns table", "may not execute public.", "GRANT EXECUTE ON FUNCTION public."],
+        )
+        for cast in sorted(CASTS)
+    },
     "a member without inheritance": (
         "GRANT USAGE, CREATE ON SCHEMA app TO {m}; REVOKE {o} FROM {m}; GRANT {o} TO {m} WITH INHERIT FALSE",
         ["does not own table", "whose rights it does not inherit", " SET ROLE "],
@@ -183,3 +191,40 @@ def test_who_is_a_member_without_inheritance_does_what_the_hint_says(
     alembic(member, "upgrade", "head", env=ENVIRON)
     assert of_others(database, owner) == []
     assert mismatches(database, schema="app") == []
+
+
+def test_a_function_of_somebody_elses_is_named_before_anything_is_taken_down(
+    server: Server, database: Database, roles: tuple[Database, Database]
+) -> None:
+    owner, _ = roles
+    alembic(owner, "upgrade", "head", env=ENVIRON)
+    database.run(f'ALTER FUNCTION app."{TABLE}_vvector_sync"() OWNER TO CURRENT_USER')
+    before = stamp(owner, "app")
+    for command in (("downgrade", "base"), ("downgrade", "-1")):
+        done = alembic(owner, *command, env=ENVIRON, check=False)
+        assert done.returncode != 0
+        assert "HINT:  Connect as that role, or: ALTER FUNCTION" in done.log
+    assert stamp(owner, "app") == before
+    done = offline(server, owner, "downgrade", "om_20240107_pgvector:base", env=ENVIRON, check=False)
+    assert "belongs to" in done.stderr
+
+    assert om(database, "repair", env=ENVIRON).returncode == 0
+    alembic(owner, "downgrade", "base", env=ENVIRON)
+
+
+def test_another_owner_gets_the_version_table_by_a_repair(database: Database, roles: tuple[Database, Database]) -> None:
+    owner, member = roles
+    alembic(owner, "upgrade", "head", env=ENVIRON)
+    new = Identifier(member.value("SELECT current_user"))
+    old = Identifier(owner.value("SELECT current_user"))
+    database.run(SQL("REVOKE {0} FROM {1}; GRANT USAGE, CREATE ON SCHEMA app TO {1}").format(old, new))
+    database.run(SQL("ALTER TABLE app.{} OWNER TO {}").format(Identifier(TABLE), new))
+    said = om(member, "status", env=ENVIRON)
+    assert said.returncode == 1
+    assert "openmemory-migrations repair" in said.log
+
+    assert om(database, "repair", env=ENVIRON).returncode == 0
+
+    assert of_others(database, member) == []
+    assert om(member, "status", env=ENVIRON).returncode == 0
+    alembic(member, "downgrade", "base", env=ENVIRON)
