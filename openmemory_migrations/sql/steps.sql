@@ -100,7 +100,7 @@ own AS (
   SELECT it.owner, t.tgname, '"' || pg_catalog.replace({trigger_name}, '"', '""') || '"' AS trigger,
          ARRAY(SELECT c.tgenabled FROM tree JOIN pg_catalog.pg_trigger c ON c.tgrelid = tree.oid AND c.tgname = t.tgname)
            AS enabled,
-         t.tgtype = {fires} AND t.tgqual IS NULL = {for_each}
+         t.tgtype = {fires} AND (t.tgqual IS NULL) = {for_each}
            AND CAST(t.tgattr AS text) = (SELECT CAST(a.attnum AS text) FROM pg_catalog.pg_attribute a
                                          WHERE a.attrelid = it.oid AND a.attname = {of_column} AND NOT a.attisdropped)
            AND p.prosrc = {body} AND p.prosecdef = {definer}
