@@ -100,7 +100,10 @@ own AS (
   SELECT it.owner, t.tgname, '"' || pg_catalog.replace({trigger_name}, '"', '""') || '"' AS trigger,
          ARRAY(SELECT c.tgenabled FROM tree JOIN pg_catalog.pg_trigger c ON c.tgrelid = tree.oid AND c.tgname = t.tgname)
            AS enabled,
-         t.tgtype = {fires} AND (t.tgqual IS NULL) = {for_each}
+         t.tgtype = {fires}
+           AND CASE WHEN {for_each} THEN t.tgqual IS NULL
+                    ELSE pg_catalog.strpos(pg_catalog.pg_get_triggerdef(t.oid), ' WHEN ((old.' || pg_catalog.quote_ident({with_bytes})
+                                           || ' IS NOT NULL)) ') > 0 END
            AND CAST(t.tgattr AS text) = (SELECT CAST(a.attnum AS text) FROM pg_catalog.pg_attribute a
                                          WHERE a.attrelid = it.oid AND a.attname = {of_column} AND NOT a.attisdropped)
            AND p.prosrc = {body} AND p.prosecdef = {definer}

@@ -70,6 +70,7 @@ def _faults(ctx: TableContext, made: Made, column: str) -> list[Finding]:
         "body": literal(body),
         "fires": made.fires,
         "for_each": made.for_each,
+        "with_bytes": literal(ctx.target.archive),
         "definer": "SECURITY DEFINER" in made.function,
         "to_vector": made.to_vector,
         "without": literal(made.without),
