@@ -99,7 +99,7 @@ def dimensions(make: Callable[[Database], None]) -> dict[str, str]:
 slow = pytest.mark.slow
 MAKES = [
     pytest.param(plain),
-    pytest.param(adopted),
+    pytest.param(adopted, marks=slow),
     *(pytest.param(make, marks=slow) for make in (elsewhere, among_triggers, tree, newer)),
 ]
 
@@ -141,7 +141,7 @@ def test_a_driver_that_says_of_what_type_a_value_is(databases: Databases, driver
     ("make", "single"),
     [
         pytest.param(adopted, {}),
-        pytest.param(plain, SINGLE),
+        pytest.param(plain, SINGLE, marks=slow),
         *(pytest.param(elsewhere, single, marks=slow) for single in ({}, SINGLE)),
     ],
 )

@@ -81,7 +81,7 @@ def gone(database: Database, member: Database) -> Iterator[None]:
 ENVIRON = {**ENV, "OM_PG_SCHEMA": "app"}
 
 
-@pytest.mark.parametrize("by", ["member", "superuser"])
+@pytest.mark.parametrize("by", ["member", pytest.param("superuser", marks=pytest.mark.slow)])
 def test_a_life(database: Database, roles: tuple[Database, Database], by: str) -> None:
     owner, member = roles
     runs = database if by == "superuser" else member
@@ -111,7 +111,7 @@ def test_a_life(database: Database, roles: tuple[Database, Database], by: str) -
         write(owner, "v", ROW.v)
 
 
-@pytest.mark.parametrize("single", [{}, SINGLE], ids=["", "one transaction"])
+@pytest.mark.parametrize("single", [{}, pytest.param(SINGLE, marks=pytest.mark.slow)], ids=["", "one transaction"])
 def test_a_script(server: Server, database: Database, roles: tuple[Database, Database], single: dict[str, str]) -> None:
     owner, member = roles
     offline(server, member, "upgrade", "head", env={**ENVIRON, **single})
