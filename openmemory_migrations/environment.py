@@ -25,7 +25,7 @@ from .errors import MigrationError
 from .finding import Finding
 from .script.script import StampGuard, opening
 from .settings import Settings, refuse_unknown
-from .sql import literal, quote
+from .sql import quote
 from .steps import repair, requirements, statements
 from .steps.step import Step
 from .target import CUTOVER_VERSION_TABLE, VERSION_TABLE, Target
@@ -121,8 +121,8 @@ def _migrate(connection: Connection, settings: Settings) -> int:
         nonlocal steps
         steps += 1
         if is_postgres:
-            versions = literal(quote(settings.pg_schema, version_table()))
             ctx = Context(Database(connection, target.names()), target, settings)
+            versions = statements.shown_versions(settings, version_table())
             statements.run(ctx, statements.BLOCKS.own_versions, versions_shown=versions)
         # one transaction for all would lose the stamp of a finished step to the failure of a later one
         connection.connection.dbapi_connection.commit()  # type: ignore[union-attr]

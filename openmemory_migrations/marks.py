@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+MARK = "openmemory_migrations: "  # what each begins with
 OWN = "openmemory_migrations: kept equal to "  # on a column of ours; what has it not is adopted
 SET_ASIDE = "openmemory_migrations: set aside; "  # on an adopted column, before the comment that it had
 CUT_OVER = "openmemory_migrations: cut over; "  # on the column of vectors, before what the undo has to know

@@ -118,7 +118,7 @@ def prove(step: Step, wanted: Asking, options: argparse.Namespace, see: See = bo
     found = verification.prove(ctx, wanted, see)
     with step.db.transaction():
         changed = state.changed(step.with_table(ctx.table))
-        findings = [fault for fault in repair.faults(step.with_table(ctx.table)) if fault.severity == "error"]
+        findings = repair.broken(step.with_table(ctx.table))
     if changed:
         findings.append(Finding.of("cutover", changed))
     return judge(ctx.table, ctx.extension, found, options, findings)

@@ -86,9 +86,8 @@ def require_trigger(ctx: TableContext) -> None:
             f"trigger {quote(target.sync)} of {target} is missing or disabled: what is written now has a stale vector",
             hint=f"With OM_SYNC_TRIGGER=on: {repair.REPAIR}. Then the cutover again.",
         )
-    for fault in repair.faults(ctx):
-        if fault.severity == "error":
-            raise fault.error
+    for fault in repair.broken(ctx):
+        raise fault.error
     interference.require_none(interference.of_sync(ctx))
 
 

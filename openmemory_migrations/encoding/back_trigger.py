@@ -10,19 +10,34 @@ from ..db.context import Context
 from ..db.database import Database
 from ..encoding.sync_trigger import create, of_a_trigger
 from ..marks import BACK
-from ..sql import SQL, blocks, literal, unquote
+from ..sql import FUNCTION, SQL, blocks, literal, unquote
 
 BLOCKS = blocks("encoding")
 
 
 def forget(db: Database) -> None:
     """Leaves the trigger that takes the bytes of a row away whose vector is changed."""
-    _create(db, BLOCKS.create_forgetting, BLOCKS.forgetting)
+    make(db, following=False)
 
 
 def follow(db: Database) -> None:
     """Leaves the trigger that gives a row whose vector is written the bytes of it."""
-    _create(db, BLOCKS.create_following, BLOCKS.following)
+    make(db, following=True)
+
+
+def texts(db: Database, *, following: bool) -> tuple[SQL, SQL]:
+    """Of the function, and of the trigger."""
+    function = BLOCKS.create_following if following else BLOCKS.create_forgetting
+    trigger = BLOCKS.following if following else BLOCKS.forgetting
+    return db.sql(function, tag=FUNCTION, bytes=bytes_of(db)), db.sql(trigger)
+
+
+def make(db: Database, *, following: bool) -> None:
+    function, trigger = texts(db, following=following)
+    of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
+    create(db, "back", function="{made}", on="{fires}", made=function, fires=trigger)
+    comment = literal(BACK + unquote(db.names["source"]))
+    db.run("COMMENT ON TRIGGER {back} ON {table} IS {comment}", comment=comment)
 
 
 def bytes_of(db: Database) -> SQL:
@@ -45,10 +60,3 @@ def drop(db: Database) -> None:
     """Trigger and function, if they are there."""
     of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
     db.quietly("DROP FUNCTION IF EXISTS {back_function}()")
-
-
-def _create(db: Database, function: str, trigger: str) -> None:
-    of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
-    create(db, "back", function=function, on=trigger, bytes=bytes_of(db))
-    comment = literal(BACK + unquote(db.names["source"]))
-    db.run("COMMENT ON TRIGGER {back} ON {table} IS {comment}", comment=comment)

@@ -22,7 +22,8 @@ from ..db.sqlerrors import DENIED, as_migration_error, sqlstate
 from ..encoding import back_trigger, sync_trigger
 from ..errors import MigrationError
 from ..finding import Finding
-from ..sql import FUNCTION, SQL, Fragment, blocks, fill, literal, quote
+from ..marks import MARK
+from ..sql import FUNCTION, SQL, Fragment, blocks, literal, quote
 from ..target import CUTOVER_VERSION_TABLE, VERSION_TABLE
 from ..verify import equality, verification
 from ..verify.equality import Comparison
@@ -30,7 +31,6 @@ from . import interference, requirements, statements
 
 BLOCKS = blocks("steps")
 REPAIR = "openmemory-migrations repair"
-MARKED = "openmemory_migrations: "  # what every mark begins with
 VERSIONS = (VERSION_TABLE, CUTOVER_VERSION_TABLE)
 HARMLESS: tuple[equality.Kind, ...] = ("missing", "sourceless")  # the backfill's to do, or carried over
 
@@ -57,8 +57,13 @@ def faults(ctx: TableContext) -> list[Finding]:
     if size is None or not ctx.settings.sync_trigger:
         return []
     dimensions = size or SQL("NULL")
-    made = Made(ctx.target.sync, fill(sync_trigger.BLOCKS.create_sync, {**_names(ctx.db), "dimensions": dimensions}))
-    return _faults(ctx, made, ctx.target.source) or list(_called(ctx))
+    function = ctx.db.sql(sync_trigger.BLOCKS.create_sync, tag=FUNCTION, dimensions=dimensions)
+    return _faults(ctx, Made(ctx.target.sync, function), ctx.target.source) or list(_called(ctx))
+
+
+def broken(ctx: TableContext) -> list[Finding]:
+    """Those by which what is written now is wrong, or fails."""
+    return [fault for fault in faults(ctx) if fault.severity == "error"]
 
 
 def _faults(ctx: TableContext, made: Made, column: str) -> list[Finding]:
@@ -77,10 +82,6 @@ def _faults(ctx: TableContext, made: Made, column: str) -> list[Finding]:
         "repair": literal(f"{REPAIR}."),
     }
     return Finding.of_rows(ctx.db.rows(BLOCKS.working, **names))
-
-
-def _names(db: Database) -> dict[str, Fragment]:
-    return {**db.names, "tag": FUNCTION}
 
 
 def _size(ctx: TableContext) -> int | None:
@@ -123,8 +124,7 @@ def back_faults(ctx: TableContext) -> list[Finding]:
     db, follows = ctx.db.at(cutover_mark.names(now)), back_trigger.follows(ctx, ctx.table.oid)
     if found.mode == "drop" and not follows:
         return []
-    block = back_trigger.BLOCKS.create_following if follows else back_trigger.BLOCKS.create_forgetting
-    function = fill(block, {**_names(db), "bytes": back_trigger.bytes_of(db)})
+    function, _ = back_trigger.texts(db, following=follows)
     without = "Bytes may be another vector's; undoing the cutover compares all rows."
     fires = 23 if follows else 19
     made = Made(target.back, function, fires, for_each=follows, to_vector=False, without=without)
@@ -139,14 +139,8 @@ def planned(ctx: Context) -> list[str]:
     if not Mark.of(at.table, at.target):
         return statements.of(ctx, statements.BLOCKS.add_trigger, _size(at))
     db = _swapped(at)
-    follows = back_trigger.follows(at, at.table.oid)
-    function = back_trigger.BLOCKS.create_following if follows else back_trigger.BLOCKS.create_forgetting
-    trigger = back_trigger.BLOCKS.following if follows else back_trigger.BLOCKS.forgetting
-    return [
-        fill(function, {**_names(db), "bytes": back_trigger.bytes_of(db)}),
-        db.sql(trigger),
-        db.sql(sync_trigger.FIRE_ALWAYS, trigger=db.names["back"]),
-    ]
+    always = db.sql(sync_trigger.FIRE_ALWAYS, trigger=db.names["back"])
+    return [*back_trigger.texts(db, following=back_trigger.follows(at, at.table.oid)), always]
 
 
 def repair(ctx: Context) -> bool:
@@ -168,14 +162,14 @@ def repair(ctx: Context) -> bool:
         log.notice(one.message, detail=one.detail)
 
     def change() -> None:
-        if found and swapped and follows:
-            back_trigger.follow(_swapped(at))
-        elif found and swapped:
-            back_trigger.forget(_swapped(at))
+        if found and swapped:
+            back_trigger.make(_swapped(at), following=follows)
         elif found:
             statements.run(ctx, statements.BLOCKS.add_trigger, _size(at) or None)
         for name in VERSIONS:
-            statements.run(ctx, statements.BLOCKS.own_versions, versions_shown=_shown(ctx, name))
+            statements.run(
+                ctx, statements.BLOCKS.own_versions, versions_shown=statements.shown_versions(ctx.settings, name)
+            )
 
     interference.retried(at, f"repairing {trigger}", change)
     with db.transaction():
@@ -199,7 +193,7 @@ def adopt(ctx: Context) -> None:
     with db.transaction():
         table = requirements.require_table(ctx)
         column = table.columns.get(target.vector)
-        if column is None or not column.is_vector or (column.comment.startswith(MARKED) and not column.ours):
+        if column is None or not column.is_vector or (column.comment.startswith(MARK) and not column.ours):
             raise MigrationError(
                 f"{target} has no column {quote(target.vector)} of vectors that could be this package's",
                 hint="What there is to be done says openmemory-migrations check.",
@@ -242,17 +236,13 @@ def _compared(ctx: VectorContext) -> Comparison:
     return found
 
 
-def _shown(ctx: Context, versions: str) -> SQL:
-    return literal(quote(ctx.settings.pg_schema, versions))
-
-
 def _versions(ctx: Context) -> Iterator[Finding]:
     """Version tables of ours that belong to somebody else than the table, and can be the owner's."""
-    for versions in VERSIONS:
-        if statements.of(ctx, statements.BLOCKS.own_versions, versions_shown=_shown(ctx, versions)):
-            yield Finding(
-                "warning", "versions", f"version table {quote(versions)} doesn't belong to the owner of {ctx.target}"
-            )
+    for name in VERSIONS:
+        shown = statements.shown_versions(ctx.settings, name)
+        if statements.of(ctx, statements.BLOCKS.own_versions, versions_shown=shown):
+            message = f"version table {quote(name)} doesn't belong to the owner of {ctx.target}"
+            yield Finding("warning", "versions", message)
 
 
 def _required(ctx: Context) -> TableContext:

@@ -11,7 +11,8 @@ from functools import partial
 from ..db.context import Context
 from ..encoding import sync_trigger
 from ..marks import GUARD
-from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, fill, formatted, literal
+from ..settings import Settings
+from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, fill, formatted, literal, quote
 from ..target import Target
 from . import requirements
 
@@ -51,6 +52,11 @@ def names(target: Target, size: int | None) -> dict[str, Fragment]:
 def with_extension(template: str, names: Mapping[str, Fragment], **more: Fragment) -> SQL:
     """A statement as a string constant for the server's format(), whose first argument is the extension's schema."""
     return literal(fill(formatted(template), {**names, "ext": EXT, **more}, formatted))
+
+
+def shown_versions(settings: Settings, name: str) -> SQL:
+    """Which version table `own_versions` is asked about."""
+    return literal(quote(settings.pg_schema, name))
 
 
 def run(ctx: Context, block: str, size: int | None = None, **more: Fragment) -> None:

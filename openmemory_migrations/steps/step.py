@@ -78,10 +78,10 @@ class Step(Context):
     def refuse_cut_over(self) -> None:
         """Raises MigrationError for a step back from a table that was cut over: its bytes have to be there first; and
         where the last of them could not drop the function of the trigger."""
-        if found := self.cut_over:
-            raise MigrationError(found.said(self.target), hint=UNDO_HINT)
         with self.db.reading():
             table = catalog.table(self.db, self.target.schema, self.target.table)
+            if table and (found := Mark.of(table, self.target)):
+                raise MigrationError(found.said(self.target), hint=UNDO_HINT)
             if table and catalog.trigger_enabled(self.db, table.oid, self.target.back):
                 raise cutover_mark.changed(self.target, self.target.source)
             requirements.require(self, requirements.BLOCKS.own_function)

@@ -25,17 +25,14 @@ CREATE FUNCTION app.noted(sector text) RETURNS boolean LANGUAGE plpgsql AS
   $$ BEGIN PERFORM FROM audit LIMIT 1; RETURN true; END $$;
 CREATE FUNCTION app.note() RETURNS trigger LANGUAGE plpgsql AS
   $$ BEGIN INSERT INTO audit VALUES (NEW.id); RETURN NEW; END $$;
+CREATE FUNCTION app.counted() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN INSERT INTO audit VALUES ('a statement'); RETURN NULL; END $$;
 ALTER TABLE {TABLE} ADD CHECK (app.noted(sector));
 CREATE TRIGGER noted BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION app.note();
 CREATE TRIGGER counted AFTER UPDATE ON {TABLE} FOR EACH STATEMENT EXECUTE FUNCTION app.counted();
 CREATE CONSTRAINT TRIGGER later AFTER UPDATE ON {TABLE} DEFERRABLE INITIALLY DEFERRED
 FOR EACH ROW EXECUTE FUNCTION app.note();
-""".replace(
-    "CREATE TRIGGER noted",
-    """CREATE FUNCTION app.counted() RETURNS trigger LANGUAGE plpgsql AS
-  $$ BEGIN INSERT INTO audit VALUES ('a statement'); RETURN NULL; END $$;
-CREATE TRIGGER noted""",
-)
+"""
 
 
 def plain(database: Database) -> None:

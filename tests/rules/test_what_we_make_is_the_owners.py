@@ -126,9 +126,7 @@ def test_a_script(server: Server, database: Database, roles: tuple[Database, Dat
 def test_a_table_of_vectors(database: Database, roles: tuple[Database, Database]) -> None:
     owner, member = roles
     database.run(SQL("DROP TABLE app.{}").format(Identifier(TABLE)))
-    database.run(native.NEWER)
-    vectors = [row._replace(v=native.text(row.v)) for row in random_rows(60, DIM)]  # type: ignore[arg-type]
-    load(database, vectors, schema="app")
+    native.create_newer(database, random_rows(60, DIM), schema="app")
     database.run(
         SQL("ALTER TABLE app.{} OWNER TO {}").format(Identifier(TABLE), Identifier(owner.value("SELECT current_user")))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Literal
 
 import psycopg2
 import pytest
@@ -36,17 +37,19 @@ def table(database: Database) -> Database:
     return database
 
 
-def run(engine: Engine, engine_of_backfill: str = "client", workers: int = 2) -> None:
+def run(engine: Engine, by: Literal["client", "native"] = "client", workers: int = 2) -> None:
     """In this process, as an application does when it starts."""
     with engine.connect() as connection:
         context = MigrationContext.configure(connection)
         with context.begin_transaction(), Operations.context(context):
             for step in STEPS:
-                step(engine=engine_of_backfill, workers=workers)  # type: ignore[arg-type]
+                step(engine=by, workers=workers)
 
 
 @pytest.mark.parametrize("engine", ["client", "native"])
-def test_a_hosts_process_keeps_the_connections_that_it_had(table: Database, engine: str) -> None:
+def test_a_hosts_process_keeps_the_connections_that_it_had(
+    table: Database, engine: Literal["client", "native"]
+) -> None:
     pool = sa.create_engine(table.url.replace("postgresql:", "postgresql+psycopg2:"), pool_size=3)
     run(pool, engine)
 

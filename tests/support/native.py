@@ -31,9 +31,9 @@ def text(v: bytes | None) -> str | None:
     return None if v is None else "[" + ",".join(map(str, np.frombuffer(v, "<f4"))) + "]"
 
 
-def create_newer(database: Database, rows: Sequence[Row] = (), sql: str = NEWER) -> None:
+def create_newer(database: Database, rows: Sequence[Row] = (), sql: str = NEWER, schema: str = "public") -> None:
     database.run(f"CREATE EXTENSION IF NOT EXISTS vector; {sql}")
-    load(database, (row._replace(v=text(row.v)) for row in rows))  # type: ignore[arg-type]
+    load(database, (row._replace(v=text(row.v)) for row in rows), schema=schema)  # type: ignore[arg-type]
 
 
 def wrong(database: Database, rows: Sequence[Row] | dict[Key, bytes | None], column: str = "v") -> list[Key]:
