@@ -156,10 +156,11 @@ def test_another_schema_other_columns_and_the_extension_elsewhere(database: Data
     ):
         database.run(SQL(sql).format(**names))
     args = ("--column", column, "--vector-column", vector, "-x", f"pg_schema={schema}", "-x", f"vector_table={ODD}")
-    done = om(database, "backfill", *args, env={"OM_SYNC_TRIGGER": "off"})
+    without = {"OM_SYNC_TRIGGER": "off"}
+    done = om(database, "backfill", *args, env=without)
     assert done.returncode == 0, done.log
 
-    found = verify(database, 0, *args, "--queries", "10")
+    found = verify(database, 0, *args, "--queries", "10", env=without)
 
     assert found["table"] == f"{schema}.{ODD}"
     assert found["comparison"]["equal"] == 100
