@@ -94,9 +94,8 @@ def untouched(database: Database) -> bool:
     return not database.rows("SELECT FROM public.pwned")
 
 
-@pytest.mark.parametrize(
-    "engine", ["native", pytest.param("client", marks=pytest.mark.slow), pytest.param("server", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["native", "client", "server"])
 def test_a_life_under_these_settings(table: Database, names: dict[str, str], engine: str) -> None:
     env = {"OM_PG_SCHEMA": names["schema"], "OM_VECTOR_TABLE": names["table"], "OM_BACKFILL_ENGINE": engine}
     env["OM_VEC_DIM"] = str(DIM)

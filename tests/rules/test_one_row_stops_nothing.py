@@ -10,6 +10,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
+from tests.support.cases import by_turns
 from tests.support.commands import alembic, om
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_database, create_table, load, mismatches, random_rows
@@ -76,8 +77,7 @@ def table(database: Database, engine: str) -> str:
     return "v_typed" if engine == "native" else "v_vector"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("refusal", REFUSALS, ids=REFUSALS.values())
+@pytest.mark.parametrize(("refusal", "engine"), by_turns(tuple(REFUSALS), ENGINES, ids=tuple(REFUSALS.values())))
 def test_rows_that_are_refused_are_named_and_all_others_done(database: Database, engine: str, refusal: str) -> None:
     column = table(database, engine)
     secrets = {str(id) for (id,) in database.rows(f"SELECT id FROM {TABLE} WHERE user_id = %s", SECRET)}

@@ -24,6 +24,7 @@ from openmemory_migrations.errors import ANEW
 from openmemory_migrations.preflight import state
 from openmemory_migrations.settings import Settings
 from openmemory_migrations.verify import queries, stream, verification
+from tests.support.cases import by_turns
 from tests.support.commands import NOTHING, alembic, om
 from tests.support.cutover import DOWN, UP
 from tests.support.interruption import holding, killed
@@ -530,6 +531,8 @@ def test_rows_that_no_vector_can_hold_are_pending_however_many_only_beside_one_t
 
 # -- a value that a trigger changes on its way
 
+CONVERTING = ("client", "server", "native", "script")
+
 TO_UNIT = f"""
 CREATE FUNCTION to_unit() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN NEW.v_vector := public.l2_normalize(NEW.v_vector); RETURN NEW; END $$;
@@ -549,8 +552,9 @@ DEFERRED = AFTERWARDS.replace("CREATE TRIGGER", "CREATE CONSTRAINT TRIGGER").rep
 )
 
 
-@pytest.mark.parametrize("trigger", [TO_UNIT, AFTERWARDS, DEFERRED], ids=["before", "after", "deferred"])
-@pytest.mark.parametrize("engine", ["client", "server", "native", "script"])
+@pytest.mark.parametrize(
+    ("trigger", "engine"), by_turns((TO_UNIT, AFTERWARDS, DEFERRED), CONVERTING, ids=("before", "after", "deferred"))
+)
 def test_a_vector_that_a_trigger_has_changed_is_none(
     server: embedded.Server, database: Database, engine: str, trigger: str
 ) -> None:
@@ -659,15 +663,18 @@ OFF = ("clears", "scales", "deletes instead", "takes what is taken back")
 
 
 @pytest.mark.parametrize(
-    ("trigger", "sync"),
-    [*((trigger, "on") for trigger in TRIGGERS.values()), *((TRIGGERS[name], "off") for name in OFF)],
-    ids=[*TRIGGERS, *(f"{name}, and ours is off" for name in OFF)],
+    ("case", "engine"),
+    by_turns(
+        [*((trigger, "on") for trigger in TRIGGERS.values()), *((TRIGGERS[name], "off") for name in OFF)],
+        CONVERTING,
+        ids=[*TRIGGERS, *(f"{name}, and ours is off" for name in OFF)],
+    ),
 )
-@pytest.mark.parametrize("engine", ["client", "server", "native", "script"])
 def test_what_a_trigger_writes_in_spite_of_us_is_not_kept(
-    server: embedded.Server, database: Database, engine: str, trigger: str, sync: str
+    server: embedded.Server, database: Database, engine: str, case: tuple[str, str]
 ) -> None:
     """A vector in the place of NULL, too, or other bytes: nothing of that is committed."""
+    trigger, sync = case
     create_table(database)
     load(database, ROWS[:40])
     env = {"OM_SYNC_TRIGGER": sync}

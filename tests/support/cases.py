@@ -22,3 +22,14 @@ def pairwise(*axes: Sequence[Any]) -> Iterator[Any]:
         values = [axis[place] for axis, place in zip(axes, places, strict=True)]
         yield exhaustive(*values) if pairs <= seen else tuple(values)
         seen |= pairs
+
+
+def by_turns(each: Sequence[Any], among: Sequence[Any], ids: Sequence[str] | None = None) -> list[Any]:
+    """All pairs; the quick tests have every one of `each` with the next of the others in turn, the slow ones of CI with
+    one more."""
+    turns = [[], [pytest.mark.slow], *([pytest.mark.exhaustive] for _ in among[2:])]
+    return [
+        pytest.param(value, other, marks=turns[(j - i) % len(among)], id=f"{ids[i] if ids else value}-{other}")
+        for i, value in enumerate(each)
+        for j, other in enumerate(among)
+    ]
