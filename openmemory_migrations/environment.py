@@ -56,7 +56,7 @@ def run() -> None:
             with engine.connect() as connection:
                 _migrate(connection, settings)
         else:
-            reconnecting(lambda: _run_postgres(engine, settings))
+            reconnecting(engine, lambda: _run_postgres(engine, settings))
 
 
 def _print(settings: Settings) -> None:
@@ -94,8 +94,10 @@ def _run_postgres(engine: Engine, settings: Settings) -> None:
                     f"schema {quote(settings.pg_schema)} does not exist",
                     hint="Set OM_PG_SCHEMA to the schema of OpenMemory's tables.",
                 )
-            requirements.require_version_table(db, settings.pg_schema, version_table())
             had_versions = catalog.relation_exists(db, settings.pg_schema, version_table())
+            if not had_versions:
+                requirements.require(Context(db, target, settings), requirements.BLOCKS.server)
+            requirements.require_version_table(db, settings.pg_schema, version_table())
         connection.rollback()  # or Alembic would take the transaction for somebody else's
         try:
             steps = _migrate(connection, settings)

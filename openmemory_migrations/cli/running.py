@@ -64,7 +64,7 @@ def on_postgres(options: argparse.Namespace, work: Callable[[Step], T]) -> T | N
     if url.get_backend_name() == "sqlite":
         raise UsageError("SQLite keeps vectors as bytes: there is nothing to work on", hint="Set OM_DATABASE_URL.")
     with engine_of(url) as engine:
-        return reconnecting(lambda: _run(engine, settings, target, work))
+        return reconnecting(engine, lambda: _run(engine, settings, target, work))
 
 
 def _run(engine: Engine, settings: Settings, target: Target, work: Callable[[Step], T]) -> T:

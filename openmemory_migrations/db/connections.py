@@ -26,6 +26,10 @@ NO_VERIFICATION = "/nonexistent/openmemory-migrations"
 # Debian, Red Hat, Alpine and macOS
 AUTHORITIES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 RECONNECT_PAUSES = (1, 2, 4, 8, 15, 30)  # seconds: a server that restarts is back within a minute
+STANDBY = (
+    "This server is a standby, which ends what is in the way of its primary's changes: ask the primary, or have the"
+    " standby wait (max_standby_streaming_delay, hot_standby_feedback)."
+)
 
 T = TypeVar("T")
 
@@ -113,18 +117,31 @@ def _as_ours(error: MigrationError | DBAPIError | PendingRollbackError) -> Migra
     return as_migration_error(error, "database") if isinstance(error, DBAPIError) else error
 
 
-def reconnecting(work: Callable[[], T]) -> T:
+def reconnecting(engine: Engine, work: Callable[[], T]) -> T:
     """Does the work again, on new connections, when the server or the network took them away; all of it continues."""
     reached = False
-    for pause in RECONNECT_PAUSES:
+    pauses = iter(RECONNECT_PAUSES)
+    while True:
         try:
             return work()
         except (ConnectionLost, DBAPIError, PendingRollbackError) as error:
             problem = _as_ours(error)
             # a database that was never reached is not lost; one that is on its way up refuses for a while
             reached = reached or isinstance(problem, ConnectionLost)
-            if not reached:
+            pause = next(pauses, None)
+            standby = reached and _is_standby(engine)
+            if standby:
+                problem = ConnectionLost(problem.message, detail=problem.detail, hint=STANDBY)
+            if not reached or pause is None:
                 raise problem from error
-        log.warning(problem.message, hint=f"Connecting again in {pause} s; what is committed is kept.")
+        again = f"Connecting again in {pause} s; what is committed is kept."
+        log.warning(problem.message, hint=f"{again} {STANDBY}" if standby else again)
         time.sleep(pause)
-    return work()
+
+
+def _is_standby(engine: Engine) -> bool:
+    try:
+        with engine.connect() as connection:
+            return bool(connection.scalar(sa.text("SELECT pg_catalog.pg_is_in_recovery()")))
+    except DBAPIError:
+        return False

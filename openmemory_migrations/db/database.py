@@ -488,7 +488,7 @@ class Database:
     def in_the_way(self, table_oid: int | None = None) -> str:
         found = self.holders(table_oid)
         return (
-            "Locks on the table are held by " + "; ".join(found) if found else "Whoever held it has just finished"
+            "Locks on the table are held by " + "; ".join(found) if found else "No lock on the table is held now"
         ) + "."
 
     def outlive_timeouts(

@@ -66,7 +66,7 @@ def shown(db: Database, table_oid: int, what: str) -> Iterator[None]:
             log.notice(f"{what}: progress can't be shown ({type(error).__name__})")
 
     with db.transaction():
-        waits = _waits(db.connection)
+        waits = _waits(db, table_oid)
     if waits:
         log.notice(f"{what}: has to wait until transactions that are open now are over", detail=waits)
     with console.bar(what, 100, "%") as bar:
@@ -84,12 +84,9 @@ def shown(db: Database, table_oid: int, what: str) -> Iterator[None]:
             thread.join()
 
 
-def _waits(connection: Connection) -> str | None:
+def _waits(db: Database, table_oid: int) -> str | None:
     """The transactions with a snapshot or a write that the build will have to outlive, oldest first."""
-    rows = connection.execute(sa.text(BLOCKS.waits))
-    found = [
-        f'process {pid} ("{name}", role {role}, open since {since:%H:%M:%S %Z})' for pid, name, role, since in rows
-    ]
+    found = [waits for (waits,) in db.rows(BLOCKS.waits, {"table": table_oid})]
     return "; ".join(found) + "." if found else None
 
 

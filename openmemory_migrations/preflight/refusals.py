@@ -11,7 +11,6 @@ from dataclasses import replace
 from ..backfill import engines, pace
 from ..db import catalog, partitions
 from ..db.context import Context, TableContext
-from ..db.database import Database
 from ..errors import MigrationError
 from ..finding import Finding
 from ..sql import blocks
@@ -19,24 +18,6 @@ from ..steps import interference, requirements
 from ..target import VERSION_TABLE
 
 BLOCKS = blocks("preflight")
-
-
-def of_the_server(db: Database) -> Iterator[Finding]:
-    if db.value("SELECT pg_is_in_recovery()"):
-        yield Finding(
-            "error",
-            "standby",
-            "this server is a standby, where nothing can be changed",
-            hint="Set OM_DATABASE_URL, or OM_PG_HOST and OM_PG_PORT, to the primary.",
-        )
-    elif db.value("SELECT current_setting('default_transaction_read_only')") == "on":
-        yield Finding(
-            "error",
-            "read-only",
-            "transactions of this role are read-only in this database",
-            hint="SET default_transaction_read_only = off;"
-            " ALTER ROLE CURRENT_USER SET default_transaction_read_only = off;",
-        )
 
 
 def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Finding]:

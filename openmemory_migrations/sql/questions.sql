@@ -78,6 +78,18 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   FROM parts WHERE hidden) AS unmet
 ORDER BY place, message
 
+-- server --
+-- that anything can be changed there
+SELECT code, 'error' AS severity, message, CAST(NULL AS text) AS detail, hint FROM (
+  SELECT 1 AS place, 'standby' AS code, 'this server is a standby, where nothing can be changed' AS message,
+         'Set OM_DATABASE_URL, or OM_PG_HOST and OM_PG_PORT, to the primary.' AS hint
+  WHERE pg_catalog.pg_is_in_recovery()
+  UNION ALL
+  SELECT 2, 'read-only', 'transactions of this role are read-only in this database',
+         'SET default_transaction_read_only = off; ALTER ROLE CURRENT_USER SET default_transaction_read_only = off;'
+  WHERE NOT pg_catalog.pg_is_in_recovery() AND pg_catalog.current_setting('default_transaction_read_only') = 'on') AS unmet
+ORDER BY place
+
 -- rights --
 -- of the first step: to add a column and, unless nothing is to follow the source, a trigger, whose function is to belong
 -- to the owner of the table: what a role makes that loses its membership would fail the owner's writes

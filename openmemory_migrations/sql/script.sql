@@ -451,7 +451,7 @@ PERFORM pg_catalog.pg_sleep({rest_before});
 EXCEPTION WHEN {>lock_failed} THEN
       IF attempt = {tries} THEN
         RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = 'no lock on table ' || {itself} || ' in {tries} tries of {lock_timeout} ms',
-          DETAIL = coalesce('Locks on the table are held by ' || ({holders}) || '.', 'Whoever held it has just finished.'),
+          DETAIL = coalesce('Locks on the table are held by ' || ({holders}) || '.', 'No lock on the table is held now.'),
           HINT = 'Run this step again when that transaction is over.';
       END IF;
       RAISE NOTICE USING MESSAGE = 'no lock on the table, try ' || attempt || ' of {tries}';

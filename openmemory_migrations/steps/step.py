@@ -34,6 +34,8 @@ class Step(Context):
 
     @contextmanager
     def _held(self, lock: Callable[..., AbstractContextManager[None]]) -> Iterator[None]:
+        with self.db.local(WHATEVER):
+            requirements.require(self, requirements.BLOCKS.server)
         key = ("table", self.target.schema, self.target.table)
         with lock(self.db.connection.engine, str(self.target), *key, sleep=self.db.stop.sleep):
             self.db.renew()
