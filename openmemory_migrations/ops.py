@@ -63,6 +63,7 @@ class Options(TypedDict, total=False):
     workers: int
     pause_ms: int  # OM_BACKFILL_PAUSE_MS
     max_lag: int  # seconds, OM_BACKFILL_MAX_LAG
+    stop_at_slot_lag: str  # such as "10GB"
     on_bad_rows: Literal["skip", "fail"]
     index: Literal["ivfflat", "hnsw", "none"]
     index_metric: Literal["l2", "cosine", "ip"]

@@ -93,7 +93,7 @@ def _memory() -> tuple[Callable[[str], int], str]:
             raise ValueError
         return kilobytes
 
-    return parse, "an amount of memory from 1 MB, such as 512MB or 4GB"
+    return parse, "an amount from 1 MB, such as 512MB or 4GB"
 
 
 def _url() -> tuple[Callable[[str], URL], str]:
@@ -168,6 +168,12 @@ class Settings:
     )
     backfill_max_lag: int | None = _option(
         "OM_BACKFILL_MAX_LAG", _whole(1, 86_400), None, "seconds of replica lag above which the backfill waits"
+    )
+    stop_at_slot_lag: int | None = _option(
+        "OM_STOP_AT_SLOT_LAG",
+        _memory(),
+        None,
+        "WAL that a replication slot keeps, at which the backfill ends with exit code 3",
     )
     on_bad_rows: str = _option(
         "OM_ON_BAD_ROWS",

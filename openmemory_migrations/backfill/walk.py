@@ -97,6 +97,8 @@ def fill(
         leaves = partitions.leaves(ctx.db, ctx.table.oid)
         lock_timeout = locks.batch_timeout(ctx.db, ctx.settings)
         spread = bool(citus.shards(ctx.db, ctx.table.oid))
+    if pace:
+        pace.begin()
     for part in leaves:
         Walk(ctx, part, filling, lock_timeout, most_rows, progress, pace, claims, spread, within).take()
 

@@ -25,7 +25,17 @@ from ..settings import OPTIONS, Settings
 from . import output
 
 # what belongs to one run or one database is left to OM_*: it would be frozen in every environment
-OPERATIONAL = ("batch", "engine", "workers", "pause_ms", "max_lag", "index_memory", "lock_timeout_ms", "accept_loss")
+OPERATIONAL = (
+    "batch",
+    "engine",
+    "workers",
+    "pause_ms",
+    "max_lag",
+    "stop_at_slot_lag",
+    "index_memory",
+    "lock_timeout_ms",
+    "accept_loss",
+)
 HINTS = {name: hint for name, hint in get_type_hints(Options).items() if name not in OPERATIONAL}
 
 

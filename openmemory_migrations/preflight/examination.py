@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..backfill import engines
+from ..backfill import engines, pace
 from ..columns.cutover_mark import Mark
 from ..db import catalog, citus, locks, partitions, replication
 from ..db.catalog import Extension, Table
@@ -114,6 +114,8 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
         message, hint = native_table.no_dimensions(target)
         yield Finding("warning", "no-dimensions", message, hint=hint)
     if found.pending and not found.empty:
+        if slots := pace.slots_in_the_way(step.db, settings):
+            yield Finding.of("slot-lag", slots)
         beside = replace(target, vector=target.typed)
         type_name = expand.vector_type(found.ctx.extension, found.pending)
         yield from replication.of_the_table(step.of(beside).with_table(table), type_name)
@@ -200,6 +202,8 @@ def _cost(step: Step, facts: Facts, table: Table) -> None:
     db, target, settings, lengths = step.db, step.target, step.settings, facts.lengths
     if lengths is None or facts.has("engine", "dimensions") or (facts.ours and not facts.convertible):
         return
+    if facts.convertible and (problem := pace.slots_in_the_way(db, settings)):
+        facts.findings.append(Finding.of("slot-lag", problem))
     facts.shards = citus.shards(db, table.oid)
     facts.engine = engines.choose(step.with_table(table), facts.extension if facts.installed else None)
     if facts.dimensions:

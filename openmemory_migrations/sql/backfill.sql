@@ -22,6 +22,30 @@ SELECT count(*), CAST(pg_current_wal_lsn() - '0/0' AS bigint),
        CAST(min(coalesce(replay_lsn, '0/0')) - '0/0' AS bigint)
 FROM pg_catalog.pg_stat_replication WHERE state IN ('streaming', 'catchup')
 
+-- kept --
+-- by the slot that keeps the most
+SELECT CAST(slot_name AS text), CAST(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn) AS bigint),
+       CAST(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), '0/0') AS bigint)
+FROM pg_catalog.pg_replication_slots WHERE restart_lsn IS NOT NULL ORDER BY restart_lsn LIMIT 1
+
+-- of backfill/dead_rows.py
+
+-- autovacuum --
+-- of the tables that hold the rows: how many it leaves alone, at how many dead rows of all it begins, how often it looks
+SELECT count(*) FILTER (WHERE NOT (current_setting('autovacuum')::boolean AND coalesce(own.enabled, true))),
+       CAST(sum(least(coalesce(own.threshold, CAST(current_setting('autovacuum_vacuum_threshold') AS double precision))
+                      + coalesce(own.factor, CAST(current_setting('autovacuum_vacuum_scale_factor') AS double precision)) * greatest(c.reltuples, 0),
+                      nullif(coalesce(own.most, CAST(current_setting('autovacuum_vacuum_max_threshold', true) AS double precision)), -1)))
+            AS bigint),
+       current_setting('autovacuum_naptime')
+FROM pg_catalog.pg_class c,
+     LATERAL (SELECT CAST(max(value) FILTER (WHERE name = 'autovacuum_enabled') AS boolean) AS enabled,
+                     CAST(max(value) FILTER (WHERE name = 'autovacuum_vacuum_threshold') AS double precision) AS threshold,
+                     CAST(max(value) FILTER (WHERE name = 'autovacuum_vacuum_scale_factor') AS double precision) AS factor,
+                     CAST(max(value) FILTER (WHERE name = 'autovacuum_vacuum_max_threshold') AS double precision) AS most
+              FROM pg_catalog.pg_options_to_table(c.reloptions) AS o (name, value)) AS own
+WHERE c.oid = ANY (:tables)
+
 -- of backfill/reader.py
 
 -- pages_of --

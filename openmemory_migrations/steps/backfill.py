@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from .. import log
-from ..backfill import claims, engines
+from ..backfill import claims, dead_rows, engines
 from ..backfill.claims import Claim, Claims
 from ..backfill.client import ClientEngine
 from ..backfill.leftovers import Leftovers, leftovers
@@ -119,11 +119,11 @@ def run(ctx: VectorContext) -> Leftovers:
         engines.require_temporary(ctx, chosen)
     engine: Engine = ClientEngine(ctx) if chosen.name == "client" else ServerEngine(ctx, native=chosen.name == "native")
     left = Leftovers(0, Counter(), {}, 0)
-    done = 0  # passes
+    done, written = 0, 0  # passes, rows
     said = bool(ctx.settings.backfill_engine)
 
     def once(obstacles: Obstacles) -> tuple[int, int]:
-        nonlocal left, done, said
+        nonlocal left, done, written, said
         heeded = True
         started: dict[int, Progress] = {}  # with its waits for other runs
         while True:
@@ -151,12 +151,15 @@ def run(ctx: VectorContext) -> Leftovers:
             with progress.shown():
                 heeded = _given_back(db, waiting, progress)
         done += 1
+        converted = sum(progress.converted for progress in started.values())
+        written += converted
         left = leftovers(ctx)
         if done >= 2 and not followed:
             return 0, min(left.convertible, obstacles.rows + obstacles.locked)
-        return sum(progress.converted for progress in started.values()), left.convertible
+        return converted, left.convertible
 
     obstacles, in_way = passes(db, table.oid, what, once)
+    dead_rows.tell(ctx, what, written)
     if in_way:
         detail = in_the_way(obstacles, in_way, partial(_names, db, table, fixed))
         left = replace(left, convertible=left.convertible - in_way, kept=in_way, in_the_way=detail)

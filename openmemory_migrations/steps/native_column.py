@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import log
-from ..backfill import walk
+from ..backfill import dead_rows, walk
 from ..backfill.pace import Pace
 from ..backfill.passes import Obstacles, until_none_is_left
 from ..backfill.progress import Progress
@@ -89,9 +89,10 @@ def fill(ctx: VectorContext, size: int) -> None:
         pace = Pace(db, ctx.settings)
     most_rows = STORED.batch(BATCH_BYTES, size, ctx.settings.backfill_batch)
     told: tuple[int, int] | None = None
+    written = 0
 
     def once(obstacles: Obstacles) -> tuple[int, int]:
-        nonlocal told
+        nonlocal told, written
         with db.transaction(snapshot=True):
             pending = _pending(db)
         progress = Progress(what, pending, _pending, doing="dimensions", told=told, obstacles=obstacles)
@@ -100,6 +101,7 @@ def fill(ctx: VectorContext, size: int) -> None:
                 walk.fill(ctx, FILLING, most_rows, progress, pace)
             progress.tell()
             told = (0, 0)
+        written += progress.converted
         return progress.converted, pending
 
     until_none_is_left(
@@ -112,6 +114,7 @@ def fill(ctx: VectorContext, size: int) -> None:
         hint="Delete or mend those rows (22000: of other dimensions, from before the trigger), or mend what keeps"
         " them as they are, then run the same command again.",
     )
+    dead_rows.tell(ctx, what, written)
 
 
 def take_place(ctx: VectorContext) -> None:

@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "index_ef_construction": ([*NUMBERS, "3", "1001"], "a whole number from 4 to 1,000"),
     "index_memory": (
         ["x", "512", "MB", "0MB", "1023kB", "-1MB", "1.5GB", "1TB", "1 M B", "4096GB"],
-        "an amount of memory from 1 MB, such as 512MB or 4GB",
+        "an amount from 1 MB, such as 512MB or 4GB",
     ),
     "lock_timeout_ms": ([*NUMBERS, "0", "600001"], "a whole number from 1 to 600,000"),
     "accept_loss": ([*NUMBERS, "9223372036854775808"], "a whole number from 0 to 9,223,372,036,854,775,807"),

@@ -15,9 +15,10 @@ import pytest
 from psycopg2.sql import SQL, Identifier
 
 from demo.openmemory import TABLE
-from tests.support.commands import alembic
+from tests.support.commands import alembic, om
 from tests.support.engines import by_each, only_client
 from tests.support.openmemory import Database, mismatches, random_rows
+from tests.support.preflight import check, finding
 from tests.support.running import OURS, Run, expanded, filled, running
 from tests.support.servers import replicated
 from tests.support.sessions import converted, eventually
@@ -63,6 +64,50 @@ def watching(database: Database) -> Iterator[list[Look]]:
     finally:
         over.set()
         thread.join()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_ends_before_a_slot_keeps_too_much(database: Database, workers: str) -> None:
+    slot = f"it's {database.name}".replace("'", "_").replace(" ", "_")
+    expanded(database, random_rows(9000, 64))
+    limit = {"OM_STOP_AT_SLOT_LAG": "4MB", "BACKFILL_BATCH": "50", "OM_BACKFILL_WORKERS": workers}
+    database.run("CHECKPOINT")
+    database.run("SELECT pg_create_physical_replication_slot(%s, true)", slot)
+    kept = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) FROM pg_replication_slots"
+    try:
+        done = om(database, "backfill", env=limit)
+
+        assert done.returncode == 3
+        assert f'ERROR:  replication slot "{slot}" keeps' in done.log
+        assert "OM_STOP_AT_SLOT_LAG is 4.2 MB" in done.log
+        some = converted(database)
+        assert 0 < some < 9000
+        assert database.value(kept) < 4 * 1024**2
+        assert om(database, "backfill", env=limit).returncode == 3
+        told = finding(check(database, 1, env=limit), "slot-lag")
+        assert told["message"].startswith(f'replication slot "{slot}" keeps')
+        assert converted(database) == some
+        database.run(told["hint"].partition(": ")[2])
+    finally:
+        database.run("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    assert om(database, "backfill", env=limit).returncode == 0
+    assert mismatches(database, dim=64) == []
+    check(database, 0, env=limit)
+
+
+def test_what_is_left_for_vacuum_is_said(database: Database) -> None:
+    expanded(database, random_rows(300, 8))
+    done = om(database, "backfill")
+    assert "NOTICE:  backfill openmemory_vectors: 300 dead row versions are left\n" in done.log
+    assert re.search(
+        r"DETAIL:  Autovacuum takes them away once more than \d+ are dead; it looks every 1min.\n", done.log
+    )
+    assert "dead row versions" not in om(database, "backfill").log
+    database.run(f"ALTER TABLE {TABLE} SET (autovacuum_enabled = off); UPDATE {TABLE} SET v_vector = NULL")
+    assert (
+        "300 dead row versions are left\nDETAIL:  Autovacuum is off.\n"
+        'HINT:  VACUUM (ANALYZE) "public"."openmemory_vectors";\n'
+    ) in om(database, "backfill").log
 
 
 def test_the_pause_is_a_rest_with_no_transaction_open(database: Database) -> None:
