@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from .. import log
@@ -13,6 +13,7 @@ from ..db.catalog import Table
 from ..db.context import TableContext, VectorContext
 from ..db.database import Seen
 from ..errors import ANEW, INDEX_ANEW, MigrationError
+from ..finding import Finding
 from ..index import build, choice
 from ..index.choice import NoIndex
 from ..settings import Settings
@@ -68,6 +69,8 @@ def require(ctx: TableContext) -> None:
             f"column {quote(target.vector)} of {target} has no dimensions",
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
+    if ctx.settings.cutover == "drop":
+        requirements.require(ctx, requirements.BLOCKS.room)  # for the bytes, when it is undone
     require_trigger(ctx)
     _require_index(ctx)
     require_dependents(ctx)
@@ -123,8 +126,27 @@ def require_dependents(ctx: TableContext) -> None:
         )
 
 
+def of_drop(ctx: TableContext) -> Iterator[Finding]:
+    """What goes for ever, with the statement that keeps a copy elsewhere."""
+    target = ctx.target
+    if ctx.settings.cutover != "drop":
+        return
+    name = quote(target.schema, f"{target.table}_{target.source}_copy")
+    columns = ", ".join(map(quote, (*ctx.table.key, target.source))) if ctx.table.key else "*"
+    yield Finding(
+        "notice",
+        "drop",
+        f"OM_CUTOVER is drop: {quote(target.source)} of {target} goes with its bytes",
+        "The undo makes them anew from the vectors. Rows that no vector can hold are kept in table"
+        f" {quote(target.kept)} only: without that table they can't be had back.",
+        "To have a copy, before: CREATE TABLE {} AS SELECT {} FROM {};".format(name, columns, ctx.db.names["table"]),
+    )
+
+
 def warn(ctx: TableContext) -> None:
-    """Of those who hear of the table's columns, and can't be asked."""
+    """Of what can't be undone, and of those who hear of the table's columns, and can't be asked."""
+    for found in of_drop(ctx):
+        log.notice(found.message, detail=found.detail, hint=found.hint)
     tables = [part.oid for part in partitions.parts(ctx.db, ctx.table.oid)]
     for (name,) in ctx.db.rows(replication.BLOCKS.publications, {"tables": tables}):
         log.warning(
@@ -214,6 +236,7 @@ def require_accepted(ctx: TableContext, left: int, away: int, reasons: Mapping[s
 
 __all__ = [
     "left_index",
+    "of_drop",
     "require",
     "require_accepted",
     "require_dependents",

@@ -11,10 +11,12 @@ from dataclasses import replace
 
 from ..backfill import engines, pace
 from ..columns.cutover_mark import Mark
+from ..cutover import gate
 from ..db import catalog, citus, locks, partitions, replication
 from ..db.catalog import Extension, Table
 from ..db.keys import SHOWN_KEYS
 from ..encoding import dimensions
+from ..encoding.stored import STORED
 from ..errors import MigrationError
 from ..finding import Finding
 from ..index import build, choice
@@ -24,7 +26,7 @@ from ..steps import expand, interference, native_table, repair, requirements
 from ..steps.step import Step
 from . import activity, disk, known_faults, refusals, state, trial
 from .results import Facts, part
-from .rows import Lengths, Look
+from .rows import Lengths, Look, held
 
 SEVERITIES = ("error", "warning", "notice")
 
@@ -37,6 +39,7 @@ def examine(step: Step, sample: int | None) -> Facts:
     table = facts.table
     if table is not None and not facts.has("table", "already-vector", "cut-over"):
         part(step, facts, "rows", lambda: _rows(step, facts, table, sample), rows=True)
+        part(step, facts, "not-valid", lambda: _held(step, facts, table), rows=True)
         part(step, facts, "index", lambda: _cost(step, facts, table))
         part(step, facts, "index", lambda: _halves(step, facts, table), rows=True)
         part(step, facts, "index", lambda: _name(step, facts, table))
@@ -90,6 +93,8 @@ def _table(step: Step, facts: Facts) -> None:
     facts.leaves = len(partitions.leaves(db, table.oid))
     facts.findings += refusals.of_the_table(step.with_table(table), facts.revisions)
     facts.findings += repair.faults(step.with_table(table))
+    if facts.ours:
+        facts.findings += gate.of_drop(step.with_table(table))
     schema = facts.extension.schema if facts.extension else "public"
     type_name = expand.vector_type(Extension(schema, ()), settings.dimensions)
     facts.findings += replication.of_the_table(step.with_table(table), type_name)
@@ -180,7 +185,7 @@ def _unfit(step: Step, facts: Facts, lengths: Lengths) -> Iterator[Finding]:
             else f"Mend {source} in those rows, or set OM_ON_BAD_ROWS=skip.",
         )
     if unreadable := facts.bad.unreadable:
-        passed_by = not fails and "on_bad_rows" in step.settings.given
+        passed_by = _passed_by(step)
         yield Finding(
             "warning" if passed_by else "error",
             "unreadable-rows",
@@ -196,6 +201,30 @@ def _unfit(step: Step, facts: Facts, lengths: Lengths) -> Iterator[Finding]:
             f"column dim disagrees with the bytes in {lengths.dim_differs:,} rows{looked_at} of {step.target}",
             "The bytes decide.",
         )
+
+
+def _held(step: Step, facts: Facts, table: Table) -> None:
+    """Rows that no UPDATE can give a vector, by a constraint that was added NOT VALID."""
+    if not facts.convertible or facts.dimensions is None:
+        return
+    unconverted = (STORED.pending if facts.ours else STORED.of)(facts.dimensions)
+    passed_by = _passed_by(step)
+    for on, name, rows in held(step.with_table(table), unconverted):
+        shown = f"ALTER TABLE {step.db.names['table']} VALIDATE CONSTRAINT {quote(name)};"
+        facts.findings.append(
+            Finding(
+                "warning" if passed_by else "error",
+                "not-valid",
+                f"{rows:,} rows of {on} violate constraint {quote(name)}, which is NOT VALID",
+                "No UPDATE can give them a vector.",
+                f"Mend those rows, then: {shown}" + ("" if passed_by else " Or pass them by with OM_ON_BAD_ROWS=skip."),
+            )
+        )
+
+
+def _passed_by(step: Step) -> bool:
+    """Whether rows that can't be converted, though their bytes are vectors, fail nothing."""
+    return step.settings.on_bad_rows != "fail" and "on_bad_rows" in step.settings.given
 
 
 def _cost(step: Step, facts: Facts, table: Table) -> None:

@@ -208,3 +208,19 @@ def runs_of(pages: int, share: float) -> list[tuple[int, int]]:
     starts = [pages * number // runs for number in range(runs)]
     each = math.ceil(pages * share / runs)
     return [(start, min(start + each, end)) for start, end in zip(starts, [*starts[1:], pages], strict=True)]
+
+
+def held(ctx: TableContext, unconverted: str) -> Iterator[tuple[str, str, int]]:
+    """Constraints that were never validated, on which table, and how many rows that are to be updated violate them."""
+    db = ctx.db
+    with db.transaction():
+        leaves = {part.oid: part for part in partitions.leaves(db, ctx.table.oid)}
+        found = list(db.rows(BLOCKS.not_valid, {"tables": list(leaves)}))
+    for oid, name, holds in found:
+        at = leaves[oid].at(db)
+        with db.transaction():
+            db.run("SET TRANSACTION READ ONLY")
+            db.as_host()  # for its functions
+            rows = at.value(BLOCKS.held, unconverted=at.sql(unconverted), holds=SQL(holds))
+        if rows:
+            yield str(leaves[oid]), name, rows

@@ -34,6 +34,20 @@ SELECT CAST(coalesce(sum(pg_relation_size(c.oid)), 0) AS bigint),
        CAST(coalesce(sum(pg_total_relation_size(nullif(c.reltoastrelid, 0))), 0) AS bigint)
 FROM pg_catalog.pg_class c WHERE c.oid = ANY (:tables)
 
+-- not_valid --
+-- what each UPDATE of a row is held against, and its row perhaps not; NOT ENFORCED came with 18
+SELECT c.conrelid, c.conname,
+       CASE c.contype WHEN 'c' THEN pg_catalog.pg_get_expr(c.conbin, c.conrelid)
+                      ELSE pg_catalog.format('%I IS NOT NULL', a.attname) END
+FROM pg_catalog.pg_constraint c
+     LEFT JOIN pg_catalog.pg_attribute a ON c.contype = 'n' AND a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+WHERE c.conrelid = ANY (:tables) AND c.contype IN ('c', 'n') AND NOT c.convalidated
+  AND pg_catalog.to_jsonb(c) ->> 'conenforced' IS DISTINCT FROM 'false'
+ORDER BY 1, 2
+
+-- held --
+SELECT count(*) FROM ONLY {table} WHERE {unconverted} AND ({holds}) IS FALSE
+
 -- of preflight/state.py
 
 -- runs --

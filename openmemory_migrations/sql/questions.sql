@@ -302,6 +302,28 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
                     WHERE t.tgname = {sync_name} OR pg_catalog.obj_description(t.oid, 'pg_trigger') = {own_mark} || {source_name})) AS unmet
 ORDER BY place, message
 
+-- room --
+-- for a column that is to be: a table has 1,600 in its life, and the places of dropped ones are gone
+SELECT 'columns' AS code, CASE WHEN full_table THEN 'error' ELSE 'warning' END AS severity,
+       '"' || name || '" has used ' || pg_catalog.to_char(relnatts, 'FM9,999') || ' of the 1,600 columns that a table can have' AS message,
+       'Dropped ones count: each upgrade after a downgrade uses one more, and each undo of a cutover by drop.' AS detail,
+       'A new table has them all: CREATE TABLE … (LIKE …, INCLUDING ALL), the rows copied, the names exchanged.' AS hint
+FROM (WITH RECURSIVE it AS MATERIALIZED (
+        {>it}),
+      tree (oid) AS (
+        {>tree})
+      SELECT c.relnatts, c.relnatts >= 1600 AS full_table, CAST(n.nspname AS text) || '.' || CAST(c.relname AS text) AS name
+      FROM tree JOIN pg_catalog.pg_class c ON c.oid = tree.oid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.relnatts > 1590) AS used
+
+-- room_for_vector --
+WITH it AS MATERIALIZED (
+  {>it}),
+columns AS MATERIALIZED (
+  {>columns})
+SELECT full_table.* FROM ({>room}) AS full_table
+WHERE NOT EXISTS (SELECT FROM columns WHERE attname = {vector_name} AND ours)
+
 -- ext --
 SELECT '"' || pg_catalog.replace(CAST(n.nspname AS text), '"', '""') || '"' AS name
   FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'

@@ -116,7 +116,7 @@ DECLARE
 BEGIN
   {>begin}
   {>require_ordinary}
-  SELECT * INTO found FROM ({expand_requirements}) AS unmet LIMIT 1;
+  SELECT * INTO found FROM ({expand_requirements}) AS unmet WHERE severity = 'error' LIMIT 1;
   {>raise_found}
   {>require_no_rule}
   IF EXISTS (SELECT FROM {table} WHERE {source} IS NOT NULL)

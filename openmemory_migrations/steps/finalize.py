@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
@@ -10,13 +12,14 @@ from ..columns import guard
 from ..db import catalog, citus, partitions
 from ..db.context import Context, VectorContext
 from ..db.sqlerrors import as_migration_error
-from ..errors import ANEW, Changed
+from ..errors import ANEW, Changed, MigrationError
 from ..index import build, partitioned, replacement
 from ..index.build import CannotBuild
 from ..index.choice import NoIndex, Plan
 from ..sql import quote
 from ..verify import verification
 from ..verify.search import listed
+from . import interference
 
 WANTED_RECALL = 0.95
 MEASURE = "openmemory-migrations verify measures it, and says which settings find enough."
@@ -34,6 +37,12 @@ def upgrade(ctx: VectorContext) -> None:
             f"column {quote(target.vector)} of {target} has no dimensions (typmod), so it can't be indexed",
             hint=f"Set OM_VEC_DIM or OM_TIER, then: {ANEW}.",
         )
+    with db.transaction():
+        followed = catalog.trigger_enabled(db, ctx.table.oid, target.sync)
+        others = list(interference.of_sync(ctx)) if followed else []
+        spread = citus.shards(db, ctx.table.oid)
+    if others and not spread:
+        _compare(ctx, others)
     left = leftovers(ctx)
     if left.convertible:
         log.warning(
@@ -41,7 +50,6 @@ def upgrade(ctx: VectorContext) -> None:
             hint="alembic downgrade om_20240107_pgvector, then alembic upgrade head.",
         )
     with db.transaction(snapshot=True):
-        followed = catalog.trigger_enabled(db, ctx.table.oid, target.sync)
         rows = build.count_vectors(db)
     if not followed:
         log.warning(
@@ -58,6 +66,23 @@ def upgrade(ctx: VectorContext) -> None:
         f"OpenMemory 1.x asks for {quote(target.vector)} by information_schema.columns.data_type, in vain",
         detail="That is USER-DEFINED for every pgvector column."
         f" What it should ask: {target.detection}; the answer is vector.",
+    )
+
+
+def _compare(ctx: VectorContext, others: Sequence[MigrationError]) -> None:
+    """Every row, to the bit, where a trigger of others' may have made another vector, or other bytes, than ours saw.
+
+    Raises MigrationError, but not for rows without a vector, which the backfill has told of.
+    """
+    found = verification.compare(ctx)
+    if not found.unseen and found.wrong.keys() <= {"missing"}:
+        log.notice(f"every row of {ctx.target} was compared to the bit: {found.equal:,} are equal")
+        return
+    raise MigrationError(
+        f"{found.not_right:,} rows of {ctx.target} are not right",
+        detail=f"{found.problems(ctx.table)} Perhaps by what was warned of: {others[0].message}.",
+        hint=f"{others[0].hint} Then UPDATE … SET {quote(ctx.target.source)} = {quote(ctx.target.source)} for those"
+        " rows, and the same command again.",
     )
 
 

@@ -193,6 +193,10 @@ def _problems(found: Look) -> Iterator[tuple[str, MigrationError]]:
                 f" {quote(target.source)}, with dimensions.",
             ),
         )
+    if not found.empty and found.typed is None:
+        for full in requirements.unmet(ctx, requirements.BLOCKS.room):
+            if full.severity == "error":
+                yield full.code, full.error
     if not found.empty and citus.shards(ctx.db, ctx.table.oid):
         yield (
             "engine",

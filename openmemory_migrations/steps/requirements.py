@@ -23,7 +23,7 @@ from ..target import Target
 OLDEST_SERVER = 140_000  # the backfill reads by ranges of tids, which came with PostgreSQL 14
 BLOCKS = blocks("questions")
 # of a table that is to get our column, once it is known that there is one; and with them what the step needs besides
-OF_TABLE = (BLOCKS.rights, BLOCKS.source_column, BLOCKS.vector_column)
+OF_TABLE = (BLOCKS.rights, BLOCKS.source_column, BLOCKS.vector_column, BLOCKS.room_for_vector)
 OF_EXPAND = (BLOCKS.extension, *OF_TABLE)
 
 
@@ -56,10 +56,12 @@ def unmet(ctx: Context, block: str) -> list[Finding]:
 
 
 def require(ctx: Context, *asked: str) -> None:
-    """Raises MigrationError for the first thing that doesn't hold."""
+    """Raises MigrationError for the first thing that doesn't hold; says what will not hold for long."""
     for block in asked:
         for found in unmet(ctx, block):
-            raise found.error
+            if found.severity == "error":
+                raise found.error
+            log.warning(found.message, detail=found.detail, hint=found.hint)
 
 
 def require_server(db: Database) -> None:

@@ -494,3 +494,100 @@ def test_subscribers_that_lack_the_bytes_are_named_before_they_come_back(databas
     line = 'On each subscriber first: ALTER TABLE "public"."openmemory_vectors" ADD COLUMN "v_bytea" bytea;'
     assert warned < said.index(line) < said.index("rebuilding")
     assert "rebuilding" in said
+
+
+SPOILS = trigger("zz_spoils", "UPDATE OF user_id", "NEW.v := set_byte(NEW.v, 0, 1)")
+
+
+def test_where_a_trigger_may_have_changed_them_every_row_is_compared(database: Database) -> None:
+    """That ours doesn't see: another column was updated, and the bytes are others than the vector was made of."""
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", "om_20240107_backfill")
+    database.run(f"{SPOILS}; UPDATE {TABLE} SET user_id = 'z' WHERE id = '{ROWS[3].id}'")
+
+    done = alembic(database, "upgrade", "head", env=NO_INDEX, check=False)
+
+    assert f'FAILED: 1 rows of "public.{TABLE}" are not right' in done.log
+    assert f"(id={ROWS[3].id}, sector={ROWS[3].sector})" in done.log
+    assert 'trigger "zz_spoils"' in done.log
+    database.run(f"DROP TRIGGER zz_spoils ON {TABLE}; UPDATE {TABLE} SET v = v")
+    database.run(STAMPS)  # which leaves the columns alone
+    assert "compared to the bit" not in alembic(database, "upgrade", "head", env=NO_INDEX).log
+    alembic(database, "downgrade", "om_20240107_backfill")
+    database.run(AFTER)
+    assert f"was compared to the bit: {len(ROWS)} are equal" in alembic(database, "upgrade", "head", env=NO_INDEX).log
+
+
+NOT_VALID = [
+    f"ALTER TABLE {TABLE} ADD CONSTRAINT named CHECK (user_id <> 'u:%s {{x}}') NOT VALID",
+    f"ALTER TABLE {TABLE} ADD CONSTRAINT named CHECK (long(user_id)) NOT VALID",
+]
+
+
+@pytest.mark.parametrize("constraint", NOT_VALID)
+def test_rows_that_a_constraint_would_refuse_are_counted_before(database: Database, constraint: str) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run("CREATE FUNCTION odd(text) RETURNS boolean LANGUAGE sql AS $$ SELECT $1 NOT LIKE 'u:%' $$")
+    database.run("CREATE FUNCTION long(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN return odd($1); END $$")
+    database.run(f"UPDATE {TABLE} SET user_id = 'u:%s {{x}}' WHERE ctid IN ('(0,2)', '(0,5)')")
+    database.run(constraint)
+
+    told = finding(unchanged(database, 1), "not-valid")
+
+    assert told["message"] == f'2 rows of "public.{TABLE}" violate constraint "named", which is NOT VALID'
+    refused = alembic(database, "upgrade", "head", env=NO_INDEX, check=False)
+    assert f'FAILED: 2 rows of "public.{TABLE}" could not be converted' in refused.log
+    passed_by = {"OM_ON_BAD_ROWS": "skip"}
+    assert finding(check(database, 0, env=passed_by), "not-valid")["severity"] == "warning"
+    database.run(f"UPDATE {TABLE} SET user_id = 'z' WHERE user_id LIKE 'u%'")
+    database.run(told["hint"].partition(": ")[2].partition(";")[0])
+    check(database, 0)
+
+
+@pytest.mark.slow
+def test_a_table_that_has_no_room_for_a_column_is_told_so(server: embedded.Server, database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    used = 5
+
+    def use(until: int) -> None:
+        nonlocal used
+        for number in range(used, until):
+            database.run(f"ALTER TABLE {TABLE} ADD x{number} integer; ALTER TABLE {TABLE} DROP x{number}")
+        used = until
+
+    use(1592)
+    near = finding(unchanged(database, 0), "columns")
+    assert (near["severity"], near["message"]) == (
+        "warning",
+        f'"public.{TABLE}" has used 1,592 of the 1,600 columns that a table can have',
+    )
+    assert near["message"] in alembic(database, "upgrade", "head", env=NO_INDEX).log
+    use(1599)  # and ours
+    refused = alembic(database, "-n", "cutover", "upgrade", "head", env=NO_INDEX | {"OM_CUTOVER": "drop"}, check=False)
+    assert "FAILED: " + near["message"].replace("1,592", "1,600") in refused.log
+    cut_over(database, "swap", env=NO_INDEX)
+    undo(database)
+    assert mismatches(database) == []
+    alembic(database, "downgrade", "base")
+    full = finding(unchanged(database, 1), "columns")
+    assert f"FAILED: {full['message']}" in alembic(database, "upgrade", "head", check=False).log
+    database.run("DROP TABLE openmemory_alembic_version")
+    script = offline(server, database, "upgrade", "head", env={"OM_VEC_DIM": "8"}, check=False)
+    assert f"ERROR:  {full['message']}" in script.stderr
+
+
+def test_before_a_drop_the_statement_that_keeps_a_copy_is_told(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", "head", env=NO_INDEX)
+    env = NO_INDEX | {"OM_CUTOVER": "drop"}
+
+    told = finding(check(database, 0, env=env), "drop")
+
+    database.run(told["hint"].partition(": ")[2])
+    assert told["message"] in cut_over(database, "drop", env=NO_INDEX).log
+    assert database.value(f"SELECT count(v) FROM {TABLE}_v_copy") == len(ROWS)
+    assert "drop" not in severities(check(database, 0))
