@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+
+from sqlalchemy.exc import DBAPIError
 
 from ..backfill import engines, pace
 from ..columns.cutover_mark import Mark
@@ -21,7 +24,7 @@ from ..errors import MigrationError
 from ..finding import Finding
 from ..index import build, choice
 from ..index.choice import HALF_MOST, INDEX_DIMENSIONS, NoIndex, Plan
-from ..sql import quote
+from ..sql import SQL, quote
 from ..steps import expand, interference, native_table, repair, requirements
 from ..steps.step import Step
 from . import activity, disk, known_faults, refusals, state, trial
@@ -75,6 +78,7 @@ def _table(step: Step, facts: Facts) -> None:
         return
     db, target, settings = step.db, step.target, step.settings
     facts.revisions = state.revisions(db, settings)
+    facts.findings += refusals.of_the_version_table(step)
     facts.findings += requirements.unmet(step, requirements.BLOCKS.table)
     table = catalog.table(db, target.schema, target.table)
     # of a table that can't be migrated the rest is told as well
@@ -106,7 +110,6 @@ def _newer(step: Step, facts: Facts, table: Table) -> Iterator[Finding]:
     found, problems = native_table.examine(step.with_table(table))
     for code, problem in problems:
         yield Finding.of(code, problem)
-    yield from refusals.of_the_version_table(step)
     has = found.source.dimensions
     column = f"column {quote(target.source)} of {target} is of type vector{f'({has})' if has else ''} already"
     if has:
@@ -142,6 +145,18 @@ def _updates(step: Step, facts: Facts, table: Table) -> None:
             locks.set_timeout(step.db, f"{step.settings.lock_timeout_ms}ms")
             found = list(interference.of_updates(step.with_table(table), step.settings.lock_timeout_ms))
         facts.findings += [Finding.of(code, problem) for code, problem in found]
+        if not found and not facts.ours:
+            _whole_rows(step, facts, table, native=native)
+
+
+def _whole_rows(step: Step, facts: Facts, table: Table, *, native: bool) -> None:
+    """Whether others' triggers bear a column more; where that can't be tried, the step says it."""
+    type_name = quote(facts.extension.schema, "vector") if facts.installed and facts.extension else SQL("float8[]")
+    column = step.target.typed if native else step.target.vector
+    with suppress(DBAPIError), step.db.transaction():
+        locks.set_timeout(step.db, f"{step.settings.lock_timeout_ms}ms")
+        found = list(interference.of_whole_rows(step.with_table(table), column, type_name))
+        facts.findings += [Finding.of("whole-row", problem) for problem in found]
 
 
 def _rows(step: Step, facts: Facts, table: Table, sample: int | None) -> None:

@@ -24,7 +24,6 @@ def of_the_table(ctx: TableContext, stamped: list[str] | None) -> Iterator[Findi
     target = ctx.target
     for block in requirements.OF_TABLE:
         yield from requirements.unmet(ctx, block)
-    yield from of_the_version_table(ctx)
     if ctx.settings.backfill_max_lag is not None:
         yield from _refused("rights", lambda: pace.require_sight(ctx.db))
     yield from _refused("partitions", lambda: partitions.require_whole(ctx.db, ctx.table.oid))

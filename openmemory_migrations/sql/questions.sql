@@ -153,7 +153,13 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
          'Give that function another name: ALTER FUNCTION ' || {sync_call} || ' RENAME TO another;'
   FROM pg_catalog.pg_trigger t
   WHERE t.tgfoid = pg_catalog.to_regprocedure({sync_call}) AND t.tgparentid = 0
-    AND (t.tgrelid NOT IN (SELECT oid FROM it) OR t.tgname <> {sync_name}) AND {sync_trigger}) AS unmet
+    AND (t.tgrelid NOT IN (SELECT oid FROM it) OR t.tgname <> {sync_name}) AND {sync_trigger}
+  UNION ALL
+  SELECT 8, 'function-taken', 'function ' || {sync_call} || ' is no function of a trigger',
+         'This package makes one of that name.', 'ALTER FUNCTION ' || {sync_call} || ' RENAME TO another;'
+  FROM pg_catalog.pg_proc
+  WHERE oid = pg_catalog.to_regprocedure({sync_call}) AND {sync_trigger}
+    AND (prokind <> 'f' OR prorettype <> CAST('pg_catalog.trigger' AS regtype))) AS unmet
 ORDER BY place, message
 
 -- own_function --

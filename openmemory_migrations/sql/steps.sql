@@ -50,6 +50,16 @@ WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgener
                       WHERE t.tgrelid = a.attrelid AND a.attnum = ANY (CAST(t.tgattr AS int2[]))))
 ORDER BY a.attname <> :vector, a.attnum LIMIT 1
 
+-- copied --
+-- for a temporary copy of the table: triggers of its rows, as they are there
+SELECT pg_catalog.replace(pg_catalog.pg_get_triggerdef(t.oid), ' ON ' || CAST(CAST(t.tgrelid AS regclass) AS text) || ' ',
+                          ' ON pg_temp.openmemory_migrations_written '),
+       l.lanname, p.prosrc
+FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+WHERE t.tgrelid = :table AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 = 1 AND t.tgtype & 20 <> 0
+  AND NOT t.tgname = ANY (CAST(:ours AS name[]))
+ORDER BY t.tgname
+
 -- others --
 SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
                WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D'

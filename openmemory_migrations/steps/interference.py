@@ -20,7 +20,7 @@ from ..db.context import Context, TableContext
 from ..db.database import PATH, Database, Seen
 from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
 from ..errors import MigrationError
-from ..sql import Fragment, blocks, fill, joined, quote
+from ..sql import SQL, Fragment, blocks, fill, joined, quote
 from ..target import Target
 from . import requirements
 
@@ -36,6 +36,13 @@ INSERT_ONE = f"""
 WITH gone AS (DELETE FROM {{table}} WHERE {ONE} RETURNING *)
 INSERT INTO {{table}} ({{columns}}) OVERRIDING SYSTEM VALUE SELECT {{columns}} FROM gone
 """
+COPY = "openmemory_migrations_written"
+COPIED = "CREATE TEMPORARY TABLE {copy} (LIKE {table} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING IDENTITY)"
+ONE_ROW = " SELECT {columns} FROM {of} LIMIT 1"
+COPY_WRITES = {
+    "UPDATE": "UPDATE {table} SET {same}",
+    "INSERT": "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE" + ONE_ROW,
+}
 # under the lock of a change, which whoever holds a row that a trigger wants may wait for: much less than the server's
 # deadlock_timeout, by which it would be the other that has to give way
 TRIAL = {"statement_timeout": "100ms", "lock_timeout": "50ms"}
@@ -60,6 +67,7 @@ UNQUOTED = re.compile(r'("[^"]*")|[^"]+')
 NEW = re.compile(
     r'\bnew\b(?:\s*\.\s*(?:"(?P<quoted>(?:[^"]|"")+)"|(?P<plain>[^\W\d][\w$]*)(?![\w$&])|(?P<all>\*))|(?P<cast>\s*::))?'
 )
+ROW = re.compile(NEW.pattern.replace(r"\bnew\b", r"\b(?:new|old)\b"))
 # in parentheses there is nothing that could be assigned to
 READ = re.compile(r"\breturn\s+new\s*;|\(\s*new(?:\s*\.\s*\w+)?\s*\)")
 RETURN = re.compile(r"\breturn\b(?P<row>\s+(?:new|old|null)\s*;)?")
@@ -160,12 +168,7 @@ def _with_trial_writes(ctx: Context, change: Callable[[], T]) -> T:
     for (write, oid, _), failure in after.items():
         if failure:
             part = next(part for part in parts if part.oid == oid)
-            where = f" in partition {part}" if len(parts) > 1 else ""
-            raise MigrationError(
-                f"{write} of {target} would fail from now on{where}: {failure}",
-                detail="That was tried with one row and rolled back, with the change.",
-                hint=NAME_COLUMNS.format(table=db.names["table"]),
-            )
+            raise _would_fail(ctx, write, f" in partition {part}" if len(parts) > 1 else "", failure)
     if untried := {"UPDATE", "INSERT"} - {write for write, *_ in after}:
         failures = [(write, failure) for (write, *_), failure in before.items() if failure and write in untried]
         why = "; ".join(dict.fromkeys(f"{write} fails already: {failure}" for write, failure in failures))
@@ -175,6 +178,62 @@ def _with_trial_writes(ctx: Context, change: Callable[[], T]) -> T:
             hint="A function that takes the row as a whole (NEW.*) fails with other columns: try a write.",
         )
     return done
+
+
+def _would_fail(ctx: Context, write: str, where: str, failure: str) -> MigrationError:
+    return MigrationError(
+        f"{write} of {ctx.target} would fail from now on{where}: {failure}",
+        detail="That was tried with one row and rolled back, with the change.",
+        hint=NAME_COLUMNS.format(table=ctx.db.names["table"]),
+    )
+
+
+def of_whole_rows(ctx: TableContext, column: str, type_name: Fragment) -> Iterator[MigrationError]:
+    """What writes would fail with once there is that column, in triggers of others' that take the row as a whole.
+
+    That is tried with one row of a temporary copy of the table, which has their triggers, and rolled back.
+    """
+    db, target = ctx.db, ctx.target
+    ours = [target.sync, target.guard, target.back, target.typing]
+    found = db.rows(BLOCKS.copied, {"table": ctx.table.oid, "ours": ours})
+    theirs = [SQL(definition) for definition, language, text in found if _takes_whole(language, text)]
+    if not theirs or not db.value("SELECT pg_catalog.has_database_privilege(current_database(), 'TEMPORARY')"):
+        return
+    of_row = [(name, always) for name, always in db.rows(BLOCKS.given, {"table": ctx.table.oid})]
+    columns = joined(", ", (quote(name) for name, _ in of_row))
+    same = joined(", ", (fill("{it} = {it}", {"it": quote(name)}) for name, always in of_row if not always))
+    copy = db.at({"table": quote("pg_temp", COPY)})
+    settings = {**TRIAL, PATH: db.host_path}
+    outcomes: list[dict[str, str | None]] = []
+    with db.attempt(keep=False):
+        db.run(COPIED, copy=quote(COPY))
+        if not copy.run(
+            "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE" + ONE_ROW, columns=columns, of=db.names["table"]
+        ).rowcount:
+            return
+        for definition in theirs:
+            db.run(definition)
+        for change in ("", "ALTER TABLE {table} ADD {column} {type}"):
+            if change:
+                copy.run(change, column=quote(column), type=type_name)
+            db.run("DISCARD PLANS")
+            outcomes.append(
+                {
+                    write: _outcome(copy, settings, statement, columns=columns, same=same, of=copy.names["table"])
+                    for write, statement in COPY_WRITES.items()
+                }
+            )
+    before, after = outcomes
+    for write, failure in after.items():
+        if failure and before[write] == "":
+            yield _would_fail(ctx, write, "", failure)
+
+
+def _takes_whole(language: str, text: str) -> bool:
+    """Whether the function of a trigger may take the row as a whole: more than one of its columns, or NEW returned."""
+    if language != "plpgsql":
+        return True
+    return any(not (found["plain"] or found["quoted"]) for found in ROW.finditer(READ.sub(";", _code(text).lower())))
 
 
 Write = tuple[str, int, int]  # UPDATE or INSERT, in which table, of which of its rows

@@ -9,6 +9,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
+from tests.support.cases import exhaustive
 from tests.support.commands import alembic, result, start_alembic
 from tests.support.databases import Databases
 from tests.support.interruption import (
@@ -119,7 +120,7 @@ def start_of(database: Database, command: tuple[str, str]) -> None:
     prepare(filled(database), command)
 
 
-@pytest.mark.parametrize("command", [TO_EXPAND, TO_BACKFILL, TO_HEAD, TO_BASE], ids=" ".join)
+@pytest.mark.parametrize("command", [exhaustive(TO_EXPAND), TO_BACKFILL, exhaustive(TO_HEAD), TO_BASE], ids=" ".join)
 def test_a_v_is_killed_wherever_it_is_written(databases: Databases, command: tuple[str, str]) -> None:
     assert_survives_kills(databases, start_of, (command,), command, end, {"BACKFILL_BATCH": "1000"})
 

@@ -26,7 +26,7 @@ DIM = 64
     [
         (10_000, {"BACKFILL_BATCH": "200"}),
         (2_000, {"BACKFILL_BATCH": "1", "OM_INDEX": "none"}),
-        (2_000, {"OM_INDEX": "hnsw"}),
+        exhaustive(2_000, {"OM_INDEX": "hnsw"}),
         exhaustive(10_000, {"OM_INDEX": "hnsw"}),
         exhaustive(100_000, {}),
     ],

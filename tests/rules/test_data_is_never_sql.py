@@ -12,6 +12,7 @@ from psycopg2.sql import SQL, Identifier
 import openmemory_migrations
 from openmemory_migrations import sql
 from openmemory_migrations.embedded import Server
+from tests.support.cases import exhaustive
 from tests.support.commands import alembic, om
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, create_table, load, mismatches, pack, random_rows
@@ -95,7 +96,17 @@ def untouched(database: Database) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["native", "client", "server"])
+@pytest.mark.parametrize(
+    ("names", "engine"),
+    [
+        pytest.param(NAMES, "client", id="long names-client"),
+        pytest.param(SHORT, "native", id="short names-native"),
+        exhaustive(SHORT, "client", id="short names-client"),
+        exhaustive(NAMES, "native", id="long names-native"),
+        exhaustive(NAMES, "server", id="long names-server"),
+    ],
+    indirect=["names"],
+)
 def test_a_life_under_these_settings(table: Database, names: dict[str, str], engine: str) -> None:
     env = {"OM_PG_SCHEMA": names["schema"], "OM_VECTOR_TABLE": names["table"], "OM_BACKFILL_ENGINE": engine}
     env["OM_VEC_DIM"] = str(DIM)

@@ -94,15 +94,20 @@ def dimensions(make: Callable[[Database], None]) -> dict[str, str]:
 
 
 slow = pytest.mark.slow
-MAKES = [
-    pytest.param(plain),
-    pytest.param(adopted, marks=slow),
-    *(pytest.param(make, marks=slow) for make in (elsewhere, among_triggers, tree, newer)),
+ENGINES = ("native", "client", "server")
+# in CI each with one engine; all of a life takes long
+LIVES = [
+    pytest.param(
+        *(make, engine),
+        marks=[slow] * (i + j > 0) + [pytest.mark.exhaustive] * (i % 3 != j),
+        id=f"{make.__name__}-{engine}",
+    )
+    for i, make in enumerate((plain, adopted, elsewhere, among_triggers, tree, newer))
+    for j, engine in enumerate(ENGINES)
 ]
 
 
-@pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize("engine", ["native", pytest.param("client", marks=slow), pytest.param("server", marks=slow)])
+@pytest.mark.parametrize(("make", "engine"), LIVES)
 def test_a_life(databases: Databases, make: Callable[[Database], None], engine: str) -> None:
     env = {**dimensions(make), "OM_BACKFILL_ENGINE": engine}
     with among_strangers(databases, make) as database:

@@ -15,6 +15,7 @@ import pytest
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from tests.support import host_init
+from tests.support.cases import exhaustive
 from tests.support.commands import alembic
 from tests.support.databases import Databases
 from tests.support.openmemory import Database, create_table, load, mismatches, random_rows
@@ -437,7 +438,7 @@ def test_the_script_of_a_host_with_an_env_of_its_own_leaves_what_its_online_run_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", ["of the server", "OM_INDEX_MEMORY"])
+@pytest.mark.parametrize("given", ["of the server", exhaustive("OM_INDEX_MEMORY")])
 def test_with_too_little_memory_an_index_has_as_many_lists_as_fit(
     server: Server, databases: Databases, given: str
 ) -> None:
