@@ -6,6 +6,7 @@ whole table without keeping anybody from it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,15 @@ from ..db.catalog import Table
 from ..db.context import Context, TableContext
 from ..db.database import Database
 from ..db.partitions import Part
-from ..db.sqlerrors import sqlstate
+from ..db.sqlerrors import DENIED, sqlstate
 from ..errors import MigrationError
 from ..sql import SQL, blocks, literal, quote
 
 BLOCKS = blocks("columns")
 
 CHECK_VIOLATION = "23514"
+TAKEN = ("42710", "42704", "42P16")  # the name of the constraint, or one of a partition's is another
+OPTION = re.compile(r"n_distinct(_inherited)?=-?[0-9.]+([eE][-+]?[0-9]+)?")
 # so that a default has the schema of whatever it names, and its constants mean the same when it is set again
 QUALIFIED = {"search_path": "pg_catalog, pg_temp", "standard_conforming_strings": "on"}
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "REFERENCES")  # on a column
@@ -37,11 +40,13 @@ class Grant:
     role: str | None  # None: PUBLIC
     privilege: str
     grantable: bool
+    grantor: str | None = None  # None: the table's owner
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """`default` is SQL; `storage`, `compression` and `statistics` as in pg_attribute."""
+    """`default` is SQL; `storage`, `compression`, `statistics` and `options` as in pg_attribute. From PostgreSQL 18 on
+    the constraint by which a column is NOT NULL has a name, and may have a comment."""
 
     not_null: bool
     default: str | None
@@ -50,6 +55,9 @@ class Attributes:
     compression: str
     statistics: int | None
     grants: tuple[Grant, ...]
+    options: tuple[str, ...] = ()
+    not_null_name: str | None = None
+    not_null_comment: str | None = None
 
     def as_data(self) -> dict[str, Any]:
         """What can go through JSON and back."""
@@ -58,25 +66,31 @@ class Attributes:
     @classmethod
     def of_data(cls, data: Mapping[str, Any]) -> Attributes:
         """Raises ValueError, LookupError or TypeError for what as_data() hasn't made: a comment can be changed."""
-        found = cls(**{**data, "grants": grants_of_data(data["grants"])})
-        texts, numbers = (found.default, found.comment), (found.statistics,)
+        options = tuple(data.get("options", ()))
+        found = cls(**{**data, "grants": grants_of_data(data["grants"]), "options": options})
+        texts = (found.default, found.comment, found.not_null_name, found.not_null_comment)
+        numbers = (found.statistics,)
         if (
             found.storage not in STORAGE
             or found.compression not in ("", *COMPRESSION)
             or not all(text is None or isinstance(text, str) for text in texts)
             or not all(number is None or isinstance(number, int) for number in numbers)
+            or not all(OPTION.fullmatch(option) for option in found.options)
         ):
             raise ValueError(data)
         return found
 
 
 def grants_as_data(grants: Iterable[Grant]) -> list[list[Any]]:
-    return [[g.role, g.privilege, g.grantable] for g in grants]
+    return [[g.role, g.privilege, g.grantable, g.grantor] for g in grants]
 
 
 def grants_of_data(data: Iterable[Iterable[Any]]) -> tuple[Grant, ...]:
     grants = tuple(Grant(*grant) for grant in data)
-    if not all(grant.privilege in PRIVILEGES and isinstance(grant.role, (str, type(None))) for grant in grants):
+    roles = [role for grant in grants for role in (grant.role, grant.grantor)]
+    if not all(grant.privilege in PRIVILEGES for grant in grants) or not all(
+        isinstance(role, (str, type(None))) for role in roles
+    ):
         raise ValueError(grants)
     return grants
 
@@ -85,11 +99,12 @@ def attributes(db: Database, column: str) -> Attributes:
     """Those of a column of the table that `db` names."""
     where = {"table_text": literal(db.names["table"]), "column_text": literal(column)}
     with db.local(QUALIFIED):
-        ((oid, not_null, default, comment, storage, compression, statistics, has_grants),) = db.rows(
+        ((oid, not_null, default, comment, storage, compression, statistics, has_grants, options, *named),) = db.rows(
             BLOCKS.attributes, **where
         )
     own = _grants(db, [oid], column)[oid] if has_grants else ()
-    return Attributes(not_null, default, comment, storage, compression.strip("\0"), statistics, own)
+    compression = compression.strip("\0")
+    return Attributes(not_null, default, comment, storage, compression, statistics, own, tuple(options), *named)
 
 
 def grants(db: Database, parts: Sequence[Part], column: str) -> dict[str, tuple[Grant, ...]]:
@@ -148,8 +163,31 @@ def take_place(
     if there.not_null != wanted.not_null:
         require(db, name, wanted.not_null)
     unprove_not_null(db)
+    if wanted.not_null:
+        _name_not_null(db, name, wanted)
     if there.default != wanted.default:
         set_default(db, name, wanted.default)
+
+
+def _name_not_null(db: Database, column: str, wanted: Attributes) -> None:
+    """The constraint is called as it was; where something else has that name by now, it keeps the server's choice."""
+    there = attributes(db, column)
+    if there.not_null_name is None or wanted.not_null_name is None:
+        return
+    name = quote(there.not_null_name)
+    try:
+        if there.not_null_name != wanted.not_null_name:
+            with db.attempt():
+                to = quote(wanted.not_null_name)
+                db.run("ALTER TABLE {table} RENAME CONSTRAINT {name} TO {to}", name=name, to=to)
+                name = to
+    except DBAPIError as error:
+        if sqlstate(error) not in TAKEN:
+            raise
+        log.notice(f"the constraint by which {quote(column)} of {db.names['table']} is NOT NULL is called {name} now")
+    if there.not_null_comment != wanted.not_null_comment:
+        text = SQL("NULL") if wanted.not_null_comment is None else literal(wanted.not_null_comment)
+        db.run("COMMENT ON CONSTRAINT {name} ON {table} IS {text}", name=name, text=text)
 
 
 def _rename(db: Database, column: str, to: str) -> None:
@@ -224,9 +262,26 @@ def grant(db: Database, parts: Sequence[Part], column: str, wanted: Mapping[str,
         for one in there:
             if one not in to_be:
                 _grant(part.at(db), SQL("REVOKE"), SQL("FROM"), column, one)
-        for one in to_be:
+        # the owner's come first, and who has them with the option may hand them on
+        for one in sorted(to_be, key=lambda one: (one.grantor is not None, not one.grantable)):
             if one not in there and (one.role is None or _exists(db, one.role)):
-                _grant(part.at(db), SQL("GRANT"), SQL("TO"), column, one)
+                _grant_by_grantor(part.at(db), column, one)
+
+
+def _grant_by_grantor(db: Database, column: str, one: Grant) -> None:
+    if one.grantor is None or not _exists(db, one.grantor):
+        return _grant(db, SQL("GRANT"), SQL("TO"), column, one)
+    try:
+        with db.attempt(), db.local({"role": one.grantor}):
+            _grant(db, SQL("GRANT"), SQL("TO"), column, one)
+    except DBAPIError as error:
+        if sqlstate(error) != DENIED:
+            raise
+        log.notice(
+            f"{one.privilege} on {quote(column)} of {db.names['table']} is granted to {quote(one.role or 'public')} by"
+            f" the table's owner now: this role may not act as {quote(one.grantor)}"
+        )
+        _grant(db, SQL("GRANT"), SQL("TO"), column, one)
 
 
 def _exists(db: Database, role: str) -> bool:
@@ -259,3 +314,5 @@ def store(db: Database, column: str, wanted: Attributes) -> None:
         db.run(alter + "SET COMPRESSION {method}", method=method, **name)
     if wanted.statistics is not None and wanted.statistics >= 0:
         db.run(alter + "SET STATISTICS {number}", number=wanted.statistics, **name)
+    if wanted.options:
+        db.run(alter + "SET ({options})", options=SQL(", ".join(wanted.options)), **name)

@@ -40,16 +40,18 @@ ORDER BY 1
 -- nothing is bound: it is asked under another standard_conforming_strings than the session began with
 SELECT a.attrelid, a.attnotnull, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
        pg_catalog.col_description(a.attrelid, a.attnum), CAST(a.attstorage AS text), CAST(a.attcompression AS text),
-       a.attstattarget, a.attacl IS NOT NULL
+       a.attstattarget, a.attacl IS NOT NULL, coalesce(a.attoptions, ARRAY[]::text[]), n.conname,
+       pg_catalog.obj_description(n.oid, 'pg_constraint')
 FROM pg_catalog.pg_attribute a LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+     LEFT JOIN pg_catalog.pg_constraint n ON n.conrelid = a.attrelid AND n.contype = 'n' AND n.conkey[1] = a.attnum
 WHERE a.attrelid = CAST({table_text} AS regclass) AND a.attname = {column_text} AND NOT a.attisdropped
 
 -- grants --
 SELECT a.attrelid, CASE g.grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(g.grantee) END,
-       g.privilege_type, g.is_grantable
-FROM pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) g
+       g.privilege_type, g.is_grantable, CASE WHEN g.grantor <> c.relowner THEN pg_catalog.pg_get_userbyid(g.grantor) END
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid, pg_catalog.aclexplode(a.attacl) g
 WHERE a.attrelid = ANY (:tables) AND a.attname = :column AND NOT a.attisdropped
-ORDER BY 2 NULLS FIRST, 3
+ORDER BY 2 NULLS FIRST, 3, 5 NULLS FIRST
 
 -- dependents --
 -- what would be left behind by a column that goes: deptype i and P are part of something else that is listed itself
