@@ -107,6 +107,11 @@ class Target:
         return self._trigger("typing", derived(self.table, f"_{self.typed}_sync"))
 
     @property
+    def index_suffix(self) -> str:
+        """What the name of the index ends with, whatever the table is called."""
+        return "_vvector_idx" if self.vector == "v_vector" else f"_{self.vector}_idx"
+
+    @property
     def index(self) -> str:
         return derived(self.index_name, self.suffix) if self.index_name else self._own("_idx" + self.suffix)
 

@@ -176,8 +176,9 @@ def _indexes(db: Database, block: str, **names: Fragment) -> dict[str, Index]:
 
 
 def located(db: Database, target: Target) -> Target:
-    """With the triggers of ours that the table has, which are known by their marks; and with another function where the
-    one by its name is that of another table, which had that name before."""
+    """With what the table has of ours, under the names of now: triggers, which are known by their marks; the index of
+    the column that has our mark, which keeps its name where the table gets another; and another function where the one
+    by its name is that of another table, which had that name before."""
     marks = {"sync": target.comment, "back": BACK + target.archive, "typing": TYPED + target.source}
     named = {"schema": target.schema, "name": target.table}
     found = db.rows(BLOCKS.own_triggers, {**marks, **named})
@@ -185,6 +186,12 @@ def located(db: Database, target: Target) -> Target:
     followed = any(trigger.kind == "sync" for trigger in triggers)
     if not followed and (oid := db.value(BLOCKS.shared_function, {**named, "function": target.sync})):
         triggers.append(Trigger("sync", target.sync, (target.schema, derived(target.sync, f"_{oid}"))))
+    where = {"table_text": literal(quote(target.schema, target.table)), "vector_name": literal(target.vector)}
+    its = [name for (name,) in db.rows(BLOCKS.indexes_of_ours, {"comment": target.comment}, **where)]
+    if not set(its) & set(target.indexes):
+        former = [name for name in its if name.endswith(target.index_suffix)]
+        if len(former) == 1:
+            return replace(target, triggers=tuple(triggers), index_name=former[0])
     return replace(target, triggers=tuple(triggers))
 
 

@@ -74,6 +74,16 @@ WHERE n.nspname = :schema AND c.relname = :name
   AND EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_trigger t ON t.tgfoid = p.oid
               WHERE p.pronamespace = n.oid AND p.proname = :function AND t.tgparentid = 0 AND t.tgrelid <> c.oid)
 
+-- indexes_of_ours --
+-- of all values of a column with the mark of this package, on an ordinary table
+SELECT CAST(found.name AS text) FROM (
+  {>indexes}) AS found
+  JOIN pg_catalog.pg_class c ON c.oid = found.of_table AND c.relkind = 'r'
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = found.on_column
+                                 AND pg_catalog.col_description(c.oid, a.attnum) = :comment
+WHERE c.oid = CAST(pg_catalog.to_regclass({table_text}) AS oid) AND found.on_column = {vector_name}
+  AND found.method IN ('ivfflat', 'hnsw') AND NOT found.partial
+
 -- own_triggers --
 -- of ours, by what they say of themselves
 SELECT its.kind, CAST(t.tgname AS text), CAST(n.nspname AS text), CAST(p.proname AS text)

@@ -260,6 +260,17 @@ def test_a_table_that_is_called_otherwise_now_keeps_what_is_its_own(table: Datab
     at = f"{schema}.{name}"
     assert codes(table, **env)["verify"] == 0
     assert "repair" not in om(table, "status", env=env).stdout
+    indexes = f"SELECT indexname FROM pg_indexes WHERE tablename = '{name}' AND indexdef ~ 'ivfflat'"
+    there = table.rows(indexes)
+    assert len(there) == 1
+    alembic(table, "downgrade", "om_20240107_backfill", env=env)
+    assert table.rows(indexes) == []
+    alembic(table, "upgrade", "head", env=env)
+    if where == "renamed":
+        table.run(f"ALTER INDEX {name}_vvector_idx RENAME TO {TABLE}_vvector_idx")
+    alembic(table, "upgrade", "head", env=env)
+    assert om(table, "index", "--rebuild", env=env).returncode == 0
+    assert table.rows(indexes) == there
 
     for mode in ("swap", "drop"):
         alembic(table, "-n", "cutover", "upgrade", "head", env={**env, "OM_CUTOVER": mode})
