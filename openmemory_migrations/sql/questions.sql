@@ -388,18 +388,24 @@ WHERE v.relowner <> c.relowner AND pg_catalog.pg_has_role(v.relowner, 'USAGE')
   AND pg_catalog.pg_has_role(c.relowner, {>set_role}) AND pg_catalog.has_schema_privilege(c.relowner, v.relnamespace, 'CREATE')
 
 -- remove_trigger --
--- with what a distributed table has had to convert its rows
-WITH it AS MATERIALIZED (
+-- with what a distributed table has had to convert its rows, and with what a partition has of its own, which was
+-- migrated by itself and attached afterwards
+WITH RECURSIVE it AS MATERIALIZED (
   {>it}),
+tree (oid) AS (
+  {>tree}),
 guards AS MATERIALIZED (
   {>columns.guards}),
 sync AS MATERIALIZED (
-  SELECT t.tgname, t.tgfoid FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND NOT t.tgisinternal
-  WHERE t.tgname = {sync_name} OR pg_catalog.obj_description(t.oid, 'pg_trigger') = {comment})
+  SELECT t.tgname, t.tgfoid,
+         CASE WHEN t.tgrelid = (SELECT oid FROM it) THEN {table_shown} ELSE CAST(CAST(t.tgrelid AS regclass) AS text) END AS on_table
+  FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.oid AND NOT t.tgisinternal AND t.tgparentid = 0
+  WHERE t.tgname = {sync_name} AND t.tgrelid = (SELECT oid FROM it)
+     OR pg_catalog.obj_description(t.oid, 'pg_trigger') = {comment})
 SELECT statement, of_trigger FROM (
   {>drop_guards}
   UNION ALL
-  SELECT 3, 'DROP TRIGGER "' || pg_catalog.replace(CAST(tgname AS text), '"', '""') || '" ON ' || {table_shown}, true FROM sync
+  SELECT 3, 'DROP TRIGGER "' || pg_catalog.replace(CAST(tgname AS text), '"', '""') || '" ON ' || on_table, true FROM sync
   UNION ALL
   SELECT 4, 'DROP FUNCTION ' || CAST(CAST(oid AS regprocedure) AS text), false
   FROM (SELECT tgfoid FROM sync UNION SELECT CAST(pg_catalog.to_regprocedure({sync_call}) AS oid)) AS its (oid)

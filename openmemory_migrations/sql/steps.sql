@@ -13,6 +13,10 @@ WHERE {vector} IS NOT NULL AND CASE WHEN {other_length} THEN true ELSE {not_fini
 
 -- of steps/interference.py
 
+-- theirs --
+-- a partition that was migrated by itself has one of ours, under another name
+NOT coalesce(pg_catalog.starts_with(pg_catalog.obj_description(t.oid, 'pg_trigger'), 'openmemory_migrations: '), false)
+
 -- triggers --
 -- BEFORE (2), ROW (1), of INSERT (4) or UPDATE (16); `elsewhere`: also of an UPDATE that doesn't fire ours. Of a
 -- partition's clones the first is enough, that of the root if it is enabled
@@ -27,7 +31,7 @@ SELECT * FROM (
          l.lanname, p.prosrc, encode(t.tgargs, 'escape')
   FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
        JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-  WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname <> :ours
+  WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname <> :ours AND {>theirs}
     AND t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0
   ORDER BY t.tgname, t.tgfoid, t.tgparentid) AS found
 
@@ -38,7 +42,7 @@ SELECT DISTINCT ON (t.tgname, t.tgfoid) CAST(CAST(t.tgrelid AS regclass) AS text
 FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
      JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname = 'plpgsql'
 WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 = 1
-  AND NOT t.tgname = ANY (CAST(:ours AS name[]))
+  AND NOT t.tgname = ANY (CAST(:ours AS name[])) AND {>theirs}
 ORDER BY t.tgname, t.tgfoid, t.tgparentid
 
 -- settable --
@@ -57,13 +61,13 @@ SELECT pg_catalog.replace(pg_catalog.pg_get_triggerdef(t.oid), ' ON ' || CAST(CA
        l.lanname, p.prosrc
 FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_language l ON l.oid = p.prolang
 WHERE t.tgrelid = :table AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 = 1 AND t.tgtype & 20 <> 0
-  AND NOT t.tgname = ANY (CAST(:ours AS name[]))
+  AND NOT t.tgname = ANY (CAST(:ours AS name[])) AND {>theirs}
 ORDER BY t.tgname
 
 -- others --
 SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t
                WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
-                 AND NOT t.tgname = ANY (CAST(:ours AS name[])))
+                 AND NOT t.tgname = ANY (CAST(:ours AS name[])) AND {>theirs})
 
 -- tried --
 -- a few that hold rows, as far as that is known without reading them, first those with triggers of their own. No row is

@@ -26,7 +26,7 @@ from tests.support.openmemory import (
 )
 from tests.support.preflight import check, finding
 from tests.support.scripts import offline, stopped
-from tests.support.states import HEAD, refused, snapshot, stamp
+from tests.support.states import HEAD, column_type, refused, snapshot, stamp
 
 DIM = 8
 SYNC = f"{TABLE}_vvector_sync"
@@ -452,3 +452,33 @@ def test_a_copy_of_a_migrated_table_is_not_taken_for_one(server: Server, table: 
     table.run("COMMENT ON COLUMN copied.v_vector IS NULL")
     alembic(table, "upgrade", "head", env=env)
     assert mismatches(table, "copied") == []
+
+
+@pytest.mark.parametrize("step", ["downgrade", "swap", "drop"])
+def test_a_partition_that_was_migrated_by_itself_is_taken_along(database: Database, step: str) -> None:
+    """Its own trigger would fail every write that goes there."""
+    create_table(database, "first")
+    load(database, random_rows(60, DIM), "first")
+    alembic(database, "upgrade", "head", env={"OM_VECTOR_TABLE": "first"})
+    database.run(
+        f"CREATE TABLE {TABLE} (LIKE first, PRIMARY KEY (id, sector)) PARTITION BY HASH (id);"
+        f" ALTER TABLE {TABLE} DROP v_vector; DROP TABLE openmemory_alembic_version;"
+        f" CREATE TABLE second PARTITION OF {TABLE} FOR VALUES WITH (MODULUS 2, REMAINDER 1)"
+    )
+    alembic(database, "upgrade", "head", env={"OM_VEC_DIM": str(DIM)})
+    database.run(f"DELETE FROM first WHERE NOT satisfies_hash_partition('{TABLE}'::regclass, 2, 0, id)")
+    database.run(f"ALTER TABLE {TABLE} ATTACH PARTITION first FOR VALUES WITH (MODULUS 2, REMAINDER 0)")
+    write(database, TABLE)
+
+    if step == "downgrade":
+        alembic(database, "downgrade", "base")
+        load(database, random_rows(50, DIM, seed=3))
+        assert column_type(database, table="first") is None
+    else:
+        env = {"OM_CUTOVER": step, "OM_INDEX": "none"}
+        alembic(database, "-n", "cutover", "upgrade", "head", env=env)
+        database.run(f"UPDATE {TABLE} SET user_id = 'z'")
+        alembic(database, "-n", "cutover", "downgrade", "base", env=env)
+        load(database, random_rows(50, DIM, seed=3))
+        assert mismatches(database, dim=DIM) == []
+    assert database.rows("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'first%%' AND tgparentid = 0") == []
