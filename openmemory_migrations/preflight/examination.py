@@ -58,8 +58,8 @@ def _server(step: Step, facts: Facts) -> None:
     facts.server = catalog.server_version(db)
     facts.extension = catalog.extension(db)
     facts.installed = facts.extension is not None
-    asked = requirements.BLOCKS
-    for block in (asked.server, asked.extension, asked.extension_creation):
+    blocks = (requirements.BLOCKS.server, requirements.BLOCKS.extension, requirements.BLOCKS.extension_creation)
+    for block in blocks:
         facts.findings += requirements.unmet(step, block)
     if facts.extension is None and (available := catalog.available_version(db)):
         facts.extension = Extension(expand.home(db), catalog.version(available))

@@ -313,7 +313,7 @@ ORDER BY place, message
 SELECT 'columns' AS code, CASE WHEN full_table THEN 'error' ELSE 'warning' END AS severity,
        '"' || name || '" has used ' || pg_catalog.to_char(relnatts, 'FM9,999') || ' of the 1,600 columns that a table can have' AS message,
        'Dropped ones count: each upgrade after a downgrade uses one more, and each undo of a cutover by drop.' AS detail,
-       'A new table has them all: CREATE TABLE … (LIKE …, INCLUDING ALL), the rows copied, the names exchanged.' AS hint
+       'A new table has them all: make one like this (INCLUDING ALL), copy the rows, and exchange the names.' AS hint
 FROM (WITH RECURSIVE it AS MATERIALIZED (
         {>it}),
       tree (oid) AS (

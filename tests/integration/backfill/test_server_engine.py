@@ -69,7 +69,7 @@ class End:
     def __init__(self, database: Database, log: str) -> None:
         self.database = database
         self.vectors = database.rows(f"SELECT id, sector, vector_send(v_vector)::text FROM {TABLE} ORDER BY id, sector")
-        self.skipped = re.findall(r"^(?:WARNING:|DETAIL:) .*", log, re.MULTILINE)
+        self.skipped = re.findall(r"^(?:WARNING:|DETAIL:)  (?!Autovacuum).*", log, re.MULTILINE)
         self.v, self.places = checksum(database), places(database)
 
 
