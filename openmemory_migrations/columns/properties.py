@@ -30,6 +30,9 @@ TAKEN = ("42710", "42704", "42P16")  # the name of the constraint, or one of a p
 OPTION = re.compile(r"n_distinct(_inherited)?=-?[0-9.]+([eE][-+]?[0-9]+)?")
 # so that a default has the schema of whatever it names, and its constants mean the same when it is set again
 QUALIFIED = {"search_path": "pg_catalog, pg_temp", "standard_conforming_strings": "on"}
+GRANT = "GRANT {privilege} ({column}) ON TABLE {table} TO {role}{option}"
+REVOKE = "REVOKE {privilege} ({column}) ON TABLE {table} FROM {role} CASCADE"
+NO_SUCH_ROLE = "22023"
 PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "REFERENCES")  # on a column
 COMPRESSION = {"p": "pglz", "l": "lz4"}
 STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "x": "EXTENDED", "m": "MAIN"}
@@ -258,30 +261,42 @@ def grant(db: Database, parts: Sequence[Part], column: str, wanted: Mapping[str,
     the table aren't touched."""
     present = grants(db, parts, column)
     for part in parts:
-        there, to_be = present[part.sql_name], wanted.get(part.sql_name, present[part.sql_name])
-        for one in there:
-            if one not in to_be:
-                _grant(part.at(db), SQL("REVOKE"), SQL("FROM"), column, one)
+        at, there = part.at(db), present[part.sql_name]
+        to_be = wanted.get(part.sql_name, there)
+        if gone := [one for one in there if one not in to_be]:
+            for one in gone:
+                if not _as_grantor(at, REVOKE, column, one):
+                    # with all that has been handed on: what is to stay is granted again below
+                    for origin in there:
+                        if origin.grantor is None and origin.grantable and origin.privilege == one.privilege:
+                            _grant(at, REVOKE, column, origin)
+            there = grants(at, [part], column)[part.sql_name]
         # the owner's come first, and who has them with the option may hand them on
         for one in sorted(to_be, key=lambda one: (one.grantor is not None, not one.grantable)):
-            if one not in there and (one.role is None or _exists(db, one.role)):
-                _grant_by_grantor(part.at(db), column, one)
+            if one in there or not (one.role is None or _exists(db, one.role)):
+                continue
+            if not _as_grantor(at, GRANT, column, one):
+                log.notice(
+                    f"{one.privilege} on {quote(column)} of {at.names['table']} is granted to"
+                    f" {quote(one.role or 'public')} by the table's owner now: this role may not act as"
+                    f" {quote(one.grantor or '')}"
+                )
+                _grant(at, GRANT, column, one)
 
 
-def _grant_by_grantor(db: Database, column: str, one: Grant) -> None:
-    if one.grantor is None or not _exists(db, one.grantor):
-        return _grant(db, SQL("GRANT"), SQL("TO"), column, one)
+def _as_grantor(db: Database, action: str, column: str, one: Grant) -> bool:
+    """As whoever has granted it, if this role may act as them."""
+    if one.grantor is None:
+        _grant(db, action, column, one)
+        return True
     try:
         with db.attempt(), db.local({"role": one.grantor}):
-            _grant(db, SQL("GRANT"), SQL("TO"), column, one)
+            _grant(db, action, column, one)
     except DBAPIError as error:
-        if sqlstate(error) != DENIED:
+        if sqlstate(error) not in (DENIED, NO_SUCH_ROLE):
             raise
-        log.notice(
-            f"{one.privilege} on {quote(column)} of {db.names['table']} is granted to {quote(one.role or 'public')} by"
-            f" the table's owner now: this role may not act as {quote(one.grantor)}"
-        )
-        _grant(db, SQL("GRANT"), SQL("TO"), column, one)
+        return False
+    return True
 
 
 def _exists(db: Database, role: str) -> bool:
@@ -292,15 +307,13 @@ def _exists(db: Database, role: str) -> bool:
     return False
 
 
-def _grant(db: Database, action: SQL, direction: SQL, column: str, one: Grant) -> None:
+def _grant(db: Database, action: str, column: str, one: Grant) -> None:
     db.run(
-        "{action} {privilege} ({column}) ON TABLE {table} {direction} {role}{option}",
-        action=action,
+        action,
         privilege=SQL(one.privilege),
         column=quote(column),
-        direction=direction,
         role=SQL("PUBLIC") if one.role is None else quote(one.role),
-        option=SQL(" WITH GRANT OPTION" if one.grantable and action == "GRANT" else " CASCADE" * (action == "REVOKE")),
+        option=SQL(" WITH GRANT OPTION" if one.grantable else ""),
     )
 
 

@@ -28,10 +28,11 @@ from tests.support.cutover import (
 )
 from tests.support.host_init import init
 from tests.support.openmemory import Database, checksum, create_table, expected, load
+from tests.support.roles import owner
 from tests.support.servers import CHOICE, programs
 from tests.support.states import State, indexes, refused, without_extension
 
-__all__ = ["table"]  # a fixture
+__all__ = ["owner", "table"]  # fixtures
 
 pytestmark = pytest.mark.slow  # many processes: .ci/run has the time
 
@@ -273,7 +274,7 @@ HANDED_ON = (
     f"GRANT SELECT (v), UPDATE (v) ON {TABLE} TO {{a}} WITH GRANT OPTION; GRANT SELECT (v) ON {TABLE} TO PUBLIC",
     f"SET ROLE {{a}}; GRANT SELECT (v) ON {TABLE} TO {{b}} WITH GRANT OPTION",
     f"SET ROLE {{b}}; GRANT SELECT (v) ON {TABLE} TO postgres",
-    f"GRANT SELECT (v_vector) ON {TABLE} TO {{b}}",
+    f"GRANT SELECT (v_vector) ON {TABLE} TO {{a}} WITH GRANT OPTION",
 )
 
 
@@ -293,3 +294,29 @@ def test_a_dump_of_the_schema_is_what_it_was(table: Database, mode: str) -> None
 
         assert dumped(table) == before
         assert checksum(table) == v
+
+
+HELD = f"""
+SELECT attname, g.grantee::regrole::text, privilege_type, is_grantable FROM pg_attribute, aclexplode(attacl) g
+WHERE attrelid = '{TABLE}'::regclass ORDER BY 1, 2, 3
+"""
+
+
+@both_modes
+def test_an_owner_who_may_not_act_as_others_grants_what_they_had_handed_on(
+    database: Database, owner: Database, mode: str
+) -> None:
+    with roles(database) as (a, b):
+        database.run("CREATE EXTENSION vector")
+        alembic(owner, "upgrade", "head")
+        for sql in (HANDED_ON[4], HANDED_ON[5], HANDED_ON[7]):
+            database.run(SQL(sql).format(a=a, b=b))
+        held = database.rows(HELD)
+
+        cut_over(owner, mode)
+        if mode == "swap":  # by name, and those on the vectors beside
+            named = [("v_bytea" if column == "v_vector" else column, *rest) for column, *rest in held]
+            assert database.rows(HELD) == sorted(named)
+        undo(owner)
+
+        assert database.rows(HELD) == held
