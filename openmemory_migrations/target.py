@@ -199,7 +199,7 @@ class Target:
             "back_function": self._function("back", self.back),
             "left": quote(self.left),
             "guard": quote(self.guard),
-            "guard_function": within(self.guard),
+            "guard_function": self._function("guard", self.guard),
             "kept": within(self.kept),
             "convert": SQL("pg_temp.openmemory_migrations_convert"),
             "spread_convert": within(self.convert),

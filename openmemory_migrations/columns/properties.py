@@ -218,13 +218,23 @@ def prove_not_null(ctx: TableContext, column: str) -> None:
         if db.usable:
             locks.retried(db, ctx.settings.lock_timeout_ms, ctx.table.oid, what, lambda: unprove_not_null(db))
         if isinstance(error, DBAPIError) and sqlstate(error) == CHECK_VIOLATION:
-            with db.transaction(snapshot=True):
-                rows = db.value("SELECT count(*) FROM {table} WHERE {column} IS NULL", **names)
-            raise MigrationError(
-                f"{rows:,} rows of {ctx.target} have no {quote(column)}, which is to be NOT NULL",
-                hint=f"Delete or mend them: SELECT … FROM {db.names['table']} WHERE {quote(column)} IS NULL.",
-            ) from error
+            try:
+                require_values(ctx, column)
+            except MigrationError as missing:
+                raise missing from error
         raise
+
+
+def require_values(ctx: TableContext, column: str) -> None:
+    """Raises MigrationError for rows without a value: of a column whose NOT NULL was never validated, too."""
+    db = ctx.db
+    with db.transaction(snapshot=True):
+        rows = db.value("SELECT count(*) FROM {table} WHERE {column} IS NULL", column=quote(column))
+    if rows:
+        raise MigrationError(
+            f"{rows:,} rows of {ctx.target} have no {quote(column)}, which is to be NOT NULL",
+            hint=f"Delete or mend them: SELECT … FROM {db.names['table']} WHERE {quote(column)} IS NULL.",
+        )
 
 
 def has_proof(ctx: Context) -> bool:
@@ -271,17 +281,21 @@ def grant(db: Database, parts: Sequence[Part], column: str, wanted: Mapping[str,
                         if origin.grantor is None and origin.grantable and origin.privilege == one.privilege:
                             _grant(at, REVOKE, column, origin)
             there = grants(at, [part], column)[part.sql_name]
-        # the owner's come first, and who has them with the option may hand them on
-        for one in sorted(to_be, key=lambda one: (one.grantor is not None, not one.grantable)):
-            if one in there or not (one.role is None or _exists(db, one.role)):
-                continue
-            if not _as_grantor(at, GRANT, column, one):
-                log.notice(
-                    f"{one.privilege} on {quote(column)} of {at.names['table']} is granted to"
-                    f" {quote(one.role or 'public')} by the table's owner now: this role may not act as"
-                    f" {quote(one.grantor or '')}"
-                )
-                _grant(at, GRANT, column, one)
+        left = [one for one in to_be if one not in there and (one.role is None or _exists(db, one.role))]
+        while left:
+            # whoever hands them on has to have them with the option
+            able = {(one.role, one.privilege) for one in there if one.grantable}
+            now = [one for one in left if one.grantor is None or (one.grantor, one.privilege) in able]
+            for one in now or left:
+                if not now or not _as_grantor(at, GRANT, column, one):
+                    log.notice(
+                        f"{one.privilege} on {quote(column)} of {at.names['table']} is granted to"
+                        f" {quote(one.role or 'public')} by the table's owner now: this role may not act as"
+                        f" {quote(one.grantor or '')}"
+                    )
+                    _grant(at, GRANT, column, one)
+            left = [one for one in left if now and one not in now]
+            there = grants(at, [part], column)[part.sql_name]
 
 
 def _as_grantor(db: Database, action: str, column: str, one: Grant) -> bool:

@@ -116,6 +116,8 @@ def _cut_over(ctx: Context, mode: str) -> Mark:
         preparations.index_left(ctx, leaves)
         with db.transaction():
             away = kept.count(db)
+        if mode == "drop" and not_null:
+            properties.require_values(ready, target.source)
         if mode == "swap" and not_null:
             # last: it refuses rows that no vector can hold, which others may still write
             properties.prove_not_null(ready, target.vector)

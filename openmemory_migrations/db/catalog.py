@@ -183,9 +183,12 @@ def located(db: Database, target: Target) -> Target:
     named = {"schema": target.schema, "name": target.table}
     found = db.rows(BLOCKS.own_triggers, {**marks, **named})
     triggers = [Trigger(kind, name, (schema, of)) for kind, name, schema, of in found]
-    followed = any(trigger.kind == "sync" for trigger in triggers)
-    if not followed and (oid := db.value(BLOCKS.shared_function, {**named, "function": target.sync})):
-        triggers.append(Trigger("sync", target.sync, (target.schema, derived(target.sync, f"_{oid}"))))
+    there = {trigger.kind for trigger in triggers}
+    own = {"sync": target.sync, "back": target.back, "typing": target.typing, "guard": target.guard}
+    shared = db.rows(
+        BLOCKS.shared_functions, {**named, **{kind: None if kind in there else name for kind, name in own.items()}}
+    )
+    triggers += [Trigger(kind, name, (target.schema, derived(name, f"_{oid}"))) for kind, name, oid in shared]
     where = {"table_text": literal(quote(target.schema, target.table)), "vector_name": literal(target.vector)}
     its = [name for (name,) in db.rows(BLOCKS.indexes_of_ours, {"comment": target.comment}, **where)]
     if not set(its) & set(target.indexes):

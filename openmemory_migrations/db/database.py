@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ BLOCKS = blocks("db")
 APPLICATION_NAME = "openmemory-migrations"
 READ_COMMITTED: Any = "READ COMMITTED"
 PATH = "search_path"
+NAMES_CATALOG = re.compile(r'(?:^|,)\s*"?pg_catalog"?\s*(?:,|$)', re.IGNORECASE)
 # whatever the role or the database has: an error instead of a partial result where a policy would hide rows from this
 # role, types by the names that we know, and nobody else's functions and operators, however near their types are
 WHATEVER = {"row_security": "off", "quote_all_identifiers": "off", PATH: "pg_catalog, pg_temp"}
@@ -272,6 +274,13 @@ class Database:
             self._host.path = self.connection.info.get(PATH) or str(self.value("SHOW search_path"))
         return self._host.path
 
+    @property
+    def path_of_rows(self) -> str:
+        """The same with pg_catalog first where it is named: else whoever may create in a schema before it has an
+        operator or function of the server's called as theirs."""
+        path = self.host_path
+        return f"pg_catalog, {path}" if NAMES_CATALOG.search(path) else path
+
     def commit(self) -> None:
         with self._wrapping_errors("COMMIT"):
             self._raw.commit()
@@ -508,7 +517,7 @@ class Database:
     def as_host(self) -> None:
         """From here to the end of the transaction, with its commit, what the host's rows have (triggers, checks,
         defaults) finds what it names by the host's search_path; all else is to be qualified."""
-        self.set_local({PATH: self.host_path})
+        self.set_local({PATH: self.path_of_rows})
 
     def shelter(self) -> None:
         """In a transaction of Alembic's on a connection of ours: its own statements find nobody else's names either."""
@@ -527,6 +536,8 @@ class Database:
         Behind a pooler in transaction mode those would stay with a server process that other clients use: there the
         statement runs with what the role has, and an error names the line that changes it.
         """
+        _ = self.host_path
+        self.set_local(WHATEVER)
         self._require_locks()
         own = {**no_timeouts(self.connection), **WHATEVER, "lock_timeout": PATIENT_LOCK_TIMEOUT, **settings}
         own["default_transaction_isolation"] = "read committed"

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
-
-from sqlalchemy.exc import DBAPIError
 
 from ..backfill import engines, pace
 from ..columns.cutover_mark import Mark
@@ -145,7 +142,7 @@ def _updates(step: Step, facts: Facts, table: Table) -> None:
             locks.set_timeout(step.db, f"{step.settings.lock_timeout_ms}ms")
             found = list(interference.of_updates(step.with_table(table), step.settings.lock_timeout_ms))
         facts.findings += [Finding.of(code, problem) for code, problem in found]
-        if not found and not facts.ours:
+        if not found and step.target.vector not in table.columns:
             _whole_rows(step, facts, table, native=native)
 
 
@@ -153,10 +150,10 @@ def _whole_rows(step: Step, facts: Facts, table: Table, *, native: bool) -> None
     """Whether others' triggers bear a column more; where that can't be tried, the step says it."""
     type_name = quote(facts.extension.schema, "vector") if facts.installed and facts.extension else SQL("float8[]")
     column = step.target.typed if native else step.target.vector
-    with suppress(DBAPIError), step.db.transaction():
+    with step.db.transaction():
         locks.set_timeout(step.db, f"{step.settings.lock_timeout_ms}ms")
-        found = list(interference.of_whole_rows(step.with_table(table), column, type_name))
-        facts.findings += [Finding.of("whole-row", problem) for problem in found]
+        found = interference.of_whole_rows(step.with_table(table), added=(column, type_name))
+    facts.findings += [Finding.of("whole-row", problem) for problem in found]
 
 
 def _rows(step: Step, facts: Facts, table: Table, sample: int | None) -> None:
@@ -225,13 +222,15 @@ def _held(step: Step, facts: Facts, table: Table) -> None:
     unconverted = (STORED.pending if facts.ours else STORED.of)(facts.dimensions)
     passed_by = _passed_by(step)
     for on, name, rows in held(step.with_table(table), unconverted):
-        shown = f"ALTER TABLE {step.db.names['table']} VALIDATE CONSTRAINT {quote(name)};"
+        shown = f"ALTER TABLE {on.sql_name} VALIDATE CONSTRAINT {quote(name)};"
         facts.findings.append(
             Finding(
                 "warning" if passed_by else "error",
                 "not-valid",
-                f"{rows:,} rows of {on} violate constraint {quote(name)}, which is NOT VALID",
-                "No UPDATE can give them a vector.",
+                f"{rows:,} rows of {on} violate constraint {quote(name)}, which is NOT VALID"
+                if rows
+                else f"constraint {quote(name)} of {on}, which is NOT VALID, fails for a row",
+                "No UPDATE can give them a vector." if rows else "No UPDATE can give that a vector.",
                 f"Mend those rows, then: {shown}" + ("" if passed_by else " Or pass them by with OM_ON_BAD_ROWS=skip."),
             )
         )

@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
+from sqlalchemy.exc import DBAPIError
+
 from .. import console
 from ..backfill.leftovers import DIFFERS, LOOK_ROWS, NOT_FINITE, Counted, first_keys, has_dim, read
 from ..backfill.reader import Scan, by_tid, pages_of
 from ..db import locks, partitions
 from ..db.context import TableContext
 from ..db.database import Database
+from ..db.partitions import Part
+from ..db.sqlerrors import PASSING, sqlstate
 from ..encoding import dimensions
 from ..encoding.stored import STORED
 from ..settings import Settings
@@ -210,17 +214,26 @@ def runs_of(pages: int, share: float) -> list[tuple[int, int]]:
     return [(start, min(start + each, end)) for start, end in zip(starts, [*starts[1:], pages], strict=True)]
 
 
-def held(ctx: TableContext, unconverted: str) -> Iterator[tuple[str, str, int]]:
-    """Constraints that were never validated, on which table, and how many rows that are to be updated violate them."""
+def held(ctx: TableContext, unconverted: str) -> Iterator[tuple[Part, str, int | None]]:
+    """Constraints that were never validated, on which table, and how many rows that are to be updated violate them.
+
+    None where one can't be evaluated: the server's words might show what is in a row.
+    """
     db = ctx.db
     with db.transaction():
         leaves = {part.oid: part for part in partitions.leaves(db, ctx.table.oid)}
         found = list(db.rows(BLOCKS.not_valid, {"tables": list(leaves)}))
     for oid, name, holds in found:
         at = leaves[oid].at(db)
-        with db.transaction():
-            db.run("SET TRANSACTION READ ONLY")
-            db.as_host()  # for its functions
-            rows = at.value(BLOCKS.held, unconverted=at.sql(unconverted), holds=SQL(holds))
-        if rows:
-            yield str(leaves[oid]), name, rows
+        rows: int | None
+        try:
+            with db.transaction():
+                db.run("SET TRANSACTION READ ONLY")
+                db.as_host()  # for its functions
+                rows = at.value(BLOCKS.held, unconverted=at.sql(unconverted), holds=SQL(holds))
+        except DBAPIError as error:
+            if error.connection_invalidated or sqlstate(error) in PASSING:
+                raise
+            rows = None
+        if rows != 0:
+            yield leaves[oid], name, rows

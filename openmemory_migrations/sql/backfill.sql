@@ -26,7 +26,7 @@ FROM pg_catalog.pg_stat_replication WHERE state IN ('streaming', 'catchup')
 -- by the slot that keeps the most
 SELECT CAST(slot_name AS text), CAST(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn) AS bigint),
        CAST(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), '0/0') AS bigint)
-FROM pg_catalog.pg_replication_slots WHERE restart_lsn IS NOT NULL ORDER BY restart_lsn LIMIT 1
+FROM pg_catalog.pg_replication_slots WHERE restart_lsn IS NOT NULL AND wal_status <> 'lost' ORDER BY restart_lsn LIMIT 1
 
 -- of backfill/dead_rows.py
 

@@ -67,12 +67,15 @@ FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = :oid AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 
--- shared_function --
+-- shared_functions --
 -- of a table that had this one's name before
-SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+SELECT its.kind, its.name, c.oid
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace,
+     (VALUES ('sync', CAST(:sync AS name)), ('back', CAST(:back AS name)), ('typing', CAST(:typing AS name)),
+             ('guard', CAST(:guard AS name))) AS its (kind, name)
 WHERE n.nspname = :schema AND c.relname = :name
   AND EXISTS (SELECT FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_trigger t ON t.tgfoid = p.oid
-              WHERE p.pronamespace = n.oid AND p.proname = :function AND t.tgparentid = 0 AND t.tgrelid <> c.oid)
+              WHERE p.pronamespace = n.oid AND p.proname = its.name AND t.tgparentid = 0 AND t.tgrelid <> c.oid)
 
 -- indexes_of_ours --
 -- of all values of a column with the mark of this package, on an ordinary table

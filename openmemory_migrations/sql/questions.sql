@@ -91,8 +91,8 @@ SELECT code, 'error' AS severity, message, CAST(NULL AS text) AS detail, hint FR
 ORDER BY place
 
 -- rights --
--- of the first step: to add a column and, unless nothing is to follow the source, a trigger, whose function is to belong
--- to the owner of the table: what a role makes that loses its membership would fail the owner's writes
+-- of the first step: to add a column and a trigger, or that which guards the way back, whose function is to belong to the
+-- owner of the table: what a role makes that loses its membership would fail the owner's writes
 WITH RECURSIVE it AS MATERIALIZED (
   {>it}),
 tree (oid) AS (
@@ -124,7 +124,7 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   SELECT 3, 'rights', 'role ' || who.role || ' may not SET ROLE ' || who.owner || ', which owns table ' || {itself},
          'What this package makes is to belong to the owner.',
          'GRANT ' || who.owner || ' TO ' || who.role || ' WITH SET TRUE;'
-  FROM parts JOIN it USING (oid), who WHERE owned AND NOT may_set AND {sync_trigger}
+  FROM parts JOIN it USING (oid), who WHERE owned AND NOT may_set AND {functions}
   UNION ALL
   SELECT 4, 'rights', 'role ' || may.role || ' may not create functions in schema ' || {schema_shown}, may.detail,
          'GRANT CREATE ON SCHEMA ' || {schema_shown} || ' TO ' || may.role || ';'
@@ -134,7 +134,7 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
                 UNION ALL
                 SELECT who.owner, 'It owns table ' || {itself} || ', and so the function of its trigger.'
                 WHERE who.owner <> who.role AND NOT pg_catalog.has_schema_privilege(relowner, {schema_name}, 'CREATE')) AS may
-  WHERE {sync_trigger}
+  WHERE {functions}
   UNION ALL
   SELECT 5, 'rights', 'role ' || who.owner || ', which owns table ' || {itself} || ', may not execute '
             || CAST(CAST(c.castfunc AS regprocedure) AS text),
@@ -155,6 +155,11 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
   WHERE t.tgfoid = pg_catalog.to_regprocedure({sync_call}) AND t.tgparentid = 0
     AND (t.tgrelid NOT IN (SELECT oid FROM it) OR t.tgname <> {sync_name}) AND {sync_trigger}
   UNION ALL
+  SELECT 9, 'trigger-taken', 'trigger "' || pg_catalog.replace(CAST(t.tgname AS text), '"', '""') || '" of ' || {itself} || ' is not this package''s',
+         'It calls ' || CAST(CAST(t.tgfoid AS regprocedure) AS text) || '.', 'Give that trigger another name: ALTER TRIGGER … RENAME TO another;'
+  FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {sync_name} AND NOT t.tgisinternal
+  WHERE {>others_trigger}
+  UNION ALL
   SELECT 8, 'function-taken', 'function ' || {sync_call} || ' is no function of a trigger',
          'This package makes one of that name.', 'ALTER FUNCTION ' || {sync_call} || ' RENAME TO another;'
   FROM pg_catalog.pg_proc
@@ -162,14 +167,21 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
     AND (prokind <> 'f' OR prorettype <> CAST('pg_catalog.trigger' AS regtype))) AS unmet
 ORDER BY place, message
 
+-- others_trigger --
+-- under a name of ours: without our mark, and with another function
+pg_catalog.obj_description(t.oid, 'pg_trigger') IS DISTINCT FROM {own_mark} || {source_name}
+  AND t.tgfoid IS DISTINCT FROM CAST(pg_catalog.to_regprocedure({sync_call}) AS oid)
+
 -- own_function --
 -- of the trigger: who replaces or drops it has to own it
 SELECT 'rights' AS code, 'error' AS severity,
-       'function ' || {sync_call} || ' belongs to "' || pg_catalog.replace(its.owner, '"', '""') || '"' AS message, CAST(NULL AS text) AS detail,
-       'Connect as that role, or: ALTER FUNCTION ' || {sync_call} || ' OWNER TO "' || pg_catalog.replace(of_table.owner, '"', '""') || '";' AS hint
+       'function ' || its.call || ' belongs to "' || pg_catalog.replace(its.owner, '"', '""') || '"' AS message, CAST(NULL AS text) AS detail,
+       'Connect as that role, or: ALTER FUNCTION ' || its.call || ' OWNER TO "' || pg_catalog.replace(of_table.owner, '"', '""') || '";' AS hint
 FROM ({>it}) AS of_table,
-     (SELECT CAST(pg_catalog.pg_get_userbyid(proowner) AS text) AS owner FROM pg_catalog.pg_proc
-      WHERE oid = pg_catalog.to_regprocedure({sync_call}) AND NOT pg_catalog.pg_has_role(proowner, 'USAGE')) AS its
+     (SELECT call, CAST(pg_catalog.pg_get_userbyid(proowner) AS text) AS owner
+      FROM (VALUES ({sync_call}), ({back_call}), ({guard_call}), ({typing_call})) AS ours (call)
+           JOIN pg_catalog.pg_proc ON oid = pg_catalog.to_regprocedure(call)
+      WHERE NOT pg_catalog.pg_has_role(proowner, 'USAGE')) AS its
 
 -- set_role --
 -- before 16 every member may
@@ -400,7 +412,7 @@ sync AS MATERIALIZED (
   SELECT t.tgname, t.tgfoid,
          CASE WHEN t.tgrelid = (SELECT oid FROM it) THEN {table_shown} ELSE CAST(CAST(t.tgrelid AS regclass) AS text) END AS on_table
   FROM tree JOIN pg_catalog.pg_trigger t ON t.tgrelid = tree.oid AND NOT t.tgisinternal AND t.tgparentid = 0
-  WHERE t.tgname = {sync_name} AND t.tgrelid = (SELECT oid FROM it)
+  WHERE t.tgname = {sync_name} AND t.tgrelid = (SELECT oid FROM it) AND NOT ({>others_trigger})
      OR pg_catalog.obj_description(t.oid, 'pg_trigger') = {comment})
 SELECT statement, of_trigger FROM (
   {>drop_guards}

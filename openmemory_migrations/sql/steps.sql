@@ -21,7 +21,7 @@ NOT coalesce(pg_catalog.starts_with(pg_catalog.obj_description(t.oid, 'pg_trigge
 -- BEFORE (2), ROW (1), of INSERT (4) or UPDATE (16); `elsewhere`: also of an UPDATE that doesn't fire ours. Of a
 -- partition's clones the first is enough, that of the root if it is enabled
 SELECT * FROM (
-  SELECT DISTINCT ON (t.tgname, t.tgfoid)
+  SELECT DISTINCT ON (t.tgname, t.tgfoid, t.tgtype, t.tgattr)
          CAST(CAST(t.tgrelid AS regclass) AS text), t.tgname, t.tgname > CAST(:ours AS name) AS later,
          t.tgtype & 16 <> 0
          AND (t.tgattr = CAST('' AS int2vector)
@@ -33,7 +33,7 @@ SELECT * FROM (
        JOIN pg_catalog.pg_language l ON l.oid = p.prolang
   WHERE t.tgrelid = ANY (:tables) AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname <> :ours AND {>theirs}
     AND t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0
-  ORDER BY t.tgname, t.tgfoid, t.tgparentid) AS found
+  ORDER BY t.tgname, t.tgfoid, t.tgtype, t.tgattr, t.tgparentid) AS found
 
 -- of_rows --
 -- of rows, before or after whatever is done to them
@@ -55,12 +55,12 @@ WHERE a.attrelid = :table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgener
 ORDER BY a.attname <> :vector, a.attnum LIMIT 1
 
 -- copied --
--- for a temporary copy of the table: triggers of its rows, as they are there
+-- for a temporary copy of the table: triggers that fire, as they are there, and whether they see all rows of a statement
 SELECT pg_catalog.replace(pg_catalog.pg_get_triggerdef(t.oid), ' ON ' || CAST(CAST(t.tgrelid AS regclass) AS text) || ' ',
                           ' ON pg_temp.openmemory_migrations_written '),
-       l.lanname, p.prosrc
+       l.lanname, p.prosrc, t.tgnewtable IS NOT NULL OR t.tgoldtable IS NOT NULL
 FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-WHERE t.tgrelid = :table AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 1 = 1 AND t.tgtype & 20 <> 0
+WHERE t.tgrelid = :table AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgtype & 28 <> 0
   AND NOT t.tgname = ANY (CAST(:ours AS name[])) AND {>theirs}
 ORDER BY t.tgname
 

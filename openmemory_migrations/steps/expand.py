@@ -49,6 +49,10 @@ def upgrade(ctx: Context) -> None:
     db.take_over()
 
     interference.warn(interfering)
+    if column is None:
+        with db.transaction():
+            added = (target.vector, vector_type(extension, size))
+            interference.require_none(interference.of_whole_rows(ctx.with_table(table), added=added))
     what = f"adding {quote(target.vector)} to {target}"
 
     def change() -> None:
@@ -128,6 +132,9 @@ def _take_away(ctx: Context) -> None:
         if column is not None and column.ours:
             statements.run(ctx, statements.BLOCKS.remove_column)
 
+    if column is not None and column.ours and not aside:
+        with db.transaction():
+            interference.require_none(interference.of_whole_rows(ctx.with_table(table), dropped=target.vector))
     what = f"removing {quote(target.vector)} from {target}"
     interference.retried(ctx.with_table(table), what, change, seen)
     if column is not None and column.ours:

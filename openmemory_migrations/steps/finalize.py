@@ -19,7 +19,7 @@ from ..index.choice import NoIndex, Plan
 from ..sql import quote
 from ..verify import verification
 from ..verify.search import listed
-from . import interference
+from . import interference, repair
 
 WANTED_RECALL = 0.95
 MEASURE = "openmemory-migrations verify measures it, and says which settings find enough."
@@ -40,6 +40,12 @@ def upgrade(ctx: VectorContext) -> None:
     with db.transaction():
         followed = catalog.trigger_enabled(db, ctx.table.oid, target.sync)
         others = list(interference.of_sync(ctx)) if followed else []
+        for fault in repair.broken(ctx) if followed else ():
+            raise MigrationError(
+                fault.message,
+                detail="What was written since has a stale vector.",
+                hint=f"{repair.REPAIR}, then {repair.COMPARE}.",
+            )
         spread = citus.shards(db, ctx.table.oid)
     if others and not spread:
         _compare(ctx, others)

@@ -18,7 +18,7 @@ from ..db import locks, partitions
 from ..db.catalog import Table
 from ..db.context import Context, TableContext
 from ..db.database import PATH, Database, Seen
-from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, as_migration_error, sqlstate
+from ..db.sqlerrors import LOCK_NOT_AVAILABLE, PASSING, READ_ONLY, as_migration_error, functions_of, sqlstate
 from ..errors import MigrationError
 from ..sql import SQL, Fragment, blocks, fill, joined, quote
 from ..target import Target
@@ -28,7 +28,7 @@ BLOCKS = blocks("steps")
 
 T = TypeVar("T")
 
-NO_IDENTITY, RAISED, NOT_SUPPORTED = "55000", "P0001", "0A000"
+NO_IDENTITY, FILTERED = "55000", "42P10"
 # by way of the root, as the application does, whose triggers FOR EACH STATEMENT fire
 ONE = "tableoid = CAST({oid} AS oid) AND ctid = (SELECT ctid FROM ONLY {leaf} OFFSET {row} LIMIT 1)"
 UPDATE_ONE = f"UPDATE {{table}} SET {{same}} WHERE {ONE}"
@@ -41,8 +41,11 @@ COPIED = "CREATE TEMPORARY TABLE {copy} (LIKE {table} INCLUDING DEFAULTS INCLUDI
 ONE_ROW = " SELECT {columns} FROM {of} LIMIT 1"
 COPY_WRITES = {
     "UPDATE": "UPDATE {table} SET {same}",
+    "UPDATE of other bytes": "UPDATE {table} SET {source} = pg_catalog.decode('00', 'hex')",
     "INSERT": "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE" + ONE_ROW,
+    "DELETE": "DELETE FROM {table}",
 }
+PUT_TOGETHER = re.compile(r"\bexecute\b|\*|\(\s*(?:new|old)\s*\)", re.IGNORECASE)
 # under the lock of a change, which whoever holds a row that a trigger wants may wait for: much less than the server's
 # deadlock_timeout, by which it would be the other that has to give way
 TRIAL = {"statement_timeout": "100ms", "lock_timeout": "50ms"}
@@ -104,13 +107,16 @@ def overriding(db: Database, table: Table, ours: str, source: str, made: str) ->
     """Each trigger that may leave another `made` than our trigger makes of `source`, which nobody would notice."""
     tables = {"tables": [part.oid for part in partitions.parts(db, table.oid)], "ours": ours, "source": source}
     for on, name, later, elsewhere, language, text, arguments in db.rows(BLOCKS.triggers, tables):
-        # before ours only the value matters that ours doesn't make, since it is there already
-        columns = [source, made] if later or elsewhere else [made]
+        # before ours only the value matters that ours doesn't make, since it is there already; but a row that moves to
+        # another partition is inserted with a vector, which ours leaves alone
+        moves = table.kind == "p"
+        columns = [source, made] if later or elsewhere or moves else [made]
         given = arguments.split("\\000")[:-1]
         if leaves_alone(language, text, given, columns):
             continue
         first = "0_" + name
-        mended = not elsewhere and first.encode() < ours.encode() and leaves_alone(language, text, given, [made])
+        may_be_first = not elsewhere and not moves and first.encode() < ours.encode()
+        mended = may_be_first and leaves_alone(language, text, given, [made])
         when = f"for an UPDATE that doesn't set {quote(source)}, too" if elsewhere else "after it" if later else ""
         yield MigrationError(
             f"trigger {quote(name)} on {on} can change {' or '.join(map(quote, columns))}"
@@ -188,50 +194,76 @@ def _would_fail(ctx: Context, write: str, where: str, failure: str) -> Migration
     )
 
 
-def of_whole_rows(ctx: TableContext, column: str, type_name: Fragment) -> Iterator[MigrationError]:
-    """What writes would fail with once there is that column, in triggers of others' that take the row as a whole.
+def of_whole_rows(
+    ctx: TableContext, *, added: tuple[str, Fragment] | None = None, dropped: str | None = None
+) -> list[MigrationError]:
+    """What writes would fail with, once a column (name, type) is added or dropped, in triggers of others' that take the
+    row as a whole.
 
-    That is tried with one row of a temporary copy of the table, which has their triggers, and rolled back.
+    That is tried with one row of a temporary copy of the table, which has their triggers, and rolled back. Nothing
+    where it can't be tried.
     """
     db, target = ctx.db, ctx.target
     ours = [target.sync, target.guard, target.back, target.typing]
     found = db.rows(BLOCKS.copied, {"table": ctx.table.oid, "ours": ours})
-    theirs = [SQL(definition) for definition, language, text in found if _takes_whole(language, text)]
+    theirs = [SQL(definition) for definition, language, text, of_all in found if of_all or _takes_whole(language, text)]
     if not theirs or not db.value("SELECT pg_catalog.has_database_privilege(current_database(), 'TEMPORARY')"):
-        return
-    of_row = [(name, always) for name, always in db.rows(BLOCKS.given, {"table": ctx.table.oid})]
+        return []
+    try:
+        before, after = _tried_on_copy(ctx, theirs, added, dropped)
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return []
+    return [_would_fail(ctx, write, "", failure) for write, failure in after.items() if failure and before[write] == ""]
+
+
+Outcomes = dict[str, str | None]
+
+
+def _tried_on_copy(
+    ctx: TableContext, theirs: Iterable[SQL], added: tuple[str, Fragment] | None, dropped: str | None
+) -> tuple[Outcomes, Outcomes]:
+    """What each write ends with before and after the change; nothing for a table without rows."""
+    db = ctx.db
+    given = db.rows(BLOCKS.given, {"table": ctx.table.oid})
+    of_row = [(name, always) for name, always in given if name != dropped]
     columns = joined(", ", (quote(name) for name, _ in of_row))
     same = joined(", ", (fill("{it} = {it}", {"it": quote(name)}) for name, always in of_row if not always))
+    writes = {
+        write: statement
+        for write, statement in COPY_WRITES.items()
+        if "{source}" not in statement
+        or (dropped != ctx.target.source and not ctx.table.columns[ctx.target.source].is_vector)
+    }
     copy = db.at({"table": quote("pg_temp", COPY)})
-    settings = {**TRIAL, PATH: db.host_path}
-    outcomes: list[dict[str, str | None]] = []
+    settings = {**TRIAL, PATH: db.path_of_rows}
+
+    def outcomes() -> Outcomes:
+        db.run("DISCARD PLANS")
+        of = copy.names["table"]
+        return {
+            write: _outcome(copy, settings, statement, columns=columns, same=same, of=of)
+            for write, statement in writes.items()
+        }
+
     with db.attempt(keep=False):
         db.run(COPIED, copy=quote(COPY))
-        if not copy.run(
-            "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE" + ONE_ROW, columns=columns, of=db.names["table"]
-        ).rowcount:
-            return
+        if not copy.run(COPY_WRITES["INSERT"], columns=columns, of=db.names["table"]).rowcount:
+            return {}, {}
         for definition in theirs:
-            db.run(definition)
-        for change in ("", "ALTER TABLE {table} ADD {column} {type}"):
-            if change:
-                copy.run(change, column=quote(column), type=type_name)
-            db.run("DISCARD PLANS")
-            outcomes.append(
-                {
-                    write: _outcome(copy, settings, statement, columns=columns, same=same, of=copy.names["table"])
-                    for write, statement in COPY_WRITES.items()
-                }
-            )
-    before, after = outcomes
-    for write, failure in after.items():
-        if failure and before[write] == "":
-            yield _would_fail(ctx, write, "", failure)
+            db.run("{definition}", definition=definition)
+        before = outcomes()
+        if added:
+            copy.run("ALTER TABLE {table} ADD {column} {type}", column=quote(added[0]), type=added[1])
+        if dropped:
+            copy.run("ALTER TABLE {table} DROP {column} CASCADE", column=quote(dropped))
+        return before, outcomes()
 
 
 def _takes_whole(language: str, text: str) -> bool:
     """Whether the function of a trigger may take the row as a whole: more than one of its columns, or NEW returned."""
-    if language != "plpgsql":
+    if language != "plpgsql" or PUT_TOGETHER.search(text):
         return True
     return any(not (found["plain"] or found["quoted"]) for found in ROW.finditer(READ.sub(";", _code(text).lower())))
 
@@ -249,7 +281,7 @@ def _failures(
     until = time.monotonic() + TRIAL_S
     # a session goes on with the columns that a function's statement had when it ran first
     db.run("DISCARD PLANS")
-    settings = {**TRIAL, PATH: db.host_path}
+    settings = {**TRIAL, PATH: db.path_of_rows}
     if db.value("SELECT current_setting('session_replication_role')") == "replica":
         settings["session_replication_role"] = "origin"  # as the application has it
     for oid, stays in list(db.rows(BLOCKS.tried, {"tables": [part.oid for part in parts]})):
@@ -327,11 +359,18 @@ def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_m
             locks.set_timeout(at, f"{lock_timeout_ms}ms")
             at.run("UPDATE {table} SET {column} = {column} WHERE false", column=quote(column))
     except DBAPIError as error:
-        if sqlstate(error) in PASSING or sqlstate(error) not in (NO_IDENTITY, RAISED, NOT_SUPPORTED, DENIED):
+        if error.connection_invalidated:
+            raise
+        if sqlstate(error) in (*PASSING, READ_ONLY):
             return None
         problem = as_migration_error(error, f"an UPDATE of {part}")
         hint = problem.hint or "Mend what refuses it, such as a trigger FOR EACH STATEMENT."
-        if sqlstate(error) == NO_IDENTITY:
+        if sqlstate(error) == FILTERED and not functions_of(error):
+            hint = (
+                "Take the row filter or the column list off the publication, or have it name columns of the identity:"
+                f" ALTER PUBLICATION … SET TABLE {part.sql_name};"
+            )
+        if sqlstate(error) == NO_IDENTITY and not functions_of(error):
             hint = f"ALTER TABLE {part.sql_name} REPLICA IDENTITY FULL; or give it a primary key."
         return MigrationError(problem.message, detail=problem.detail, hint=hint)
     return None

@@ -206,7 +206,7 @@ def _problems(found: Look) -> Iterator[tuple[str, MigrationError]]:
             ),
         )
     rights = replace(ctx, settings=replace(ctx.settings, sync_trigger=not found.empty))
-    for missing in requirements.unmet(rights, requirements.BLOCKS.rights):
+    for missing in requirements.unmet(rights, requirements.BLOCKS.rights, functions=not found.empty):
         yield missing.code, missing.error
     followed = replace(ctx, settings=replace(ctx.settings, sync_trigger=True))
     for generated in requirements.unmet(followed, requirements.BLOCKS.source_column):
@@ -282,6 +282,9 @@ def _beside(found: Look, size: int) -> None:
             native_column.drop_trigger(ctx.db)
         native_column.create(ctx, size, **ctx.extension.names())
 
+    with ctx.db.transaction():
+        added = (target.typed, expand.vector_type(ctx.extension, size))
+        interference.require_none(interference.of_whole_rows(ctx, added=added))
     what = f"adding {quote(target.typed)} to {target}"
     interference.retried(ctx, what, change)
     log.notice(

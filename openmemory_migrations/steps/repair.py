@@ -31,6 +31,7 @@ from . import interference, requirements, statements
 
 BLOCKS = blocks("steps")
 REPAIR = "openmemory-migrations repair"
+COMPARE = "openmemory-migrations verify --queries 0"
 VERSIONS = (VERSION_TABLE, CUTOVER_VERSION_TABLE)
 HARMLESS: tuple[equality.Kind, ...] = ("missing", "sourceless")  # the backfill's to do, or carried over
 
@@ -175,12 +176,18 @@ def repair(ctx: Context) -> bool:
     with db.transaction():
         if left := wrong(at):
             raise left[0].error
-    log.notice(
-        f"{trigger} is repaired",
-        hint=f"Bytes of rows that were written meanwhile may be another vector's: {cutover_mark.UNDO} compares them."
-        if swapped
-        else "Rows that were written meanwhile: openmemory-migrations backfill, then openmemory-migrations verify.",
-    )
+    if not found:
+        log.notice(f"what there is of this package for {target} is its owner's now")
+    elif swapped:
+        hint = f"Bytes of rows that were written meanwhile may be another vector's: {cutover_mark.UNDO} compares them."
+        log.notice(f"{trigger} is repaired", hint=hint)
+    else:
+        log.notice(f"{trigger} is repaired")
+        log.warning(
+            f"rows of {target} that were written before may have no vector, or a stale one",
+            hint=f"openmemory-migrations backfill converts the former; {COMPARE} names the latter, for which UPDATE …"
+            f" SET {quote(target.source)} = {quote(target.source)} is the remedy.",
+        )
     return True
 
 

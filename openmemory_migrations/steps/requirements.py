@@ -42,17 +42,19 @@ def names(target: Target, settings: Settings) -> dict[str, Fragment]:
         "adopted_name": target.adopted,
         "adopted_shown": quote(target.adopted),
         "sync_name": target.sync,
-        "sync_call": target.names()["sync_function"] + "()",
+        **{f"{kind}_call": target.names()[f"{kind}_function"] + "()" for kind in ("sync", "back", "guard", "typing")},
         "own_mark": OWN,
         "set_aside_mark": SET_ASIDE,
         "cut_over_mark": CUT_OVER,
     }
-    return {"sync_trigger": settings.sync_trigger, **{name: literal(text) for name, text in texts.items()}}
+    # functions: of the sync trigger, or of that which guards a change
+    asked: dict[str, Fragment] = {"sync_trigger": settings.sync_trigger, "functions": True}
+    return asked | {name: literal(text) for name, text in texts.items()}
 
 
-def unmet(ctx: Context, block: str) -> list[Finding]:
-    """What does not hold of a block's, the first thing first."""
-    return Finding.of_rows(ctx.db.rows(block, **names(ctx.target, ctx.settings)))
+def unmet(ctx: Context, block: str, *, functions: bool = True) -> list[Finding]:
+    """What does not hold of a block's, the first thing first; with no functions to make, no rights for them."""
+    return Finding.of_rows(ctx.db.rows(block, **{**names(ctx.target, ctx.settings), "functions": functions}))
 
 
 def require(ctx: Context, *asked: str) -> None:

@@ -87,3 +87,6 @@ class Step(Context):
             if table and catalog.trigger_enabled(self.db, table.oid, self.target.back):
                 raise cutover_mark.changed(self.target, self.target.source)
             requirements.require(self, requirements.BLOCKS.own_function)
+            column = table.columns.get(self.target.vector) if table else None
+            if column is not None and column.ours:
+                requirements.require(self, requirements.BLOCKS.rights)  # for the guard of the last of them

@@ -14,6 +14,7 @@ from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from tests.support import host_styles, partitions
 from tests.support.commands import alembic, om, result, start_alembic
+from tests.support.cutover import cut_over, undo
 from tests.support.databases import Databases
 from tests.support.openmemory import (
     Database,
@@ -482,3 +483,27 @@ def test_a_partition_that_was_migrated_by_itself_is_taken_along(database: Databa
         load(database, random_rows(50, DIM, seed=3))
         assert mismatches(database, dim=DIM) == []
     assert database.rows("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'first%%' AND tgparentid = 0") == []
+
+
+@pytest.mark.parametrize("moved", ["RENAME TO former", "SET SCHEMA former"])
+@pytest.mark.parametrize("mode", ["swap", pytest.param("drop", marks=pytest.mark.slow)])
+def test_a_table_that_was_cut_over_shares_nothing_with_the_next_of_its_name(
+    table: Database, moved: str, mode: str
+) -> None:
+    """Its trigger keeps its function, whose name the other's would have."""
+    cut_over(table, "swap")
+    table.run(f"CREATE SCHEMA former; ALTER TABLE {TABLE} {moved}")
+    table.run("DROP TABLE openmemory_alembic_version, openmemory_cutover_version")
+    former = "former.openmemory_vectors" if "SCHEMA" in moved else "former"
+    create_table(table)
+    load(table, random_rows(60, DIM))
+    none = {"OM_INDEX": "none"}
+    alembic(table, "upgrade", "head", env=none)
+
+    cut_over(table, mode, env=none)
+    undo(table)
+
+    table.run(f"UPDATE {former} SET v = '[{','.join(['1'] * DIM)}]' WHERE v_bytea IS NOT NULL")
+    assert table.value(f"SELECT count(v_bytea) FROM {former}") == 0
+    alembic(table, "downgrade", "base")
+    load(table, random_rows(9, DIM, seed=3))
