@@ -10,6 +10,7 @@ TYPED = "openmemory_migrations: to take the place of "  # on the column that a b
 GIVEN = "openmemory_migrations: dimensions given; "  # on a vector that had none, before the comment that it had
 KEPT = "openmemory_migrations: rows that no vector can hold, of "  # on the table that they were moved to
 BACK = "openmemory_migrations: keeps in step with vectors: "  # on the trigger of a table that is cut over
+INDEX = "openmemory_migrations: index of "  # on that of our vectors
 GUARD = "openmemory_migrations: refuses, while a step is at work, what that step would lose"  # on its trigger
 
 

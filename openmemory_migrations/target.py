@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
-from .marks import OWN
+from .marks import INDEX, OWN
 from .settings import Settings
 from .sql import SQL, literal, quote
 
@@ -107,9 +107,8 @@ class Target:
         return self._trigger("typing", derived(self.table, f"_{self.typed}_sync"))
 
     @property
-    def index_suffix(self) -> str:
-        """What the name of the index ends with, whatever the table is called."""
-        return "_vvector_idx" if self.vector == "v_vector" else f"_{self.vector}_idx"
+    def index_comment(self) -> str:
+        return INDEX + self.vector
 
     @property
     def index(self) -> str:

@@ -176,8 +176,8 @@ def _indexes(db: Database, block: str, **names: Fragment) -> dict[str, Index]:
 
 
 def located(db: Database, target: Target) -> Target:
-    """With what the table has of ours, under the names of now: triggers, which are known by their marks; the index of
-    the column that has our mark, which keeps its name where the table gets another; and another function where the one
+    """With what the table has of ours, under the names of now: triggers, which are known by their marks; the index,
+    by its mark, which keeps its name where the table gets another; and another function where the one
     by its name is that of another table, which had that name before."""
     marks = {"sync": target.comment, "back": BACK + target.archive, "typing": TYPED + target.source}
     named = {"schema": target.schema, "name": target.table}
@@ -190,12 +190,14 @@ def located(db: Database, target: Target) -> Target:
     )
     triggers += [Trigger(kind, name, (target.schema, derived(name, f"_{oid}"))) for kind, name, oid in shared]
     where = {"table_text": literal(quote(target.schema, target.table)), "vector_name": literal(target.vector)}
-    its = [name for (name,) in db.rows(BLOCKS.indexes_of_ours, {"comment": target.comment}, **where)]
-    if not set(its) & set(target.indexes):
-        former = [name for name in its if name.endswith(target.index_suffix)]
-        if len(former) == 1:
-            return replace(target, triggers=tuple(triggers), index_name=former[0])
-    return replace(target, triggers=tuple(triggers))
+    its = [
+        name
+        for (name,) in db.rows(
+            BLOCKS.indexes_of_ours, {"comment": target.comment, "index_comment": target.index_comment}, **where
+        )
+    ]
+    found_index = its[0] if len(its) == 1 and its[0] not in target.indexes else target.index_name
+    return replace(target, triggers=tuple(triggers), index_name=found_index)
 
 
 def sees_others(db: Database) -> bool:

@@ -217,6 +217,7 @@ def _build(ctx: Context, table_oid: int, wanted: Plan) -> None:
             f"index {quote(target.index)} on {target} is not valid after its build",
             hint="Run the same command again: it drops the index and builds it anew.",
         )
+    mark(ctx)
     seconds = log.duration(time.monotonic() - started)
     log.notice(
         f"index {quote(target.index)} is built and valid: {(on_shards or built.size) / 1024**2:,.1f} MiB in {seconds}"
@@ -258,6 +259,14 @@ def create(db: Database, wanted: Plan, name: str, *, how: str = "", only: str = 
         expression=wanted.expression,
         options=wanted.options,
     )
+
+
+def mark(ctx: Context) -> None:
+    """By which it is known to be ours when the table has got another name."""
+    db, target = ctx.db, ctx.target
+    with db.transaction():
+        comment = literal(target.index_comment)
+        db.run("COMMENT ON INDEX {schema}.{index} IS {comment}", index=quote(target.index), comment=comment)
 
 
 def of_the_run(error: DBAPIError) -> bool:

@@ -23,7 +23,7 @@ from ..db.sqlerrors import UNDEFINED_TABLE, sqlstate
 from ..errors import INDEX_ANEW, MigrationError
 from ..settings import Settings
 from ..sql import SQL, blocks, quote
-from ..target import derived
+from ..target import NEWER_INDEX, derived
 from . import build, choice
 from .build import CannotBuild
 from .choice import NoIndex, Plan
@@ -152,11 +152,9 @@ def drop_parent(db: Database, settings: Settings, part: Part, index: SQL) -> Non
 
 def own(ctx: Context, part: Part) -> Context:
     """With the part as a target of its own, so that its index has a name like any table's."""
-    named = (
-        ctx.target.index_name
-        if part.parent is None or ctx.target.index_name is None
-        else derived(part.name, "_hnsw_idx")
-    )
+    named = ctx.target.index_name
+    if part.parent is not None:
+        named = derived(part.name, "_hnsw_idx") if named == NEWER_INDEX else None
     target = replace(ctx.target, schema=part.schema, table=part.name, index_name=named)
     return Context(ctx.db.at(target.names()), target, ctx.settings)
 
@@ -220,3 +218,4 @@ def _ensure_parent(ctx: Context, part: Part, wanted: Plan) -> None:
             f"creating index {quote(own.index)} on only {part}",
             lambda: build.create(db, wanted, own.index, only="ONLY "),
         )
+        build.mark(ctx)

@@ -331,6 +331,7 @@ class Script:
             "source_text": target.source,
             "vector_text": target.vector,
             "label": f"backfill {target.table}: ",
+            "index_comment": target.index_comment,
             "index_text": f"{own['schema']}.{quote(target.index)}",
             "count_lost": formatted(
                 "SELECT count(*) FROM {table} WHERE {source} IS NULL AND {ext}.vector_dims({vector}) <> {size}"

@@ -78,13 +78,14 @@ WHERE n.nspname = :schema AND c.relname = :name
               WHERE p.pronamespace = n.oid AND p.proname = its.name AND t.tgparentid = 0 AND t.tgrelid <> c.oid)
 
 -- indexes_of_ours --
--- of all values of a column with the mark of this package, on an ordinary table
+-- with our mark, on our column
 SELECT CAST(found.name AS text) FROM (
   {>indexes}) AS found
-  JOIN pg_catalog.pg_class c ON c.oid = found.of_table AND c.relkind = 'r'
+  JOIN pg_catalog.pg_class c ON c.oid = found.of_table
   JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = found.on_column
                                  AND pg_catalog.col_description(c.oid, a.attnum) = :comment
 WHERE c.oid = CAST(pg_catalog.to_regclass({table_text}) AS oid) AND found.on_column = {vector_name}
+  AND pg_catalog.obj_description(found.oid, 'pg_class') = :index_comment
   AND found.method IN ('ivfflat', 'hnsw') AND NOT found.partial
 
 -- own_triggers --

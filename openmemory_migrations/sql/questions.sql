@@ -156,9 +156,10 @@ SELECT code, 'error' AS severity, message, detail, hint FROM (
     AND (t.tgrelid NOT IN (SELECT oid FROM it) OR t.tgname <> {sync_name}) AND {sync_trigger}
   UNION ALL
   SELECT 9, 'trigger-taken', 'trigger "' || pg_catalog.replace(CAST(t.tgname AS text), '"', '""') || '" of ' || {itself} || ' is not this package''s',
-         'It calls ' || CAST(CAST(t.tgfoid AS regprocedure) AS text) || '.', 'Give that trigger another name: ALTER TRIGGER … RENAME TO another;'
+         'It calls ' || CAST(CAST(t.tgfoid AS regprocedure) AS text) || '.',
+         'ALTER TRIGGER "' || pg_catalog.replace(CAST(t.tgname AS text), '"', '""') || '" ON ' || {table_shown} || ' RENAME TO another;'
   FROM it JOIN pg_catalog.pg_trigger t ON t.tgrelid = it.oid AND t.tgname = {sync_name} AND NOT t.tgisinternal
-  WHERE {>others_trigger}
+  WHERE {sync_trigger} AND {>others_trigger}
   UNION ALL
   SELECT 8, 'function-taken', 'function ' || {sync_call} || ' is no function of a trigger',
          'This package makes one of that name.', 'ALTER FUNCTION ' || {sync_call} || ' RENAME TO another;'

@@ -60,10 +60,10 @@ COMMIT;
       {>ours}
 
 -- next --
-IF pg_catalog.current_setting('openmemory.step', true) IS DISTINCT FROM {before|literal} THEN
+{>ours}
+  IF pg_catalog.current_setting('openmemory.step', true) IS DISTINCT FROM {before|literal} THEN
     RAISE EXCEPTION USING MESSAGE = {not_next|literal}, HINT = {not_next_hint|literal};
   END IF;
-  {>ours}
   PERFORM pg_catalog.set_config('lock_timeout', '{lock_timeout}ms', true);
 
 -- done --
@@ -719,6 +719,9 @@ SELECT * INTO found FROM ({>index.name_taken}) AS unmet;
   IF found.message IS NOT NULL THEN
     RAISE WARNING USING MESSAGE = found.message, HINT = found.hint;
   ELSIF pg_catalog.to_regclass({index_text|literal}) IS NOT NULL THEN
+    IF pg_catalog.obj_description(pg_catalog.to_regclass({index_text|literal}), 'pg_class') IS NULL THEN
+      EXECUTE 'COMMENT ON INDEX ' || {index_text|literal} || ' IS ' || pg_catalog.quote_literal({index_comment|literal});
+    END IF;
     RAISE NOTICE USING MESSAGE = pg_catalog.pg_get_indexdef(pg_catalog.to_regclass({index_text|literal}));
   ELSE
     RAISE NOTICE 'no index: too few rows for ivfflat, a pgvector that is too old for this one, or too little memory';
@@ -780,7 +783,7 @@ FOR attempt IN 1..{tries} LOOP
 -- gexec --
 -- the same by psql, unless a block before it has failed, which psql may have gone on after
 SELECT statement FROM ({query}) AS statements (statement)
-WHERE pg_catalog.current_setting('openmemory.step', true) = {reached|literal}
+WHERE pg_catalog.current_setting('openmemory.step', true) OPERATOR(pg_catalog.=) {reached|literal}
 \gexec
 
 -- all_done --

@@ -155,3 +155,40 @@ def test_a_script(
         offline(server, database, "upgrade", "head", env=env)
         assert make is adopted or mismatches(database) == []
         offline(server, database, "downgrade", "head:base", env=env | {"OM_ACCEPT_LOSS": "100"})
+
+
+@pytest.mark.parametrize("single", [{}, pytest.param(SINGLE, marks=slow)])
+def test_a_path_that_names_the_servers_schema_last_lets_nobody_in(
+    server: Server, database: Database, single: dict[str, str]
+) -> None:
+    """An operator of the server's, and one of the same name and types that somebody has made in public."""
+    create_table(database)
+    load(database, random_rows(60, DIM))
+    database.run("CREATE TABLE called (by_whom text)")
+    database.run(
+        "CREATE FUNCTION equal(text, text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO public.called VALUES (current_query()); RETURN $1 OPERATOR(pg_catalog.=) $2; END $$;"
+        " CREATE FUNCTION equal(tid, tid) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO public.called VALUES (current_query()); RETURN $1 OPERATOR(pg_catalog.=) $2; END $$;"
+        " CREATE FUNCTION equal(bigint, bigint) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO public.called VALUES (current_query()); RETURN $1 OPERATOR(pg_catalog.=) $2; END $$;"
+        " CREATE OPERATOR public.= (LEFTARG = text, RIGHTARG = text, FUNCTION = equal);"
+        " CREATE OPERATOR public.= (LEFTARG = tid, RIGHTARG = tid, FUNCTION = equal);"
+        " CREATE OPERATOR public.= (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = equal);"
+        " CREATE FUNCTION touched() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        f" CREATE TRIGGER touched BEFORE UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION touched()"
+    )
+    database.run(f"ALTER DATABASE {database.name} SET search_path = public, pg_catalog")
+    env = {"OM_VEC_DIM": str(DIM)}
+    for engine in ("native", "client", "server"):
+        alembic(database, "upgrade", "head", env={**env, "OM_BACKFILL_ENGINE": engine})
+        alembic(database, "downgrade", "base", env=env)
+    alembic(database, "upgrade", "head", env=env)
+    for mode in ("swap", "drop"):
+        alembic(database, "-n", "cutover", "upgrade", "head", env=env | {"OM_CUTOVER": mode})
+        alembic(database, "-n", "cutover", "downgrade", "base", env=env)
+    alembic(database, "downgrade", "base", env=env)
+    database.run("DROP TABLE openmemory_alembic_version")
+    offline(server, database, "upgrade", "head", env=env | single)
+
+    assert database.rows("SELECT DISTINCT by_whom FROM called WHERE by_whom !~ 'alembic_version'") == []

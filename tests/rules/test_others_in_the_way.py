@@ -591,3 +591,139 @@ def test_before_a_drop_the_statement_that_keeps_a_copy_is_told(database: Databas
     assert told["message"] in cut_over(database, "drop", env=NO_INDEX).log
     assert database.value(f"SELECT count(v) FROM {TABLE}_v_copy") == len(ROWS)
     assert "drop" not in severities(check(database, 0))
+
+
+AUDIT = f"CREATE TABLE audit (LIKE {TABLE}); "
+WHOLE_ROWS = {
+    "when it changes": trigger("changes", "UPDATE OF v", "INSERT INTO public.audit SELECT OLD.*").replace(
+        "FOR EACH ROW", "FOR EACH ROW WHEN (OLD.v IS DISTINCT FROM NEW.v)"
+    ),
+    "deleted": trigger("goes", "DELETE", "INSERT INTO public.audit SELECT OLD.*").replace("RETURN NEW", "RETURN OLD"),
+    "all of a statement": "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS"
+    " 'BEGIN INSERT INTO public.audit SELECT * FROM added; RETURN NULL; END';"
+    f" CREATE TRIGGER noted AFTER INSERT ON {TABLE} REFERENCING NEW TABLE AS added"
+    " FOR EACH STATEMENT EXECUTE FUNCTION noted()",
+    "put together": trigger("puts", "INSERT", "EXECUTE format($f$INSERT INTO public.audit SELECT ($1).*$f$) USING NEW")
+    .replace("AS 'BEGIN", "AS $b$BEGIN")
+    .replace("RETURN NEW; END'", "RETURN NEW; END$b$"),
+}
+
+
+@pytest.mark.parametrize("what", WHOLE_ROWS)
+def test_any_write_that_would_fail_with_a_column_more_is_told_before(database: Database, what: str) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(AUDIT + WHOLE_ROWS[what])
+
+    told = finding(unchanged(database, 1), "whole-row")
+
+    assert f"FAILED: {told['message']}" in alembic(database, "upgrade", "head", env=NO_INDEX, check=False).log
+    database.run("ALTER TABLE audit ADD v_vector text")
+    alembic(database, "upgrade", "head", env=NO_INDEX)
+    assert database.value("SELECT count(*) FROM audit") == 0
+
+
+@pytest.mark.parametrize("argument", ["{user_id}", ":id", "{table}", "%s"])
+def test_arguments_of_triggers_are_no_fields(database: Database, argument: str) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(AUDIT + trigger("notes", "UPDATE", "INSERT INTO public.audit SELECT NEW.*"))
+    database.run(
+        f"DROP TRIGGER notes ON {TABLE};"
+        f" CREATE TRIGGER notes AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION notes('true', '{argument}')"
+    )
+
+    assert severities(unchanged(database, 1))["whole-row"] == "error"
+
+
+@pytest.mark.parametrize("sync", ["on", "off"])
+def test_a_trigger_of_others_under_our_name_stays(database: Database, sync: str) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(
+        "CREATE FUNCTION mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        f" CREATE TRIGGER {TABLE}_vvector_sync BEFORE INSERT ON {TABLE} FOR EACH ROW EXECUTE FUNCTION mine()"
+    )
+    env = NO_INDEX | {"OM_SYNC_TRIGGER": sync}
+    if sync == "on":
+        told = finding(unchanged(database, 1), "trigger-taken")
+        assert f"FAILED: {told['message']}" in alembic(database, "upgrade", "head", env=env, check=False).log
+    alembic(database, "upgrade", "head", env=env, check=sync == "off")
+    alembic(database, "downgrade", "base", env=env)
+    assert database.value("SELECT tgfoid::regproc::text FROM pg_trigger WHERE tgname LIKE '%%vvector%%'") == "mine"
+
+
+def test_a_row_that_moves_to_another_partition_is_thought_of(database: Database) -> None:
+    database.run(
+        f"CREATE TABLE {TABLE} (id uuid, sector text, user_id text, v bytea, dim integer) PARTITION BY LIST (sector);"
+        f" CREATE TABLE one PARTITION OF {TABLE} FOR VALUES IN ('semantic');"
+        f" CREATE TABLE rest PARTITION OF {TABLE} DEFAULT"
+    )
+    load(database, ROWS)
+    database.run(trigger("a_norm", "INSERT", "NEW.v := set_byte(NEW.v, 0, 1)"))
+    told = finding(unchanged(database, 0), "interference")
+    assert 'trigger "a_norm"' in told["message"]
+    assert told["message"] in alembic(database, "upgrade", "head", env=NO_INDEX).log
+
+
+def test_a_row_filter_that_refuses_updates_is_told_before(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(f"CREATE PUBLICATION part FOR TABLE {TABLE} WHERE (user_id <> 'x')")
+
+    told = finding(unchanged(database, 1), "update")
+
+    assert "Take the row filter or the column list off the publication" in told["hint"]
+    assert f"FAILED: {told['message']}" in alembic(database, "upgrade", "head", env=NO_INDEX, check=False).log
+    assert column_type(database) is None
+
+
+def test_what_a_constraint_says_of_a_row_is_not_shown(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    database.run(f"ALTER TABLE {TABLE} ADD CONSTRAINT number CHECK (user_id::integer > 0) NOT VALID")
+
+    done = om(database, "check")
+
+    assert done.returncode == 1
+    assert f'constraint "number" of "public.{TABLE}", which is NOT VALID, fails for a row' in done.log
+    assert str(ROWS[0].user_id) not in done.log
+
+
+@pytest.mark.server
+def test_a_cutover_that_could_not_be_undone_is_refused(database: Database) -> None:
+    if int(database.value("SHOW server_version_num")) < 180000:
+        pytest.skip("NOT NULL … NOT VALID came with PostgreSQL 18")
+    create_table(database)
+    load(database, [ROWS[0]._replace(v=None), *ROWS[1:]])
+    database.run(f"ALTER TABLE {TABLE} ADD CONSTRAINT never NOT NULL v NOT VALID")
+    alembic(database, "upgrade", "head", env=NO_INDEX)
+    for mode in ("swap", "drop"):
+        up = ("-n", "cutover", "upgrade", "head")
+        refused = alembic(database, *up, env=NO_INDEX | {"OM_CUTOVER": mode}, check=False)
+        assert "FAILED: 1 rows of" in refused.log
+        assert "which is to be NOT NULL" in refused.log
+    database.run(f"DELETE FROM {TABLE} WHERE v IS NULL")
+    cut_over(database, "drop", env=NO_INDEX)
+    undo(database)
+
+
+def test_finalize_and_repair_say_what_a_trigger_that_did_nothing_has_left(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    alembic(database, "upgrade", "om_20240107_backfill")
+    database.run(
+        f"CREATE OR REPLACE FUNCTION {TABLE}_vvector_sync() RETURNS trigger LANGUAGE plpgsql"
+        f" AS 'BEGIN RETURN NEW; END'; UPDATE {TABLE} SET v = set_byte(v, 0, 3)"
+    )
+
+    refused = alembic(database, "upgrade", "head", env=NO_INDEX, check=False)
+
+    assert "HINT:  openmemory-migrations repair, then openmemory-migrations verify --queries 0." in refused.log
+    repaired = om(database, "repair")
+    assert repaired.returncode == 0
+    assert "WARNING:  rows of" in repaired.log
+    assert om(database, "verify", "--queries", "0").returncode == 1
+    database.run(f"UPDATE {TABLE} SET v = v")
+    alembic(database, "upgrade", "head", env=NO_INDEX)
+    assert om(database, "verify", "--queries", "0").returncode == 0

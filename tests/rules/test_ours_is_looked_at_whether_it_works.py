@@ -269,9 +269,12 @@ def test_a_table_that_is_called_otherwise_now_keeps_what_is_its_own(table: Datab
     alembic(table, "upgrade", "head", env=env)
     if where == "renamed":
         table.run(f"ALTER INDEX {name}_vvector_idx RENAME TO {TABLE}_vvector_idx")
-    alembic(table, "upgrade", "head", env=env)
+    # somebody's own, whatever it is called, is not taken for ours
+    theirs = f"CREATE INDEX my_search_vvector_idx ON {at} USING hnsw (v_vector vector_cosine_ops)"
+    table.run(theirs)
     assert om(table, "index", "--rebuild", env=env).returncode == 0
     assert table.rows(indexes) == there
+    table.run(f"DROP INDEX {schema}.my_search_vvector_idx")
 
     for mode in ("swap", "drop"):
         alembic(table, "-n", "cutover", "upgrade", "head", env={**env, "OM_CUTOVER": mode})
@@ -507,3 +510,19 @@ def test_a_table_that_was_cut_over_shares_nothing_with_the_next_of_its_name(
     assert table.value(f"SELECT count(v_bytea) FROM {former}") == 0
     alembic(table, "downgrade", "base")
     load(table, random_rows(9, DIM, seed=3))
+
+
+def test_the_index_of_a_tree_that_is_called_otherwise_now_is_found(databases: Databases) -> None:
+    with databases.copy(partitions.filled) as tree:
+        alembic(tree, "upgrade", "head", env=partitions.ENV)
+        tree.run(f"ALTER TABLE {TABLE} RENAME TO memory_vectors")
+        env = partitions.ENV | RENAMED
+        there = tree.rows("SELECT indexname FROM pg_indexes WHERE indexdef ~ 'ivfflat' ORDER BY 1")
+
+        assert "index:       missing" not in om(tree, "status", env=env).stdout
+        assert om(tree, "index", env=env).returncode == 0
+        alembic(tree, "upgrade", "head", env=env)
+
+        assert tree.rows("SELECT indexname FROM pg_indexes WHERE indexdef ~ 'ivfflat' ORDER BY 1") == there
+        alembic(tree, "downgrade", "base", env=env)
+        assert tree.rows("SELECT indexname FROM pg_indexes WHERE indexdef ~ 'ivfflat' ORDER BY 1") == []

@@ -93,6 +93,14 @@ THINGS = {
     "the adopted column's name": f"ALTER TABLE {TABLE} ADD v_vector_adopted text",
     "all row-level security": f"ALTER TABLE {TABLE} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
     "a publication": f"CREATE PUBLICATION changes FOR TABLE {TABLE}",
+    "a row filter": f"CREATE PUBLICATION part FOR TABLE {TABLE} WHERE (user_id <> 'x')",
+    "a column list": f"CREATE PUBLICATION columns FOR TABLE {TABLE} (id, sector)",
+    "a trigger of our name": "CREATE FUNCTION mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+    f" CREATE TRIGGER {TABLE}_vvector_sync BEFORE INSERT ON {TABLE} FOR EACH ROW EXECUTE FUNCTION mine()",
+    "audits statements": f"CREATE TABLE log (LIKE {TABLE}); CREATE FUNCTION logged() RETURNS trigger LANGUAGE plpgsql"
+    " AS 'BEGIN INSERT INTO public.log SELECT * FROM added; RETURN NULL; END';"
+    f" CREATE TRIGGER logged AFTER INSERT ON {TABLE} REFERENCING NEW TABLE AS added"
+    " FOR EACH STATEMENT EXECUTE FUNCTION logged()",
     "no identity": f"ALTER TABLE {TABLE} REPLICA IDENTITY NOTHING",
     "a full identity": f"ALTER TABLE {TABLE} REPLICA IDENTITY FULL",
     "statistics": f"ALTER TABLE {TABLE} ALTER v SET STATISTICS 7, ALTER v SET (n_distinct = -1)",
