@@ -229,6 +229,7 @@ def held(ctx: TableContext, unconverted: str) -> Iterator[tuple[Part, str, int |
         try:
             with db.transaction():
                 db.run("SET TRANSACTION READ ONLY")
+                locks.set_timeout(db, f"{ctx.settings.lock_timeout_ms}ms")
                 db.as_host()  # for its functions
                 rows = at.value(BLOCKS.held, unconverted=at.sql(unconverted), holds=SQL(holds))
         except DBAPIError as error:

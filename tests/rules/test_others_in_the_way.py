@@ -623,6 +623,25 @@ def test_any_write_that_would_fail_with_a_column_more_is_told_before(database: D
     assert database.value("SELECT count(*) FROM audit") == 0
 
 
+def test_a_look_runs_nothing_of_the_owners_as_a_superuser(database: Database) -> None:
+    create_table(database)
+    load(database, ROWS)
+    role = f"owner of {database.name}"
+    database.run(f'CREATE ROLE "{role}"; GRANT CREATE ON SCHEMA public TO "{role}"')
+    database.run(f'ALTER TABLE {TABLE} OWNER TO "{role}"')
+    database.run(
+        "CREATE FUNCTION looks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF current_setting('is_superuser') = 'on' THEN PERFORM setval('seen', 7); END IF;"
+        " PERFORM (NEW).*; RETURN NEW; END $$;"
+        f" CREATE SEQUENCE seen; CREATE TRIGGER looks AFTER UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION looks()"
+    )
+    try:
+        check(database, 0)
+        assert database.value("SELECT last_value FROM seen") == 1
+    finally:
+        database.run(f'DROP OWNED BY "{role}" CASCADE; DROP ROLE "{role}"')
+
+
 @pytest.mark.parametrize("argument", ["{user_id}", ":id", "{table}", "%s"])
 def test_arguments_of_triggers_are_no_fields(database: Database, argument: str) -> None:
     create_table(database)
