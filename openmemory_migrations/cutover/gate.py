@@ -19,7 +19,7 @@ from ..index.choice import NoIndex
 from ..settings import Settings
 from ..sql import quote
 from ..steps import interference, repair, requirements
-from ..target import Target
+from ..target import Target, derived
 from ..verify import verification
 from ..verify.equality import Comparison
 from . import kept
@@ -131,7 +131,7 @@ def of_drop(ctx: TableContext) -> Iterator[Finding]:
     target = ctx.target
     if ctx.settings.cutover != "drop":
         return
-    name = quote(target.schema, f"{target.table}_{target.source}_copy")
+    name = quote(target.schema, derived(target.table, f"_{target.source}_copy"))
     columns = ", ".join(map(quote, (*ctx.table.key, target.source))) if ctx.table.key else "*"
     yield Finding(
         "notice",

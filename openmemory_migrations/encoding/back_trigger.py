@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..db.context import Context
 from ..db.database import Database
-from ..encoding.sync_trigger import create, of_a_trigger
+from ..encoding.sync_trigger import Statements, created, execute, of_a_trigger
 from ..marks import BACK
 from ..sql import FUNCTION, SQL, blocks, literal, unquote
 
@@ -32,12 +32,24 @@ def texts(db: Database, *, following: bool) -> tuple[SQL, SQL]:
     return db.sql(function, tag=FUNCTION, bytes=bytes_of(db)), db.sql(trigger)
 
 
-def make(db: Database, *, following: bool) -> None:
+def made(db: Database, *, following: bool) -> Statements:
+    """What leaves the trigger as it is to be, whatever there is."""
     function, trigger = texts(db, following=following)
-    of_a_trigger(db, "DROP TRIGGER IF EXISTS {back} ON {table}")
-    create(db, "back", function="{made}", on="{fires}", made=function, fires=trigger)
-    comment = literal(BACK + unquote(db.names["source"]))
-    db.run("COMMENT ON TRIGGER {back} ON {table} IS {comment}", comment=comment)
+    return [
+        (db.sql("DROP TRIGGER IF EXISTS {back} ON {table}"), True),
+        *created(db, "back", function="{made}", on="{fires}", made=function, fires=trigger),
+        (
+            db.sql(
+                "COMMENT ON TRIGGER {back} ON {table} IS {comment}",
+                comment=literal(BACK + unquote(db.names["source"])),
+            ),
+            False,
+        ),
+    ]
+
+
+def make(db: Database, *, following: bool) -> None:
+    execute(db, made(db, following=following))
 
 
 def bytes_of(db: Database) -> SQL:

@@ -7,7 +7,7 @@ names.
 from __future__ import annotations
 
 from ..db.database import Database
-from ..sql import FUNCTION, Fragment, blocks, quote
+from ..sql import FUNCTION, SQL, Fragment, blocks, quote
 from .temporary import Temporary
 
 BLOCKS = blocks("encoding")
@@ -29,14 +29,31 @@ def of_a_trigger(db: Database, statement: str, **names: Fragment) -> None:
         db.run(REFUSE_TRIGGERS)
 
 
-def create(db: Database, trigger: str, *, function: str, on: str, **names: Fragment) -> None:
-    """Function and trigger, both of that name, inside the caller's transaction; the function is the table owner's, and
-    nobody else may call it."""
+Statements = list[tuple[SQL, bool]]  # each with whether it is DDL of a trigger
+
+
+def created(db: Database, trigger: str, *, function: str, on: str, **names: Fragment) -> Statements:
+    """Function and trigger, both of that name; the function is the table owner's, and nobody else may call it."""
     own = {"function": db.names[trigger + "_function"], "trigger": db.names[trigger]}
     of_table = "SELECT pg_catalog.pg_get_userbyid(relowner) FROM pg_catalog.pg_class WHERE oid = CAST(:it AS regclass)"
     owner = db.value(of_table, {"it": db.names["table"]})
-    db.run(function, tag=FUNCTION, **names)
-    db.run("REVOKE ALL ON FUNCTION {function}() FROM PUBLIC", **own)
-    db.run("ALTER FUNCTION {function}() OWNER TO {owner}", owner=quote(owner), **own)
-    of_a_trigger(db, on, **names)
-    of_a_trigger(db, FIRE_ALWAYS, **own)
+    return [
+        (db.sql(function, tag=FUNCTION, **names), False),
+        (db.sql("REVOKE ALL ON FUNCTION {function}() FROM PUBLIC", **own), False),
+        (db.sql("ALTER FUNCTION {function}() OWNER TO {owner}", owner=quote(owner), **own), False),
+        (db.sql(on, **names), True),
+        (db.sql(FIRE_ALWAYS, **own), True),
+    ]
+
+
+def execute(db: Database, statements: Statements) -> None:
+    """Inside the caller's transaction."""
+    for statement, of_trigger in statements:
+        if of_trigger:
+            of_a_trigger(db, "{it}", it=statement)
+        else:
+            db.run("{it}", it=statement)
+
+
+def create(db: Database, trigger: str, *, function: str, on: str, **names: Fragment) -> None:
+    execute(db, created(db, trigger, function=function, on=on, **names))

@@ -16,7 +16,7 @@ from ..db import catalog, citus, tries
 from ..db.context import Context, VectorContext
 from ..db.database import PATIENT_LOCK_TIMEOUT, Database
 from ..db.keys import SHOWN_KEYS, keys_where
-from ..db.sqlerrors import LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migration_error, sqlstate
+from ..db.sqlerrors import DENIED, LOCK_NOT_AVAILABLE, PASSING, UNDEFINED_TABLE, as_migration_error, sqlstate
 from ..errors import INDEX_ANEW, MigrationError
 from ..finding import Finding
 from ..settings import Settings
@@ -244,9 +244,18 @@ def _create(ctx: Context, table_oid: int, wanted: Plan, own: Mapping[str, str]) 
         raise CannotBuild(
             problem.message,
             detail=problem.detail,
-            hint=f"Set OM_INDEX_MEMORY, or other OM_INDEX settings, then: {INDEX_ANEW}."
-            " Searches work without it, by reading every row.",
+            hint=(
+                f"GRANT CREATE ON SCHEMA {quote(target.schema)} TO {quote(_role(db))};"
+                if sqlstate(error) == DENIED
+                else f"Set OM_INDEX_MEMORY, or other OM_INDEX settings, then: {INDEX_ANEW}."
+            )
+            + " Searches work without it, by reading every row.",
         ) from error
+
+
+def _role(db: Database) -> str:
+    with db.transaction():
+        return str(db.value("SELECT current_user"))
 
 
 def create(db: Database, wanted: Plan, name: str, *, how: str = "", only: str = "") -> None:

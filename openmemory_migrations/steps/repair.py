@@ -135,13 +135,16 @@ def back_faults(ctx: TableContext) -> list[Finding]:
 def planned(ctx: Context) -> list[str]:
     """The statements that a repair would run, in a transaction; none where nothing is wrong."""
     at = _required(ctx)
-    if not wrong(at):
-        return []
-    if not Mark.of(at.table, at.target):
-        return statements.of(ctx, statements.BLOCKS.add_trigger, _size(at))
-    db = _swapped(at)
-    always = db.sql(sync_trigger.FIRE_ALWAYS, trigger=db.names["back"])
-    return [*back_trigger.texts(db, following=back_trigger.follows(at, at.table.oid)), always]
+    found: list[str] = []
+    if wrong(at) and Mark.of(at.table, at.target):
+        following = back_trigger.follows(at, at.table.oid)
+        found += [statement for statement, _ in back_trigger.made(_swapped(at), following=following)]
+    elif wrong(at):
+        found += statements.of(ctx, statements.BLOCKS.add_trigger, _size(at) or None)
+    for name in VERSIONS:
+        shown = statements.shown_versions(ctx.settings, name)
+        found += statements.of(ctx, statements.BLOCKS.own_versions, versions_shown=shown)
+    return found
 
 
 def repair(ctx: Context) -> bool:

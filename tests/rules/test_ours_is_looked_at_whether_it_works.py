@@ -314,14 +314,22 @@ def test_a_table_with_the_name_that_another_had_gets_a_function_of_its_own(serve
     assert mismatches(table, "memory_vectors") == []
 
 
-def test_the_trigger_of_a_table_that_was_swapped_is_repaired_too(table: Database) -> None:
+@pytest.mark.parametrize("broken", ["DROP", "DISABLE"])
+@pytest.mark.parametrize("by", ["repair", "what it prints"])
+def test_the_trigger_of_a_table_that_was_swapped_is_repaired_too(table: Database, broken: str, by: str) -> None:
     alembic(table, "-n", "cutover", "upgrade", "head", env={"OM_CUTOVER": "swap"})
     back = f"{TABLE}_v_bytea_sync"
-    table.run(f"DROP TRIGGER {back} ON {TABLE}")
+    table.run(f"DROP TRIGGER {back} ON {TABLE}" if broken == "DROP" else f"ALTER TABLE {TABLE} DISABLE TRIGGER {back}")
     assert om(table, "status").stdout.count("openmemory-migrations repair") == 1
-    assert f'CREATE TRIGGER "{back}"' in om(table, "repair", "--dry-run").stdout
+    printed = om(table, "repair", "--dry-run").stdout
+    assert f'CREATE TRIGGER "{back}"' in printed
 
-    assert om(table, "repair").returncode == 0
+    if by == "repair":
+        assert om(table, "repair").returncode == 0
+    else:
+        table.run(printed)
+        marked = "SELECT obj_description(oid, 'pg_trigger') FROM pg_trigger WHERE tgname = %s"
+        assert table.value(marked, back).startswith("openmemory_migrations: ")
 
     assert om(table, "status").returncode == 0
     assert "nothing to repair" in om(table, "repair").log
