@@ -12,7 +12,7 @@ from dataclasses import replace
 from sqlalchemy.exc import DBAPIError
 
 from .. import log
-from ..db import catalog, citus, tries
+from ..db import catalog, citus, locks, tries
 from ..db.context import Context, VectorContext
 from ..db.database import PATIENT_LOCK_TIMEOUT, Database
 from ..db.keys import SHOWN_KEYS, keys_where
@@ -217,7 +217,7 @@ def _build(ctx: Context, table_oid: int, wanted: Plan) -> None:
             f"index {quote(target.index)} on {target} is not valid after its build",
             hint="Run the same command again: it drops the index and builds it anew.",
         )
-    mark(ctx)
+    mark(ctx, table_oid)
     seconds = log.duration(time.monotonic() - started)
     log.notice(
         f"index {quote(target.index)} is built and valid: {(on_shards or built.size) / 1024**2:,.1f} MiB in {seconds}"
@@ -270,12 +270,16 @@ def create(db: Database, wanted: Plan, name: str, *, how: str = "", only: str = 
     )
 
 
-def mark(ctx: Context) -> None:
+def mark(ctx: Context, table_oid: int) -> None:
     """By which it is known to be ours when the table has got another name."""
     db, target = ctx.db, ctx.target
-    with db.transaction():
-        comment = literal(target.index_comment)
-        db.run("COMMENT ON INDEX {schema}.{index} IS {comment}", index=quote(target.index), comment=comment)
+    names = {"index": quote(target.index), "comment": literal(target.index_comment)}
+    what = f"marking index {quote(target.index)}"
+
+    def change() -> None:
+        db.run("COMMENT ON INDEX {schema}.{index} IS {comment}", **names)
+
+    locks.retried(db, ctx.settings.lock_timeout_ms, table_oid, what, change)
 
 
 def of_the_run(error: DBAPIError) -> bool:

@@ -218,4 +218,4 @@ def _ensure_parent(ctx: Context, part: Part, wanted: Plan) -> None:
             f"creating index {quote(own.index)} on only {part}",
             lambda: build.create(db, wanted, own.index, only="ONLY "),
         )
-        build.mark(ctx)
+        build.mark(ctx, part.oid)

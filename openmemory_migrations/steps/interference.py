@@ -28,7 +28,7 @@ BLOCKS = blocks("steps")
 
 T = TypeVar("T")
 
-NO_IDENTITY, FILTERED = "55000", "42P10"
+NO_IDENTITY, FILTERED, UNDEFINED_COLUMN = "55000", "42P10", "42703"
 # by way of the root, as the application does, whose triggers FOR EACH STATEMENT fire
 ONE = "tableoid = CAST({oid} AS oid) AND ctid = (SELECT ctid FROM ONLY {leaf} OFFSET {row} LIMIT 1)"
 UPDATE_ONE = f"UPDATE {{table}} SET {{same}} WHERE {ONE}"
@@ -363,7 +363,8 @@ def _refused(at: Database, target: Target, part: partitions.Part, lock_timeout_m
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        if sqlstate(error) in (*PASSING, READ_ONLY):
+        # a function may well name the column that is to be
+        if sqlstate(error) in (*PASSING, READ_ONLY, UNDEFINED_COLUMN):
             return None
         problem = as_migration_error(error, f"an UPDATE of {part}")
         hint = problem.hint or "Mend what refuses it, such as a trigger FOR EACH STATEMENT."
