@@ -62,13 +62,9 @@ COMBINATIONS = [(style, driver) for style, drivers in DRIVERS.items() for driver
 # one of each driver, who owns the transaction, and what a commit loses; of the others CI has one driver
 QUICK = {
     ("generic", "psycopg2"),
-    ("pyproject", "psycopg"),
-    ("multidb", "psycopg2"),
     ("engine_begin", "psycopg"),
     ("set_local", "psycopg2"),
     ("async", "asyncpg"),
-    ("async_engine_begin", "psycopg_async"),
-    ("async_serializable", "asyncpg"),
 }
 # the second batch of a run meets it: the first one's rows are filled; a batch has several statements
 TROUBLE = """
@@ -159,6 +155,7 @@ def prepared(database: Database, style: str) -> Place:
 
 # each style with one driver, and two styles with every driver
 IN_CI = {(style, drivers[0]) for style, drivers in DRIVERS.items()} | {
+    *(("pyproject", "psycopg"), ("async_engine_begin", "psycopg_async"), ("async_serializable", "asyncpg")),
     *(("generic", driver) for driver in DRIVERS["generic"]),
     *(("async", driver) for driver in DRIVERS["async"]),
 }

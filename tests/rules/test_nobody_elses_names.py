@@ -99,7 +99,7 @@ ENGINES = ("native", "client", "server")
 LIVES = [
     pytest.param(
         *(make, engine),
-        marks=[slow] * (i + j > 0) + [pytest.mark.exhaustive] * (i % 3 != j),
+        marks=[slow] + [pytest.mark.exhaustive] * (i % 3 != j),
         id=f"{make.__name__}-{engine}",
     )
     for i, make in enumerate((plain, adopted, elsewhere, among_triggers, tree, newer))
@@ -157,7 +157,8 @@ def test_a_script(
         offline(server, database, "downgrade", "head:base", env=env | {"OM_ACCEPT_LOSS": "100"})
 
 
-@pytest.mark.parametrize("single", [{}, pytest.param(SINGLE, marks=slow)])
+@slow
+@pytest.mark.parametrize("single", [{}, SINGLE])
 def test_a_path_that_names_the_servers_schema_last_lets_nobody_in(
     server: Server, database: Database, single: dict[str, str]
 ) -> None:

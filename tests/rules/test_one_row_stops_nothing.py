@@ -10,7 +10,7 @@ import pytest
 
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
-from tests.support.cases import by_turns
+from tests.support.cases import by_turns, quickly
 from tests.support.commands import alembic, om
 from tests.support.native import create_newer
 from tests.support.openmemory import Database, create_database, create_table, load, mismatches, random_rows
@@ -148,7 +148,7 @@ def test_a_row_that_stays_locked_ends_the_run(database: Database, engine: str) -
     assert database.value(f"SELECT count(*) FROM {TABLE} WHERE {column} IS NULL") == 2
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", quickly(*ENGINES))
 def test_what_waits_for_a_lock_elsewhere_ends_the_run_when_all_others_are_done(database: Database, engine: str) -> None:
     """Nobody has locked the row itself: its trigger can't have a lock that it needs."""
     column = table(database, engine)

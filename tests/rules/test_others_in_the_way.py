@@ -11,6 +11,7 @@ import pytest
 from demo.openmemory import TABLE
 from openmemory_migrations import embedded
 from openmemory_migrations.steps.interference import leaves_alone
+from tests.support.cases import quickly
 from tests.support.commands import alembic, om
 from tests.support.cutover import cut_over, undo
 from tests.support.native import create_newer
@@ -158,7 +159,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("when", READERS)
-@pytest.mark.parametrize("mode", ["swap", "drop"])
+@pytest.mark.parametrize("mode", quickly("swap", "drop"))
 def test_a_trigger_that_names_a_column_which_goes_is_named_first(database: Database, when: str, mode: str) -> None:
     """Afterwards each write of the application's would fail in it."""
     create_table(database)
@@ -525,7 +526,7 @@ NOT_VALID = [
 ]
 
 
-@pytest.mark.parametrize("constraint", NOT_VALID)
+@pytest.mark.parametrize("constraint", quickly(*NOT_VALID))
 def test_rows_that_a_constraint_would_refuse_are_counted_before(database: Database, constraint: str) -> None:
     create_table(database)
     load(database, ROWS)
@@ -609,7 +610,7 @@ WHOLE_ROWS = {
 }
 
 
-@pytest.mark.parametrize("what", WHOLE_ROWS)
+@pytest.mark.parametrize("what", quickly(*WHOLE_ROWS))
 def test_any_write_that_would_fail_with_a_column_more_is_told_before(database: Database, what: str) -> None:
     create_table(database)
     load(database, ROWS)
@@ -642,7 +643,7 @@ def test_a_look_runs_nothing_of_the_owners_as_a_superuser(database: Database) ->
         database.run(f'DROP OWNED BY "{role}" CASCADE; DROP ROLE "{role}"')
 
 
-@pytest.mark.parametrize("argument", ["{user_id}", ":id", "{table}", "%s"])
+@pytest.mark.parametrize("argument", quickly("{user_id}", ":id", "{table}", "%s"))
 def test_arguments_of_triggers_are_no_fields(database: Database, argument: str) -> None:
     create_table(database)
     load(database, ROWS)
@@ -655,7 +656,7 @@ def test_arguments_of_triggers_are_no_fields(database: Database, argument: str) 
     assert severities(unchanged(database, 1))["whole-row"] == "error"
 
 
-@pytest.mark.parametrize("sync", ["on", "off"])
+@pytest.mark.parametrize("sync", quickly("on", "off"))
 def test_a_trigger_of_others_under_our_name_stays(database: Database, sync: str) -> None:
     create_table(database)
     load(database, ROWS)

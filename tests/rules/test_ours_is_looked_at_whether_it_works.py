@@ -13,6 +13,7 @@ import pytest
 from demo.openmemory import TABLE
 from openmemory_migrations.embedded import Server
 from tests.support import host_styles, partitions
+from tests.support.cases import quickly
 from tests.support.commands import alembic, om, result, start_alembic
 from tests.support.cutover import cut_over, undo
 from tests.support.databases import Databases
@@ -247,7 +248,7 @@ def test_a_partitioned_table_is_repaired_with_its_clones(databases: Databases, h
 RENAMED = {"OM_VECTOR_TABLE": "memory_vectors"}
 
 
-@pytest.mark.parametrize("where", ["renamed", "in another schema"])
+@pytest.mark.parametrize("where", quickly("renamed", "in another schema"))
 def test_a_table_that_is_called_otherwise_now_keeps_what_is_its_own(table: Database, where: str) -> None:
     if where == "renamed":
         table.run(f"ALTER TABLE {TABLE} RENAME TO memory_vectors")
@@ -314,8 +315,8 @@ def test_a_table_with_the_name_that_another_had_gets_a_function_of_its_own(serve
     assert mismatches(table, "memory_vectors") == []
 
 
-@pytest.mark.parametrize("broken", ["DROP", "DISABLE"])
-@pytest.mark.parametrize("by", ["repair", "what it prints"])
+@pytest.mark.parametrize("broken", quickly("DROP", "DISABLE"))
+@pytest.mark.parametrize("by", quickly("repair", "what it prints"))
 def test_the_trigger_of_a_table_that_was_swapped_is_repaired_too(table: Database, broken: str, by: str) -> None:
     alembic(table, "-n", "cutover", "upgrade", "head", env={"OM_CUTOVER": "swap"})
     back = f"{TABLE}_v_bytea_sync"
@@ -466,7 +467,7 @@ def test_a_copy_of_a_migrated_table_is_not_taken_for_one(server: Server, table: 
     assert mismatches(table, "copied") == []
 
 
-@pytest.mark.parametrize("step", ["downgrade", "swap", "drop"])
+@pytest.mark.parametrize("step", quickly("downgrade", "swap", "drop"))
 def test_a_partition_that_was_migrated_by_itself_is_taken_along(database: Database, step: str) -> None:
     """Its own trigger would fail every write that goes there."""
     create_table(database, "first")
@@ -496,7 +497,7 @@ def test_a_partition_that_was_migrated_by_itself_is_taken_along(database: Databa
     assert database.rows("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'first%%' AND tgparentid = 0") == []
 
 
-@pytest.mark.parametrize("moved", ["RENAME TO former", "SET SCHEMA former"])
+@pytest.mark.parametrize("moved", quickly("RENAME TO former", "SET SCHEMA former"))
 @pytest.mark.parametrize("mode", ["swap", pytest.param("drop", marks=pytest.mark.slow)])
 def test_a_table_that_was_cut_over_shares_nothing_with_the_next_of_its_name(
     table: Database, moved: str, mode: str
@@ -520,6 +521,7 @@ def test_a_table_that_was_cut_over_shares_nothing_with_the_next_of_its_name(
     load(table, random_rows(9, DIM, seed=3))
 
 
+@pytest.mark.slow
 def test_the_index_of_a_tree_that_is_called_otherwise_now_is_found(databases: Databases) -> None:
     with databases.copy(partitions.filled) as tree:
         alembic(tree, "upgrade", "head", env=partitions.ENV)

@@ -14,6 +14,11 @@ def exhaustive(*values: Any, id: str | None = None) -> Any:
     return pytest.param(*values, marks=pytest.mark.exhaustive, id=id)
 
 
+def quickly(first: Any, *others: Any) -> list[Any]:
+    """One case in the quick tests, the others in CI."""
+    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+
+
 def pairwise(*axes: Sequence[Any]) -> Iterator[Any]:
     """All combinations; CI has those with a pair of values that none before has."""
     seen: set[tuple[tuple[int, int], ...]] = set()
