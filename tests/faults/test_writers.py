@@ -25,7 +25,7 @@ DIM = 64
     ("rows", "env"),
     [
         (10_000, {"BACKFILL_BATCH": "200"}),
-        (2_000, {"BACKFILL_BATCH": "1", "OM_INDEX": "none"}),
+        exhaustive(2_000, {"BACKFILL_BATCH": "1", "OM_INDEX": "none"}),
         exhaustive(2_000, {"OM_INDEX": "hnsw"}),
         exhaustive(10_000, {"OM_INDEX": "hnsw"}),
         exhaustive(100_000, {}),

@@ -73,6 +73,7 @@ def test_the_parts_on_scale_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # CI has the report of what was measured
 def test_it_runs(tmp_path: Path) -> None:
     rows = ("--rows", "400", "--dimensions", "1536", "--slow-rows", "50", "--most-rows", "10000")
 
