@@ -75,7 +75,8 @@ def _table(step: Step, facts: Facts) -> None:
         return
     db, target, settings = step.db, step.target, step.settings
     facts.revisions = state.revisions(db, settings)
-    facts.findings += refusals.of_the_version_table(step)
+    if catalog.schema_exists(db, target.schema):
+        facts.findings += refusals.of_the_version_table(step)
     facts.findings += requirements.unmet(step, requirements.BLOCKS.table)
     table = catalog.table(db, target.schema, target.table)
     # of a table that can't be migrated the rest is told as well

@@ -45,7 +45,7 @@ SET {scope} openmemory.step = 'begun';
 
 -- host_path --
 -- of whoever runs the script: what changes rows has it, as their triggers and defaults may need it; all else has ours
-host_path CONSTANT text := CASE WHEN pg_catalog.current_setting('search_path') OPERATOR(pg_catalog.~*) '(^|,)\s*"?pg_catalog"?\s*(,|$)' THEN 'pg_catalog, ' ELSE '' END
+host_path CONSTANT text := CASE WHEN pg_catalog.current_setting('search_path') OPERATOR(pg_catalog.~*) '(^|,)[[:space:]]*"?pg_catalog"?[[:space:]]*(,|$)' THEN 'pg_catalog, ' ELSE '' END
                              OPERATOR(pg_catalog.||) pg_catalog.current_setting('search_path');
 
 -- ours --

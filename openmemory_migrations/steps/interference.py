@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -249,7 +250,7 @@ def _tried_on_copy(
 
     # what a trigger's function does it does as whoever writes: never as a superuser who only looks
     superuser = db.value("SELECT current_setting('is_superuser')") == "on"
-    with db.attempt(keep=False), db.local({"role": ctx.table.owner} if superuser else {}):
+    with db.attempt(keep=False), db.local({"role": ctx.table.owner}) if superuser else nullcontext():
         db.run(COPIED, copy=quote(COPY))
         if not copy.run(COPY_WRITES["INSERT"], columns=columns, of=db.names["table"]).rowcount:
             return {}, {}
