@@ -80,7 +80,7 @@ class _Writer:
         self.stage: Stage | None = None
 
     def take(self, reader: Reader, pace: Pace) -> None:
-        pace.begin()
+        pace.heed_slots()
         try:
             with ahead(self.db, reader.batches) as batches:
                 for found in batches:

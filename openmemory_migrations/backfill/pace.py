@@ -90,8 +90,8 @@ class Pace:
         other.db, other.written, other.slots = db, self.written.copy(), copy.copy(self.slots)
         return other
 
-    def begin(self) -> None:
-        """Raises TryAgain where nothing may be written; called before the first batch, with no transaction open."""
+    def heed_slots(self) -> None:
+        """Raises TryAgain where nothing more may be written; called before each batch, with no transaction open."""
         if self.slots is None:
             return
         with self.db.transaction():
@@ -102,7 +102,7 @@ class Pace:
     def rest(self, what: str) -> None:
         """Rests as long as the settings ask for; called between two batches, with no transaction open."""
         self.db.stop.check()
-        self.begin()
+        self.heed_slots()
         if self.pause:
             self.db.stop.sleep(self.pause)
         if self.max_lag is None or time.monotonic() - self.looked < LOOK:

@@ -98,7 +98,7 @@ def fill(
         lock_timeout = locks.batch_timeout(ctx.db, ctx.settings)
         spread = bool(citus.shards(ctx.db, ctx.table.oid))
     if pace:
-        pace.begin()
+        pace.heed_slots()
     for part in leaves:
         Walk(ctx, part, filling, lock_timeout, most_rows, progress, pace, claims, spread, within).take()
 

@@ -282,9 +282,9 @@ def grant(db: Database, parts: Sequence[Part], column: str, wanted: Mapping[str,
                             _grant(at, REVOKE, column, origin)
             there = grants(at, [part], column)[part.sql_name]
         left = [one for one in to_be if one not in there and (one.role is None or _exists(db, one.role))]
+        # whoever hands them on has to have them with the option
+        able = {(one.role, one.privilege) for one in there if one.grantable}
         while left:
-            # whoever hands them on has to have them with the option
-            able = {(one.role, one.privilege) for one in there if one.grantable}
             now = [one for one in left if one.grantor is None or (one.grantor, one.privilege) in able]
             for one in now or left:
                 if not now or not _as_grantor(at, GRANT, column, one):
@@ -294,8 +294,8 @@ def grant(db: Database, parts: Sequence[Part], column: str, wanted: Mapping[str,
                         f" {quote(one.grantor or '')}"
                     )
                     _grant(at, GRANT, column, one)
+            able |= {(one.role, one.privilege) for one in now if one.grantable}
             left = [one for one in left if now and one not in now]
-            there = grants(at, [part], column)[part.sql_name]
 
 
 def _as_grantor(db: Database, action: str, column: str, one: Grant) -> bool:

@@ -162,8 +162,7 @@ WITH RECURSIVE tree (oid) AS (
   UNION
   SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid),
 held AS (
-  SELECT DISTINCT l.pid, coalesce(a.application_name, p.gid) AS name,
-         CAST(coalesce(a.usename, p.owner) AS text) AS role, a.state,
+  SELECT DISTINCT l.pid, a.application_name AS name, CAST(a.usename AS text) AS role, a.state, p.shown,
          coalesce(a.query_start, a.xact_start, p.prepared) AS since, a.usesysid IS NULL AS background,
          a.query LIKE '%(to prevent wraparound)' AS wraparound
   FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
@@ -171,20 +170,20 @@ held AS (
   WHERE l.relation IN (SELECT oid FROM tree) AND l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
     AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
     AND coalesce(a.xact_start < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => {seconds}), true))
-SELECT CASE WHEN pid IS NULL THEN pg_catalog.format('the prepared transaction %L (role %s', name, role)
-            WHEN wraparound THEN pg_catalog.format('process %s (an autovacuum that prevents wraparound, and gives way to nobody', pid)
-            WHEN background THEN pg_catalog.format('process %s (of the server itself, such as autovacuum', pid)
-            ELSE pg_catalog.format('process %s ("%s", role %s, %s', pid, name, role, coalesce(state, 'state not visible'))
-       END
-       || CASE WHEN since IS NULL THEN ')'
-               ELSE pg_catalog.format(', %s %s)', CASE WHEN pid IS NULL THEN 'since' ELSE 'query started' END,
-                                      pg_catalog.to_char(since, 'HH24:MI:SS TZ')) END
-       || CASE WHEN pid IS NULL THEN pg_catalog.format(', which ROLLBACK PREPARED %L ends', name) ELSE '' END AS holder
+SELECT coalesce(shown,
+         CASE WHEN wraparound THEN pg_catalog.format('process %s (an autovacuum that prevents wraparound, and gives way to nobody', pid)
+              WHEN background THEN pg_catalog.format('process %s (of the server itself, such as autovacuum', pid)
+              ELSE pg_catalog.format('process %s ("%s", role %s, %s', pid, name, role, coalesce(state, 'state not visible'))
+         END
+         || CASE WHEN since IS NULL THEN ')'
+                 ELSE pg_catalog.format(', query started %s)', pg_catalog.to_char(since, 'HH24:MI:SS TZ')) END) AS holder
 FROM held ORDER BY since NULLS LAST LIMIT 5
 
 -- prepared --
 -- each goes on under the number of the session that has prepared it or, after a restart, under its own
-SELECT x.gid, x.owner, x.prepared, l.virtualtransaction
+SELECT x.prepared, l.virtualtransaction,
+       pg_catalog.format('the prepared transaction %L (role %s, since %s), which ROLLBACK PREPARED %1$L ends', x.gid, x.owner,
+                         pg_catalog.to_char(x.prepared, 'HH24:MI:SS TZ')) AS shown
 FROM pg_catalog.pg_prepared_xacts x
      JOIN pg_catalog.pg_locks l ON l.locktype = 'transactionid' AND l.transactionid = x.transaction AND l.pid IS NULL
 WHERE x.database = pg_catalog.current_database()

@@ -40,18 +40,19 @@ SELECT pg_catalog.pg_size_bytes(pg_catalog.current_setting('maintenance_work_mem
 -- of index/build_progress.py
 
 -- waits --
-SELECT CASE WHEN pid IS NULL THEN pg_catalog.format('the prepared transaction %L (role %s, since %s), which ROLLBACK PREPARED %1$L ends', name, role, since)
-            ELSE pg_catalog.format('process %s ("%s", role %s, open since %s)', pid, name, role, since) END
-FROM (SELECT pid, name, role, pg_catalog.to_char(since, 'HH24:MI:SS TZ') AS since FROM (
-        SELECT pid, application_name AS name, usename AS role, xact_start AS since FROM pg_catalog.pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid()
-          AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL) AND xact_start < now() - interval '1 second'
-        UNION ALL
-        SELECT NULL, p.gid, p.owner, p.prepared FROM ({>db.prepared}) AS p
-        WHERE EXISTS (SELECT FROM pg_catalog.pg_locks l
-                      WHERE l.relation = :table AND l.pid IS NULL AND l.virtualtransaction = p.virtualtransaction
-                        AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'ShareLock'))) AS found
-      ORDER BY found.since LIMIT 5) AS oldest
+SELECT shown FROM (
+  SELECT xact_start AS since,
+         pg_catalog.format('process %s ("%s", role %s, open since %s)', pid, application_name, usename,
+                           pg_catalog.to_char(xact_start, 'HH24:MI:SS TZ')) AS shown
+  FROM pg_catalog.pg_stat_activity
+  WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL) AND xact_start < now() - interval '1 second'
+  UNION ALL
+  SELECT p.prepared, p.shown FROM ({>db.prepared}) AS p
+  WHERE EXISTS (SELECT FROM pg_catalog.pg_locks l
+                WHERE l.relation = :table AND l.pid IS NULL AND l.virtualtransaction = p.virtualtransaction
+                  AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'ShareLock'))) AS found
+ORDER BY since LIMIT 5
 
 -- phase --
 SELECT phase, blocks_done, blocks_total, tuples_done, tuples_total, lockers_done, lockers_total,

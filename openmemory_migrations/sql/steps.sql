@@ -57,7 +57,7 @@ ORDER BY a.attname <> :vector, a.attnum LIMIT 1
 -- copied --
 -- for a temporary copy of the table: triggers that fire, as they are there, and whether they see all rows of a statement
 SELECT pg_catalog.replace(pg_catalog.pg_get_triggerdef(t.oid), ' ON ' || CAST(CAST(t.tgrelid AS regclass) AS text) || ' ',
-                          ' ON pg_temp.openmemory_migrations_written '),
+                          ' ON ' || {copy_text} || ' '),
        l.lanname, p.prosrc, t.tgnewtable IS NOT NULL OR t.tgoldtable IS NOT NULL
 FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_language l ON l.oid = p.prolang
 WHERE t.tgrelid = :table AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgtype & 28 <> 0

@@ -21,7 +21,7 @@ from ..db.context import Context, TableContext
 from ..db.database import PATH, Database, Seen
 from ..db.sqlerrors import LOCK_NOT_AVAILABLE, PASSING, READ_ONLY, as_migration_error, functions_of, sqlstate
 from ..errors import MigrationError
-from ..sql import SQL, Fragment, blocks, fill, joined, quote
+from ..sql import SQL, Fragment, blocks, fill, joined, literal, quote
 from ..target import Target
 from . import requirements
 
@@ -206,7 +206,7 @@ def of_whole_rows(
     """
     db, target = ctx.db, ctx.target
     ours = [target.sync, target.guard, target.back, target.typing]
-    found = db.rows(BLOCKS.copied, {"table": ctx.table.oid, "ours": ours})
+    found = db.rows(BLOCKS.copied, {"table": ctx.table.oid, "ours": ours}, copy_text=literal(quote("pg_temp", COPY)))
     theirs = [SQL(definition) for definition, language, text, of_all in found if of_all or _takes_whole(language, text)]
     if not theirs or not db.value("SELECT pg_catalog.has_database_privilege(current_database(), 'TEMPORARY')"):
         return []
@@ -265,7 +265,7 @@ def _tried_on_copy(
 
 
 def _takes_whole(language: str, text: str) -> bool:
-    """Whether the function of a trigger may take the row as a whole: more than one of its columns, or NEW returned."""
+    """Whether the function of a trigger may take the row as a whole, and not only columns by their names."""
     if language != "plpgsql" or PUT_TOGETHER.search(text):
         return True
     return any(not (found["plain"] or found["quoted"]) for found in ROW.finditer(READ.sub(";", _code(text).lower())))

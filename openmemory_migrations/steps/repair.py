@@ -20,6 +20,7 @@ from ..db.context import Context, TableContext, VectorContext
 from ..db.database import Database
 from ..db.sqlerrors import DENIED, as_migration_error, sqlstate
 from ..encoding import back_trigger, sync_trigger
+from ..encoding.sync_trigger import Statements
 from ..errors import MigrationError
 from ..finding import Finding
 from ..marks import MARK
@@ -135,15 +136,18 @@ def back_faults(ctx: TableContext) -> list[Finding]:
 def planned(ctx: Context) -> list[str]:
     """The statements that a repair would run, in a transaction; none where nothing is wrong."""
     at = _required(ctx)
-    found: list[str] = []
-    if wrong(at) and Mark.of(at.table, at.target):
-        following = back_trigger.follows(at, at.table.oid)
-        found += [statement for statement, _ in back_trigger.made(_swapped(at), following=following)]
-    elif wrong(at):
-        found += statements.of(ctx, statements.BLOCKS.add_trigger, _size(at) or None)
+    return [statement for statement, _ in _wanted(at, trigger=bool(wrong(at)))]
+
+
+def _wanted(at: TableContext, *, trigger: bool) -> Statements:
+    """What makes the `trigger`, if it is not what it is to be, and gives version tables to the table's owner."""
+    found: Statements = []
+    if trigger and Mark.of(at.table, at.target):
+        found += back_trigger.made(_swapped(at), following=back_trigger.follows(at, at.table.oid))
+    elif trigger:
+        found += statements.asked(at, statements.BLOCKS.add_trigger, _size(at) or None)
     for name in VERSIONS:
-        shown = statements.shown_versions(ctx.settings, name)
-        found += statements.of(ctx, statements.BLOCKS.own_versions, versions_shown=shown)
+        found += _own_versions(at, name)
     return found
 
 
@@ -156,7 +160,6 @@ def repair(ctx: Context) -> bool:
     with db.transaction():
         at = _required(ctx)
         found, versions = wrong(at), list(_versions(ctx))
-        follows = back_trigger.follows(at, at.table.oid)
     swapped = Mark.of(at.table, target)
     trigger = f"trigger {quote(target.back if swapped else target.sync)} of {target}"
     if not found and not versions:
@@ -166,14 +169,7 @@ def repair(ctx: Context) -> bool:
         log.notice(one.message, detail=one.detail)
 
     def change() -> None:
-        if found and swapped:
-            back_trigger.make(_swapped(at), following=follows)
-        elif found:
-            statements.run(ctx, statements.BLOCKS.add_trigger, _size(at) or None)
-        for name in VERSIONS:
-            statements.run(
-                ctx, statements.BLOCKS.own_versions, versions_shown=statements.shown_versions(ctx.settings, name)
-            )
+        sync_trigger.execute(db, _wanted(at, trigger=bool(found)))
 
     interference.retried(at, f"repairing {trigger}", change)
     with db.transaction():
@@ -249,10 +245,14 @@ def _compared(ctx: VectorContext) -> Comparison:
 def _versions(ctx: Context) -> Iterator[Finding]:
     """Version tables of ours that belong to somebody else than the table, and can be the owner's."""
     for name in VERSIONS:
-        shown = statements.shown_versions(ctx.settings, name)
-        if statements.of(ctx, statements.BLOCKS.own_versions, versions_shown=shown):
+        if _own_versions(ctx, name):
             message = f"version table {quote(name)} doesn't belong to the owner of {ctx.target}"
             yield Finding("warning", "versions", message)
+
+
+def _own_versions(ctx: Context, name: str) -> Statements:
+    shown = statements.shown_versions(ctx.settings, name)
+    return statements.asked(ctx, statements.BLOCKS.own_versions, versions_shown=shown)
 
 
 def _required(ctx: Context) -> TableContext:

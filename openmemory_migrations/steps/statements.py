@@ -6,10 +6,10 @@ The scripts do the same. What is done already is not asked for again, so that a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from ..db.context import Context
 from ..encoding import sync_trigger
+from ..encoding.sync_trigger import Statements
 from ..marks import GUARD
 from ..settings import Settings
 from ..sql import FUNCTION, SQL, Argument, Fragment, blocks, fill, formatted, literal, quote
@@ -61,16 +61,10 @@ def shown_versions(settings: Settings, name: str) -> SQL:
 
 def run(ctx: Context, block: str, size: int | None = None, **more: Fragment) -> None:
     """Inside the caller's transaction."""
-    for statement, of_trigger in _asked(ctx, block, size, **more):
-        execute = partial(sync_trigger.of_a_trigger, ctx.db) if of_trigger else ctx.db.run
-        execute("{it}", it=SQL(statement))
+    sync_trigger.execute(ctx.db, asked(ctx, block, size, **more))
 
 
-def of(ctx: Context, block: str, size: int | None = None, **more: Fragment) -> list[str]:
+def asked(ctx: Context, block: str, size: int | None = None, **more: Fragment) -> Statements:
     """The same, to be looked at."""
-    return [statement for statement, _ in _asked(ctx, block, size, **more)]
-
-
-def _asked(ctx: Context, block: str, size: int | None, **more: Fragment) -> list[tuple[str, bool]]:
-    asked = {**requirements.names(ctx.target, ctx.settings), **names(ctx.target, size), **more}
-    return [(statement, of_trigger) for statement, of_trigger in ctx.db.rows(block, **asked)]
+    wanted = {**requirements.names(ctx.target, ctx.settings), **names(ctx.target, size), **more}
+    return [(SQL(statement), of_trigger) for statement, of_trigger in ctx.db.rows(block, **wanted)]

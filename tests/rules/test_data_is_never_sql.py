@@ -285,7 +285,7 @@ VOUCHED = {
     "sql/__init__.py:joined": "SQL, joined by constants",
     "steps/interference.py:of_whole_rows": "definitions of triggers, as pg_get_triggerdef prints them",
     "steps/statements.py:names": "a number in parentheses",
-    "steps/statements.py:run": "statements that a block of ours has put together",
+    "steps/statements.py:asked": "statements that a block of ours has put together",
     "verify/equality.py:_inside": "numbers",
     "verify/queries.py:_bound": "a number",
     "verify/queries.py:_sizes": "one of two constants",

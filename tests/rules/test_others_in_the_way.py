@@ -19,7 +19,7 @@ from tests.support.openmemory import Database, create_database, create_table, lo
 from tests.support.preflight import check, finding, severities, unchanged
 from tests.support.running import running, transaction
 from tests.support.scripts import offline
-from tests.support.servers import OPTIONS, programs
+from tests.support.servers import CHOICE, OPTIONS, programs
 from tests.support.sessions import eventually
 from tests.support.states import EXPAND, column_type
 
@@ -238,9 +238,8 @@ def test_a_trigger_that_takes_the_row_as_a_whole_keeps_its_columns(database: Dat
 
     refused = alembic(database, "upgrade", "head", check=False)
 
-    where = r"(?: in partition \"public.[a-z]+\")?"
-    said = f'FAILED: {write} of "public.{TABLE}" would fail from now on{where}: SQLSTATE 42601, in function audited'
-    assert re.search(said, refused.log)
+    said = f'FAILED: {write} of "public.{TABLE}" would fail from now on: SQLSTATE 42601, in function audited'
+    assert said in refused.log
     assert column_type(database) is None
     assert database.value("SELECT count(*) FROM audit") == 0
     database.run(CHANGED_ROW, ROWS[0].id)
@@ -315,8 +314,9 @@ def test_triggers_of_partitions_and_statements_are_tried(database: Database, tri
 
     refused = alembic(database, "upgrade", "head", check=False)
 
+    where = ' in partition "public.two"' if "ON two" in trigger else ""
     assert re.search(
-        'FAILED: (UPDATE|INSERT) of "public.[a-z_]+" would fail from now on.*: SQLSTATE 42601', refused.log
+        f'FAILED: (UPDATE|INSERT) of "public.[a-z_]+" would fail from now on{where}: SQLSTATE 42601', refused.log
     )
     assert column_type(database) is None
 
@@ -710,13 +710,17 @@ def test_what_a_constraint_says_of_a_row_is_not_shown(database: Database) -> Non
     assert str(ROWS[0].user_id) not in done.log
 
 
-@pytest.mark.server
+# a NOT NULL that not all rows keep: before PostgreSQL 18 only the catalogs can be made to say so
+NEVER_VALID = {
+    "18": f"ALTER TABLE {TABLE} ADD CONSTRAINT never NOT NULL v NOT VALID",
+    "16": f"UPDATE pg_attribute SET attnotnull = true WHERE attrelid = '{TABLE}'::regclass AND attname = 'v'",
+}
+
+
 def test_a_cutover_that_could_not_be_undone_is_refused(database: Database) -> None:
-    if int(database.value("SHOW server_version_num")) < 180000:
-        pytest.skip("NOT NULL … NOT VALID came with PostgreSQL 18")
     create_table(database)
     load(database, [ROWS[0]._replace(v=None), *ROWS[1:]])
-    database.run(f"ALTER TABLE {TABLE} ADD CONSTRAINT never NOT NULL v NOT VALID")
+    database.run(NEVER_VALID[CHOICE[:2]])
     alembic(database, "upgrade", "head", env=NO_INDEX)
     for mode in ("swap", "drop"):
         up = ("-n", "cutover", "upgrade", "head")

@@ -100,7 +100,7 @@ def test_a_failover_in_the_middle_is_survived() -> None:
         name = pair.database.name
         hosts = f"host={pair.primary.socket_dir},{pair.replica.socket_dir}&target_session_attrs=read-write"
         both = Database(name, f"postgresql://postgres@/{name}?{hosts}")
-        env = {"OM_BACKFILL_BATCH": "100", "OM_BACKFILL_PAUSE_MS": "100"}
+        env = {"BACKFILL_BATCH": "100", "OM_BACKFILL_PAUSE_MS": "100"}
         with running(both, "upgrade", "head", env=env) as run:
             standby = Database(name, pair.replica.url(name))
             eventually(lambda: standby.value(f"SELECT count(v_vector) FROM {TABLE}") > 300)

@@ -33,6 +33,7 @@ def text(v: bytes | None) -> str | None:
 
 def create_newer(database: Database, rows: Sequence[Row] = (), sql: str = NEWER, schema: str = "public") -> None:
     database.run(f"CREATE EXTENSION IF NOT EXISTS vector; {sql}")
+    # as COPY takes it, `v` is the text of a vector here, where a Row has bytes
     load(database, (row._replace(v=text(row.v)) for row in rows), schema=schema)  # type: ignore[arg-type]
 
 
